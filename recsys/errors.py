@@ -1,0 +1,12 @@
+"""The one exception that means "what the user gave cannot be used"."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A path, column, row, flag or id from outside cannot be used.
+
+    The message names the argument or file (with its line where there is
+    one), says what was expected and ends with what was received. The
+    command-line modules print it as one line and exit with code 2.
+    """
