@@ -1,0 +1,220 @@
+"""Who interacted with what, when: the columns of a log, and their filter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.errors import InputError
+
+REPEATS = ("first", "last", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """The columns of a log, in the order of its file.
+
+    Attributes:
+        user_ids: `[num_users]` object array of str, the raw user ids in the
+            order of their first appearance.
+        item_ids: `[num_items]` object array of str, likewise.
+        users: `[num_interactions]` int32, positions in `user_ids`.
+        items: `[num_interactions]` int32, positions in `item_ids`.
+        timestamps: `[num_interactions]` int64.
+        ratings: `[num_interactions]` float32, NaN where the log has none, or
+            None for a log without ratings.
+        timestamps_per_second: What a second is in `timestamps`: 1 for numbers,
+            which are taken as they stand, 1,000,000 for dates and for
+            fractions of a second.
+
+    Raises:
+        ValueError: The columns differ in length.
+    """
+
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+    ratings: np.ndarray | None = None
+    timestamps_per_second: int = 1
+
+    def __post_init__(self) -> None:
+        lengths = [len(self.users), len(self.items), len(self.timestamps)]
+        if self.ratings is not None:
+            lengths.append(len(self.ratings))
+        if len(set(lengths)) != 1:
+            raise ValueError(
+                "`users`, `items`, `timestamps` and `ratings` must have one "
+                f"length. Received lengths: {lengths}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What a source returns.
+
+    Attributes:
+        name: What the log is called: a built-in name or the path as given.
+        interactions: Its columns.
+        items: One row per item, or None where nothing is known of them:
+            `item_id` (string), where known `title` (string) and `genres`
+            (list of strings), then whatever else the source holds. Neither
+            complete nor aligned with `interactions.item_ids`.
+    """
+
+    name: str
+    interactions: Interactions
+    items: pa.Table | None = None
+
+
+def filter_interactions(
+    interactions: Interactions,
+    *,
+    min_rating: float | None = None,
+    min_item_count: int = 1,
+    min_user_count: int = 1,
+    repeats: str = "first",
+) -> Interactions:
+    """Returns the interactions that count, their order unchanged.
+
+    First the ratings are filtered, then repetitions of a (user, item) pair,
+    then rare items and users, again and again until every one that is left
+    is frequent enough (the k-core).
+
+    Args:
+        interactions: The log.
+        min_rating: The lowest rating that counts; a missing rating never
+            does. Default: ratings are not looked at.
+        min_item_count: How many interactions an item needs to stay.
+        min_user_count: How many interactions a user needs to stay.
+        repeats: Which of several interactions of one user with one item
+            stay, in the order of (timestamp, position in the file): "first",
+            "last" or "all".
+
+    Returns:
+        A new log; ids that no interaction uses any more are gone, the others
+        are in the order of their first appearance.
+
+    Raises:
+        InputError: An argument is out of range, `min_rating` is given for a
+            log without ratings, or no interaction is left.
+    """
+    for name, count in (
+        ("min_item_count", min_item_count),
+        ("min_user_count", min_user_count),
+    ):
+        if count < 1:
+            raise InputError(f"`{name}` must be at least 1. Received: {count}")
+    if repeats not in REPEATS:
+        raise InputError(
+            f"`repeats` must be one of {', '.join(REPEATS)}. "
+            f"Received: {repeats!r}"
+        )
+    rows = np.arange(len(interactions))
+    if min_rating is not None:
+        if interactions.ratings is None:
+            raise InputError(
+                "`min_rating` needs a log with a rating column, and this one "
+                f"has none. Received: min_rating={min_rating}"
+            )
+        rows = rows[interactions.ratings >= min_rating]
+    if repeats != "all":
+        rows = _without_repeats(interactions, rows, last=repeats == "last")
+    rows = _core(interactions, rows, min_item_count, min_user_count)
+    if not len(rows):
+        raise InputError(
+            f"no interaction is left with `min_rating`={min_rating}, "
+            f"`min_item_count`={min_item_count} and "
+            f"`min_user_count`={min_user_count}. "
+            f"Received: {len(interactions)} interactions"
+        )
+    return _take(interactions, rows)
+
+
+def _without_repeats(
+    interactions: Interactions, rows: np.ndarray, last: bool
+) -> np.ndarray:
+    """Returns the rows, with one for each (user, item) pair."""
+    pairs = interactions.users[rows].astype(np.int64)
+    pairs *= len(interactions.item_ids)
+    pairs += interactions.items[rows]
+    in_order = np.sort(pairs)
+    repeated = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+    if not len(repeated):
+        return rows
+    # Most logs repeat few pairs: only those rows need the slow sort by time.
+    found = np.searchsorted(repeated, pairs)
+    found[found == len(repeated)] = 0
+    candidates = np.flatnonzero(repeated[found] == pairs)
+    # The sort is stable, so equal timestamps keep the order of the file.
+    order = np.lexsort(
+        (interactions.timestamps[rows[candidates]], pairs[candidates])
+    )
+    candidates = candidates[order]
+    differs = pairs[candidates[1:]] != pairs[candidates[:-1]]
+    stays = (
+        np.append(differs, True) if last else np.insert(differs, 0, True)
+    )
+    kept = np.ones(len(rows), bool)
+    kept[candidates[~stays]] = False
+    return rows[kept]
+
+
+def _core(
+    interactions: Interactions,
+    rows: np.ndarray,
+    min_item_count: int,
+    min_user_count: int,
+) -> np.ndarray:
+    """Returns the rows whose items and users are all frequent enough."""
+    while True:
+        before = len(rows)
+        for codes, least in (
+            (interactions.items, min_item_count),
+            (interactions.users, min_user_count),
+        ):
+            if least > 1 and len(rows):
+                column = codes[rows]
+                rows = rows[np.bincount(column)[column] >= least]
+        if len(rows) == before:
+            return rows
+
+
+def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
+    """Returns some rows as a log of their own."""
+    user_ids, users = _renumber(
+        interactions.user_ids, interactions.users[rows]
+    )
+    item_ids, items = _renumber(
+        interactions.item_ids, interactions.items[rows]
+    )
+    ratings = interactions.ratings
+    return dataclasses.replace(
+        interactions,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        users=users,
+        items=items,
+        timestamps=interactions.timestamps[rows],
+        ratings=None if ratings is None else ratings[rows],
+    )
+
+
+def _renumber(
+    ids: np.ndarray, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drops unused ids; the rest is numbered by first appearance."""
+    first = np.full(len(ids), len(codes), np.int64)
+    # Written backwards, so that the earliest position is the last written.
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    order = np.argsort(first, kind="stable")
+    order = order[: np.count_nonzero(first < len(codes))]
+    numbers = np.zeros(len(ids), np.int32)
+    numbers[order] = np.arange(len(order), dtype=np.int32)
+    return ids[order], numbers[codes]

@@ -1,0 +1,313 @@
+"""Raw item ids outside, indices inside: the one place that converts."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.data import titles as titles_lib
+from recsys.errors import InputError
+
+PADDING_INDEX = 0
+UNKNOWN_INDEX = 1
+FIRST_ITEM_INDEX = 2
+
+
+class Vocabulary:
+    """Items by index and by raw id, with what is known of them. Immutable.
+
+    Index 0 is padding, index 1 an unknown item, the items begin at 2: the
+    rows of the item table.
+
+    Args:
+        item_ids: `[num_items]` str, the raw ids, all different.
+        items: What is known of the items: column `item_id` and any others,
+            in any order of rows, with rows missing or to spare.
+
+    Raises:
+        ValueError: An id is empty, or there twice in `item_ids` or in `items`.
+    """
+
+    def __init__(
+        self,
+        item_ids: Sequence[str] | np.ndarray | pa.Array,
+        items: pa.Table | None = None,
+    ) -> None:
+        ids = _as_strings(item_ids, "item_ids")
+        _check_ids(ids, "item_ids")
+        columns = {"item_id": ids}
+        if items is not None:
+            known = items.column("item_id").combine_chunks()
+            _check_ids(known, "items")
+            rows = pc.index_in(ids, value_set=known)
+            for name in items.column_names:
+                if name != "item_id":
+                    column = items.column(name).combine_chunks()
+                    columns[name] = column.take(rows)
+        self._items = pa.table(columns)
+        self._ids = ids
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self._ids)
+
+    @property
+    def size(self) -> int:
+        """Rows of the item table: the items, padding and unknown."""
+        return self.num_items + FIRST_ITEM_INDEX
+
+    @property
+    def items(self) -> pa.Table:
+        """What is known of the items; row i has index i + 2."""
+        return self._items
+
+    @functools.cached_property
+    def item_ids(self) -> np.ndarray:
+        """`[num_items]` object array of str; item i has index i + 2."""
+        return _as_objects(self._ids)
+
+    @functools.cached_property
+    def titles(self) -> np.ndarray | None:
+        """`[num_items]` object array of str or None; None without titles."""
+        if "title" not in self._items.column_names:
+            return None
+        column = self._items.column("title")
+        if column.null_count == len(column):
+            return None
+        return _as_objects(column)
+
+    def encode(
+        self,
+        ids: Sequence[str] | np.ndarray | pa.Array,
+        *,
+        strict: bool = False,
+    ) -> np.ndarray:
+        """Returns the indices of raw ids.
+
+        Args:
+            ids: str of any shape (integers count as their decimal string).
+            strict: Whether an unknown id is an error; by default it becomes
+                index 1.
+
+        Returns:
+            int32 of the shape of `ids`.
+
+        Raises:
+            InputError: `strict`, and an id is unknown.
+            TypeError: `ids` is not made of strings or integers.
+        """
+        shape = np.shape(ids)
+        values = _as_strings(ids, "ids")
+        # Arrow hashes the whole vocabulary at each call, which only a large
+        # query is worth; a dictionary of Python objects serves the small.
+        if len(values) * 50 < self.num_items:
+            index = self._index
+            indices = np.array(
+                [index.get(i, UNKNOWN_INDEX) for i in values.to_pylist()],
+                np.int32,
+            )
+        else:
+            found = pc.index_in(values, value_set=self._ids)
+            indices = found.fill_null(-1).to_numpy(zero_copy_only=False)
+            indices = np.where(
+                indices < 0, UNKNOWN_INDEX, indices + FIRST_ITEM_INDEX
+            ).astype(np.int32)
+        if strict and (indices == UNKNOWN_INDEX).any():
+            rows = np.flatnonzero(indices == UNKNOWN_INDEX)
+            unknown = [repr(values[int(row)].as_py()) for row in rows[:3]]
+            raise InputError(
+                f"every item id must be one of the {self.num_items} known "
+                f"ones. Received {len(rows)} unknown: {', '.join(unknown)}"
+                + (", …" if len(rows) > 3 else "")
+            )
+        return indices.reshape(shape)
+
+    def decode(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the raw ids of indices.
+
+        Args:
+            indices: Integers of any shape, all from 2 to `size` - 1.
+
+        Returns:
+            Object array of str, of the shape of `indices`.
+
+        Raises:
+            ValueError: An index is padding, unknown or out of range.
+        """
+        rows = np.asarray(indices)
+        if not rows.size:
+            return np.empty(rows.shape, object)
+        if rows.dtype.kind not in "iu":
+            raise TypeError(
+                f"`indices` must be integers. Received dtype: {rows.dtype}"
+            )
+        bad = (rows < FIRST_ITEM_INDEX) | (rows >= self.size)
+        if bad.any():
+            raise ValueError(
+                f"`indices` must be from {FIRST_ITEM_INDEX} to "
+                f"{self.size - 1}. Received: {rows[bad].flat[0]}"
+            )
+        flat = pa.array(rows.ravel().astype(np.int64) - FIRST_ITEM_INDEX)
+        return _as_objects(self._ids.take(flat)).reshape(rows.shape)
+
+    def find(self, text: str) -> int:
+        """Returns the index of the item that a person means.
+
+        An exact id counts first, then a title: whatever its case, with its
+        article in front or at the end, and without its year or its other
+        names where that leaves one item only.
+
+        Args:
+            text: A raw item id or a title.
+
+        Returns:
+            The index.
+
+        Raises:
+            InputError: Nothing fits (close titles are suggested), or several
+                do (all are listed with their ids).
+        """
+        index = int(self.encode([text])[0])
+        if index != UNKNOWN_INDEX:
+            return index
+        if self.titles is None:
+            raise InputError(
+                f"an item must be named by one of the {self.num_items} known "
+                f"ids (no titles are known). Received: {text!r}"
+            )
+        rows = self._title_index.find(text)
+        if len(rows) == 1:
+            return rows[0] + FIRST_ITEM_INDEX
+        if rows:
+            raise InputError(
+                f"a title must name one item; name one of these by its id: "
+                f"{self._list(rows[:10])}. Received: {text!r}"
+            )
+        close = self._title_index.suggest(text)
+        raise InputError(
+            "an item must be named by its id or title"
+            + (f" (close: {self._list(close)})" if close else "")
+            + f". Received: {text!r}"
+        )
+
+    def describe(self, index: int) -> str:
+        """Returns the title of an item, or its id where it has none."""
+        item_id = self.decode([index])[0]
+        if self.titles is None:
+            return item_id
+        return self.titles[index - FIRST_ITEM_INDEX] or item_id
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one Parquet file: the same vocabulary, the same bytes."""
+        path = pathlib.Path(path)
+        partial = path.with_name(path.name + ".partial")
+        pq.write_table(
+            self._items.replace_schema_metadata(None).combine_chunks(),
+            partial,
+            compression="zstd",
+        )
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: The file is missing, damaged, or no vocabulary.
+        """
+        if not os.path.isfile(path):
+            raise InputError(
+                f"a vocabulary file must exist. Received: {os.fspath(path)}"
+            )
+        try:
+            # Not read_table, which takes folder names for columns.
+            table = pq.ParquetFile(path).read()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path}: expected a vocabulary in Parquet. Received: "
+                + " ".join(str(error).split())
+            ) from error
+        if (
+            "item_id" not in table.column_names
+            or table.schema.field("item_id").type != pa.string()
+        ):
+            raise InputError(
+                f"{path}: expected a vocabulary with a string column "
+                f"`item_id`. Received columns: {table.column_names}"
+            )
+        try:
+            return cls(table.column("item_id"), table)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        return {
+            item_id: index
+            for index, item_id in enumerate(self.item_ids, FIRST_ITEM_INDEX)
+        }
+
+    @functools.cached_property
+    def _title_index(self) -> titles_lib.TitleIndex:
+        return titles_lib.TitleIndex(self.titles)
+
+    def _list(self, rows: Sequence[int]) -> str:
+        """Returns titles with their ids, for a message."""
+        return ", ".join(
+            f"{self.titles[row]!r} (id {self.item_ids[row]})" for row in rows
+        )
+
+
+def _as_strings(
+    ids: Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray, name: str
+) -> pa.Array:
+    """Returns ids of any shape as one flat Arrow array of strings."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    if not isinstance(ids, pa.Array):
+        values = np.asarray(ids)
+        if not values.size:
+            return pa.array([], pa.string())
+        if values.dtype.kind not in "OUiu":
+            raise TypeError(
+                f"`{name}` must be strings. Received dtype: {values.dtype}"
+            )
+        try:
+            ids = pa.array(values.ravel())
+        except pa.ArrowException as error:
+            raise TypeError(
+                f"`{name}` must be strings. Received: {error}"
+            ) from error
+    if pa.types.is_integer(ids.type) or pa.types.is_large_string(ids.type):
+        ids = ids.cast(pa.string())
+    if ids.type != pa.string():
+        raise TypeError(f"`{name}` must be strings. Received: {ids.type}")
+    return ids
+
+
+def _check_ids(ids: pa.Array, name: str) -> None:
+    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+        raise ValueError(f"`{name}` must not be empty. Received an empty id")
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = pc.value_counts(ids)
+        twice = pc.greater(counts.field("counts"), 1)
+        repeated = counts.field("values").filter(twice)[0].as_py()
+        raise ValueError(
+            f"`{name}` must hold each id once. Received twice: {repeated!r}"
+        )
+
+
+def _as_objects(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns an Arrow column as a read-only object array."""
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    values.flags.writeable = False
+    return values
