@@ -188,10 +188,10 @@ def _core(
 
 def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
     """Returns some rows as a log of their own."""
-    user_ids, users = _renumber(
+    user_ids, users = number_by_appearance(
         interactions.user_ids, interactions.users[rows]
     )
-    item_ids, items = _renumber(
+    item_ids, items = number_by_appearance(
         interactions.item_ids, interactions.items[rows]
     )
     ratings = interactions.ratings
@@ -206,10 +206,18 @@ def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
     )
 
 
-def _renumber(
+def number_by_appearance(
     ids: np.ndarray, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drops unused ids; the rest is numbered by first appearance."""
+    """Drops unused ids and numbers the rest by first appearance.
+
+    Args:
+        ids: `[num_ids]` object array of str.
+        codes: `[num_interactions]` integers, positions in `ids`.
+
+    Returns:
+        The ids in use, and int32 codes into them.
+    """
     first = np.full(len(ids), len(codes), np.int64)
     # Written backwards, so that the earliest position is the last written.
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)

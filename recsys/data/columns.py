@@ -1,0 +1,126 @@
+"""Which column of a file is the user, the item, the time, the rating."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from recsys.errors import InputError
+
+# Compared without case, blanks and punctuation: "userId" is "user_id".
+SPELLINGS = {
+    "user": (
+        "user userid uid customer customerid visitorid reviewerid memberid "
+        "profileid"
+    ).split(),
+    "item": (
+        "item itemid iid movie movieid product productid asin parentasin "
+        "article articleid book bookid isbn track trackid song songid artistid "
+        "video videoid contentid gameid businessid sku"
+    ).split(),
+    "timestamp": (
+        "timestamp time ts date datetime unixtime unixreviewtime eventtime "
+        "eventtimestamp createdat"
+    ).split(),
+    "rating": "rating ratings userrating score stars overall".split(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnNames:
+    """Column names: as given by the user, or as found in a file.
+
+    Attributes:
+        user: The column of the raw user ids.
+        item: The column of the raw item ids.
+        timestamp: The column that gives the order.
+        rating: The column of the ratings. None is found by itself when
+            asked for, and means none when found; "" asks for none.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+
+    def find(self, header: Sequence[str], file: object) -> ColumnNames:
+        """Returns the names as the file spells them.
+
+        Args:
+            header: The column names of the file.
+            file: Its name, for messages.
+
+        Raises:
+            InputError: A column is missing or ambiguous, or is used twice.
+        """
+        found = ColumnNames(
+            *(
+                find_column(header, role, getattr(self, role), file)
+                for role in ("user", "item", "timestamp")
+            ),
+            self._rating(header, file),
+        )
+        names = [name for name in dataclasses.astuple(found) if name]
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"{file}: expected a column of its own for each of user, "
+                f"item, timestamp and rating. Received: {', '.join(names)}"
+            )
+        return found
+
+    def _rating(self, header: Sequence[str], file: object) -> str | None:
+        if self.rating == "":
+            return None
+        return find_column(
+            header, "rating", self.rating, file, required=False
+        )
+
+
+def find_column(
+    header: Sequence[str],
+    role: str,
+    given: str | None,
+    file: object,
+    *,
+    required: bool = True,
+) -> str | None:
+    """Returns the name of the one column that has a role.
+
+    Args:
+        header: The column names of the file.
+        role: A key of `SPELLINGS`.
+        given: The name that the user gave, if any.
+        file: The name of the file, for messages.
+        required: Whether a file without such a column is an error.
+
+    Raises:
+        InputError: The column is missing or ambiguous.
+    """
+    columns = ", ".join(map(repr, header))
+    if given is not None:
+        matches = [name for name in header if name.strip() == given.strip()]
+    else:
+        matches = [
+            name
+            for name in header
+            if "".join(filter(str.isalnum, name.lower())) in SPELLINGS[role]
+        ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InputError(
+            f"{file}: expected one {role} column, found "
+            f"{' and '.join(map(repr, matches))}: name it with "
+            f"--{role}_column. Received columns: {columns}"
+        )
+    if given is not None:
+        raise InputError(
+            f"{file}: expected the column {given!r} that --{role}_column "
+            f"names. Received columns: {columns}"
+        )
+    if required:
+        raise InputError(
+            f"{file}: expected a {role} column in the header: name it with "
+            f"--{role}_column. Received columns: {columns}"
+        )
+    return None

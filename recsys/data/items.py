@@ -1,0 +1,142 @@
+"""What is known of the items: titles, genres, and any further columns."""
+
+from __future__ import annotations
+
+from importlib.resources.abc import Traversable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from recsys.data import files
+from recsys.data.columns import find_column
+from recsys.errors import InputError
+
+_TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
+_GENRES = ("genres", "genre", "moviegenres", "categories", "category")
+# How the MovieLens sets write that they know no genre.
+NO_GENRES = ("(no genres listed)", "unknown", "")
+
+
+def read_items(file: Traversable, item_column: str | None) -> pa.Table:
+    """Reads an items file, CSV, TSV or Parquet.
+
+    Args:
+        file: The file.
+        item_column: What the item column is called in the interactions; the
+            usual spellings and "id" are tried where it is not there.
+
+    Returns:
+        `item_id` (string), `title` (string) and `genres` (list of strings)
+        where the file has them, then its other columns under their names.
+
+    Raises:
+        InputError: The file cannot be read, has no item column or names an
+            item twice.
+    """
+    with files.readable(file):
+        if files.kind(file) == "parquet":
+            with file.open("rb") as stream:
+                table = pq.ParquetFile(stream).read()
+            name = _item_column(table.column_names, item_column, file)
+        else:
+            header, delimiter = files.header(file)
+            name = _item_column(header, item_column, file)
+            table = _read_text(file, delimiter, name)
+    columns = {"item_id": table[name].cast(pa.string())}
+    for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
+        column = _find(table.column_names, spellings)
+        if column is not None and column != name:
+            columns[role] = table[column]
+            name_of_role = column
+            table = table.drop_columns([name_of_role])
+    for other in table.column_names:
+        if other != name and other not in columns:
+            columns[other] = table[other]
+    return tidy(pa.table(columns), file)
+
+
+def tidy(table: pa.Table, file: object) -> pa.Table:
+    """Returns an items table with proper ids, titles and genres.
+
+    Args:
+        table: Columns `item_id`, and where known `title` and `genres` (text
+            with "|" between genres, or lists).
+        file: Where it comes from, for messages.
+
+    Raises:
+        InputError: An id is missing or there twice.
+    """
+    ids = pc.utf8_trim_whitespace(table["item_id"].combine_chunks())
+    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+        row = pc.index(pc.equal(ids.fill_null(""), ""), True).as_py()
+        raise InputError(
+            f"{file}: expected an item id in every row. "
+            f"Received: an empty one in row {row + 1}"
+        )
+    if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$")).as_py():
+        ids = pc.utf8_slice_codeunits(ids, 0, -2)
+    counts = pc.value_counts(ids)
+    repeated = counts.field("values").filter(
+        pc.greater(counts.field("counts"), 1)
+    )
+    if len(repeated):
+        raise InputError(
+            f"{file}: expected every item once. "
+            f"Received twice: {repeated[0].as_py()!r}"
+        )
+    columns = dict(zip(table.column_names, table.columns))
+    columns["item_id"] = ids
+    if "title" in columns:
+        columns["title"] = columns["title"].cast(pa.string())
+    if "genres" in columns:
+        columns["genres"] = _split(columns["genres"])
+    return pa.table(columns)
+
+
+def _split(genres: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_list(genres.type):
+        return genres.cast(pa.list_(pa.string())).combine_chunks()
+    text = genres.cast(pa.string()).combine_chunks()
+    none = pc.is_in(text, value_set=pa.array(NO_GENRES))
+    lists = pc.split_pattern(text, "|")
+    empty = pa.scalar([], pa.list_(pa.string()))
+    return pc.if_else(none, empty, lists)
+
+
+def _item_column(
+    header: list[str], given: str | None, file: Traversable
+) -> str:
+    if given in header:
+        return given
+    if given is None or find_column(
+        header, "item", None, file, required=False
+    ):
+        return find_column(header, "item", None, file)
+    return _find(header, ("id",)) or find_column(header, "item", None, file)
+
+
+def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
+    """Returns the column with the first of the spellings."""
+    plain = {
+        "".join(filter(str.isalnum, name.lower())): name
+        for name in reversed(header)
+    }
+    return next((plain[name] for name in spellings if name in plain), None)
+
+
+def _read_text(
+    file: Traversable, delimiter: str, item_column: str
+) -> pa.Table:
+    with files.arrow_stream(file) as stream:
+        return pa_csv.read_csv(
+            stream,
+            parse_options=pa_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True
+            ),
+            # Ids stay as they are written: "007" is not "7".
+            convert_options=pa_csv.ConvertOptions(
+                column_types={item_column: pa.string()}
+            ),
+        )
