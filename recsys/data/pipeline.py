@@ -1,0 +1,245 @@
+"""tf.data pipelines from sequences to training and query batches.
+
+Training rows are windows over each user's whole history, every interaction
+but a user's first being a target once per epoch. Rows of similar length share
+a batch (length buckets), and all batches hold about the same number of
+positions. The order depends on (seed, epoch) alone, so a run can be entered
+at any (epoch, step).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from recsys.data.sequences import Sequences, concatenated_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Slices of sequences that training rows are made of.
+
+    Row r reads `items[starts[r]:ends[r]]` as its history and learns, at each
+    of its positions from `first_targets[r] - 1` on, the item that follows.
+
+    Attributes:
+        starts: `[num_rows]` int64, the first history position.
+        ends: `[num_rows]` int64, one past the last history position. The item
+            at `ends` is the last target, so it is within the user's sequence.
+        first_targets: `[num_rows]` int64, the position of the first item that
+            is a target in this row, above `starts`. Positions before it are
+            context that another row has learned from.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    first_targets: np.ndarray
+
+
+def cut_windows(
+    sequences: Sequences, max_length: int, rng: np.random.Generator
+) -> Windows:
+    """Cuts every user's sequence into windows that share no target.
+
+    The first cut of a long sequence falls at a random place, so that each
+    epoch sees other windows. Where a window has room before it, it is
+    extended backwards over older interactions as context, which costs nothing
+    in a row that would else be padding.
+
+    Args:
+        sequences: The training sequences.
+        max_length: Longest history of a row.
+        rng: Draws the cuts.
+
+    Returns:
+        The windows; users with fewer than two interactions have none.
+    """
+    num_targets = np.maximum(sequences.lengths - 1, 0)
+    # Target j of a user (from 0) follows history position j. The first window
+    # holds targets [0, first), later ones `max_length` each.
+    first = np.where(
+        num_targets > max_length,
+        rng.integers(1, max_length + 1, len(num_targets)),
+        num_targets,
+    )
+    rest = num_targets - first
+    num_windows = (num_targets > 0) + -(-rest // max_length)
+    user = np.repeat(np.arange(len(num_targets)), num_windows)
+    number = concatenated_ranges(np.zeros_like(num_windows), num_windows)
+    begin = np.where(number == 0, 0, first[user] + (number - 1) * max_length)
+    end = np.minimum(first[user] + number * max_length, num_targets[user])
+    base = sequences.offsets[:-1][user]
+    return Windows(
+        starts=base + np.maximum(end - max_length, 0),
+        ends=base + end,
+        first_targets=base + begin + 1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochPlan:
+    """The batches of one epoch.
+
+    Attributes:
+        windows: All rows of the epoch.
+        lengths: `[num_batches]` int64, the row length of each batch.
+        rows: `[num_batches, …]`, as a flat array with `offsets`: which
+            windows each batch holds.
+        offsets: `[num_batches + 1]` int64.
+    """
+
+    windows: Windows
+    lengths: np.ndarray
+    rows: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def plan_epoch(
+    sequences: Sequences,
+    *,
+    bucket_lengths: tuple[int, ...],
+    positions_per_batch: int,
+    seed: int,
+    epoch: int,
+) -> EpochPlan:
+    """Draws the windows of an epoch and deals them into batches.
+
+    Args:
+        sequences: The training sequences.
+        bucket_lengths: Row lengths, rising; the last is the longest history.
+        positions_per_batch: Positions of a batch; a batch of rows of length L
+            holds `positions_per_batch // L` rows, the last batch of each
+            bucket fewer.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        The plan: every window once, rows and batches in random order.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    windows = cut_windows(sequences, bucket_lengths[-1], rng)
+    needed = windows.ends - windows.starts
+    bucket = np.searchsorted(bucket_lengths, needed, "left")
+    lengths: list[int] = []
+    batches: list[np.ndarray] = []
+    for number, length in enumerate(bucket_lengths):
+        rows = rng.permutation(np.flatnonzero(bucket == number))
+        size = max(1, positions_per_batch // length)
+        for begin in range(0, len(rows), size):
+            lengths.append(length)
+            batches.append(rows[begin : begin + size])
+    order = rng.permutation(len(batches))
+    offsets = np.zeros(len(batches) + 1, np.int64)
+    np.cumsum([len(batches[i]) for i in order], out=offsets[1:])
+    empty = np.zeros(0, np.int64)
+    return EpochPlan(
+        windows=windows,
+        lengths=np.array([lengths[i] for i in order], np.int64),
+        rows=np.concatenate([empty] + [batches[i] for i in order]),
+        offsets=offsets,
+    )
+
+
+def train_dataset(
+    sequences: Sequences,
+    plan: EpochPlan,
+    *,
+    positions_per_batch: int,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Makes the batches of an epoch, from some step on.
+
+    Args:
+        sequences: The sequences that the plan was drawn from.
+        plan: The epoch's batches.
+        positions_per_batch: As given to `plan_epoch`: batches of one length
+            all have the same shape, short ones being filled with padding.
+        first_step: How many batches to pass over.
+
+    Returns:
+        A dataset of dictionaries with `history_ids` and `target_ids`, both
+        `[rows, length]` int32, padded with 0 on the right; a target is 0
+        where nothing is to be learned.
+    """
+    items = tf.constant(sequences.items)
+    # A window of padding only, for the rows that fill up a short batch.
+    starts, ends, first_targets = (
+        tf.constant(np.append(column, 0))
+        for column in (
+            plan.windows.starts,
+            plan.windows.ends,
+            plan.windows.first_targets,
+        )
+    )
+    rows, offsets = tf.constant(plan.rows), tf.constant(plan.offsets)
+    lengths = tf.constant(plan.lengths)
+
+    def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        length = lengths[step]
+        size = tf.maximum(1, positions_per_batch // length)
+        batch_rows = rows[offsets[step] : offsets[step + 1]]
+        filling = tf.fill([size - tf.shape(batch_rows, tf.int64)[0]], 0)
+        batch_rows = tf.concat(
+            [batch_rows, tf.cast(filling, tf.int64) + len(plan.windows.starts)],
+            axis=0,
+        )
+        position = (
+            tf.gather(starts, batch_rows)[:, tf.newaxis]
+            + tf.range(length)[tf.newaxis]
+        )
+        inside = position < tf.gather(ends, batch_rows)[:, tf.newaxis]
+        first = tf.gather(first_targets, batch_rows)[:, tf.newaxis]
+        learned = inside & (position + 1 >= first)
+        position = tf.where(inside, position, 0)
+        return {
+            "history_ids": tf.where(inside, tf.gather(items, position), 0),
+            "target_ids": tf.where(learned, tf.gather(items, position + 1), 0),
+        }
+
+    steps = tf.data.Dataset.range(first_step, len(plan))
+    train_ds = steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True)
+    return train_ds.prefetch(8)
+
+
+def history_batches(
+    items: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    bucket_lengths: tuple[int, ...],
+    positions_per_batch: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pads histories into batches of rows of similar length.
+
+    Args:
+        items: `[total]` int32, the histories one after the other, each
+            oldest first.
+        offsets: `[num_queries + 1]` int64.
+        bucket_lengths: Row lengths, rising. Of a history longer than the last
+            the newest items are kept.
+        positions_per_batch: About how many positions a batch has.
+
+    Yields:
+        `rows`, `[n]` int64, which queries, and `history_ids`, `[n, length]`
+        int32, padded with 0 on the right. Every query is in one batch.
+    """
+    lengths = np.minimum(np.diff(offsets), bucket_lengths[-1])
+    bucket = np.searchsorted(bucket_lengths, lengths, "left")
+    for number, length in enumerate(bucket_lengths):
+        chosen = np.flatnonzero(bucket == number)
+        size = max(1, positions_per_batch // length)
+        for begin in range(0, len(chosen), size):
+            rows = chosen[begin : begin + size]
+            position = np.arange(length)[np.newaxis]
+            inside = position < lengths[rows][:, np.newaxis]
+            starts = offsets[rows + 1] - lengths[rows]
+            history_ids = np.zeros((len(rows), length), np.int32)
+            history_ids[inside] = items[
+                (starts[:, np.newaxis] + position)[inside]
+            ]
+            yield rows, history_ids

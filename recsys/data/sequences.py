@@ -1,0 +1,123 @@
+"""Per-user, time-ordered sequences as flat arrays with offsets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from recsys.data.interactions import Interactions
+from recsys.data.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """One time-ordered sequence of items per user, stored flat.
+
+    User `u` interacted with `items[offsets[u]:offsets[u + 1]]`, oldest
+    first. A user without interactions has two equal offsets.
+
+    Attributes:
+        user_ids: `[num_users]` object array of str, the raw user ids.
+        offsets: `[num_users + 1]` int64, from 0 to the number of
+            interactions, never falling.
+        items: `[num_interactions]` int32 vocabulary indices, all real items
+            (2 and above).
+        timestamps: `[num_interactions]` int64 in the log's own unit, never
+            falling within a user.
+    """
+
+    user_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        """Number of users, those without interactions included."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_interactions(self) -> int:
+        """Number of interactions of all users together."""
+        return len(self.items)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[num_users]` int64, the number of interactions of each user."""
+        return np.diff(self.offsets)
+
+    def prefixes(self, lengths: np.ndarray) -> Sequences:
+        """Returns the same users with only their first interactions.
+
+        Args:
+            lengths: `[num_users]` int64, how many of each user's oldest
+                interactions stay; from 0 to the user's own length.
+
+        Returns:
+            New `Sequences` of the same users in the same order.
+        """
+        positions = concatenated_ranges(self.offsets[:-1], lengths)
+        return Sequences(
+            user_ids=self.user_ids,
+            offsets=_offsets_of(lengths),
+            items=self.items[positions],
+            timestamps=self.timestamps[positions],
+        )
+
+
+def build_sequences(
+    interactions: Interactions, vocabulary: Vocabulary
+) -> Sequences:
+    """Orders a log by user and time.
+
+    Users come in the order of `interactions.user_ids`. Within a user the
+    order is that of the timestamps; equal timestamps keep the order of the
+    file, so the result is the same on every machine.
+
+    Args:
+        interactions: The log. Every one of its items must be in the
+            vocabulary.
+        vocabulary: Gives each item its index.
+
+    Returns:
+        The sequences, one per user of the log.
+
+    Raises:
+        InputError: An item of the log is not in the vocabulary.
+    """
+    # lexsort is stable, so rows that agree in both keys stay in file order.
+    order = np.lexsort((interactions.timestamps, interactions.users))
+    indices = vocabulary.encode(interactions.item_ids, strict=True)
+    counts = np.bincount(
+        interactions.users, minlength=len(interactions.user_ids)
+    )
+    return Sequences(
+        user_ids=interactions.user_ids,
+        offsets=_offsets_of(counts),
+        items=indices[interactions.items[order]],
+        timestamps=interactions.timestamps[order],
+    )
+
+
+def concatenated_ranges(
+    starts: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+    """Returns `starts[i], starts[i] + 1, …` for every `i`, concatenated.
+
+    Args:
+        starts: `[n]` int64, the first value of each range.
+        lengths: `[n]` int64, the number of values of each range, from 0.
+
+    Returns:
+        `[sum(lengths)]` int64.
+    """
+    offsets = _offsets_of(lengths)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+
+
+def _offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Returns `[n + 1]` int64 offsets of parts with these `[n]` lengths."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -1,0 +1,348 @@
+"""Splits of a log into training sequences, validation and test queries.
+
+Every query is a slice of its user's time-ordered sequence: a history and,
+directly after it, the relevant items. No split copies the sequences of its
+queries, and none lets an interaction at or after a query's position into the
+query's history.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Evaluation queries as slices of the sequences they come from.
+
+    Query `q` has the history `items[history_starts[q]:history_ends[q]]` and
+    the relevant items `items[history_ends[q]:target_ends[q]]`, where `items`
+    are `sequences.items`.
+
+    Attributes:
+        sequences: The sequences that the queries point into.
+        users: `[num_queries]` int64 row of each query's user in `sequences`.
+        history_starts: `[num_queries]` int64.
+        history_ends: `[num_queries]` int64.
+        target_ends: `[num_queries]` int64, above `history_ends`.
+    """
+
+    sequences: Sequences
+    users: np.ndarray
+    history_starts: np.ndarray
+    history_ends: np.ndarray
+    target_ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def histories(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the histories of some queries.
+
+        Args:
+            rows: `[n]` integer, which queries.
+
+        Returns:
+            `items`, `[total]` int32, the histories one after the other, each
+            oldest first, and `offsets`, `[n + 1]` int64.
+        """
+        return self._slices(self.history_starts[rows], self.history_ends[rows])
+
+    def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the relevant items of some queries, as `histories` does."""
+        return self._slices(self.history_ends[rows], self.target_ends[rows])
+
+    def select(self, rows: np.ndarray) -> Queries:
+        """Returns some of the queries, in the order of `rows`."""
+        return Queries(
+            sequences=self.sequences,
+            users=self.users[rows],
+            history_starts=self.history_starts[rows],
+            history_ends=self.history_ends[rows],
+            target_ends=self.target_ends[rows],
+        )
+
+    def _slices(
+        self, starts: np.ndarray, ends: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        lengths = ends - starts
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = concatenated_ranges(starts, lengths)
+        return self.sequences.items[positions], offsets
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What is trained on, what is chosen by, and what is reported.
+
+    Attributes:
+        protocol: The name of the split, which is in every result.
+        train: The training sequences.
+        validation: The queries that training decisions may look at.
+        test: The queries that are read once, at the end; None when the test
+            set is kept elsewhere.
+    """
+
+    protocol: str
+    train: Sequences
+    validation: Queries
+    test: Queries | None
+
+
+def leave_last_out(sequences: Sequences) -> Split:
+    """Each user's last interaction tests, the one before it validates.
+
+    The test history includes the validation item. A user with two
+    interactions gives a test query only, a user with one is trained on and
+    asked nothing, so that every history holds at least one item and the
+    training set holds no target.
+
+    Histories of one user may end after targets of another: this protocol
+    leaks across users' time lines (Meng et al. 2020,
+    https://doi.org/10.1145/3383313.3418479); `temporal` does not.
+
+    Args:
+        sequences: The whole log.
+
+    Returns:
+        The split.
+
+    Raises:
+        InputError: No user has three interactions, so nothing validates.
+    """
+    lengths = sequences.lengths
+    held_out = np.clip(lengths - 1, 0, 2)
+    return Split(
+        protocol="leave_last_out",
+        train=sequences.prefixes(lengths - held_out),
+        validation=_single_targets(sequences, lengths >= 3, from_end=2),
+        test=_single_targets(sequences, lengths >= 2, from_end=1),
+    )
+
+
+def validation_only(sequences: Sequences) -> Split:
+    """Each user's last interaction validates; nothing is tested.
+
+    For people who keep their test set elsewhere.
+
+    Args:
+        sequences: The whole log, without the test set.
+
+    Returns:
+        The split; `test` is None.
+
+    Raises:
+        InputError: No user has two interactions.
+    """
+    lengths = sequences.lengths
+    return Split(
+        protocol="validation_only",
+        train=sequences.prefixes(lengths - (lengths >= 2)),
+        validation=_single_targets(sequences, lengths >= 2, from_end=1),
+        test=None,
+    )
+
+
+def temporal(
+    sequences: Sequences,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    max_queries_per_user: int = 0,
+) -> Split:
+    """Splits by one cutoff in time for all users.
+
+    With the defaults the training set is what happened strictly before the
+    0.8 quantile of all timestamps; interactions from there to strictly
+    before the 0.9 quantile validate, and those from the 0.9 quantile on
+    test. Each later interaction is one query with everything that its user
+    did before it as history; a first interaction has no history and is not a
+    query.
+
+    Args:
+        sequences: The whole log.
+        validation_fraction: Share of the interactions that validates.
+        test_fraction: Share of the interactions that tests.
+        max_queries_per_user: At most so many queries for each user in
+            validation and in test, the earliest; 0 means all.
+
+    Returns:
+        The split.
+
+    Raises:
+        InputError: A fraction is out of range, or a part would be empty.
+    """
+    if validation_fraction <= 0 or test_fraction <= 0:
+        raise InputError(
+            "split `temporal` needs positive fractions, received "
+            f"{validation_fraction} and {test_fraction}"
+        )
+    if validation_fraction + test_fraction >= 1:
+        raise InputError(
+            "split `temporal` needs fractions that leave something to train "
+            f"on, received {validation_fraction} and {test_fraction}"
+        )
+    test_start = _time_quantile(sequences, 1 - test_fraction)
+    validation_start = _time_quantile(
+        sequences, 1 - test_fraction - validation_fraction
+    )
+    times = sequences.timestamps
+    in_train = times < validation_start
+    in_test = times >= test_start
+    before = np.append(0, np.cumsum(in_train))
+    train_lengths = np.diff(before[sequences.offsets])
+    split = Split(
+        protocol="temporal",
+        train=sequences.prefixes(train_lengths),
+        validation=_queries_where(
+            sequences, ~in_train & ~in_test, max_queries_per_user
+        ),
+        test=_queries_where(sequences, in_test, max_queries_per_user),
+    )
+    if not split.train.num_interactions:
+        raise InputError(
+            "split `temporal` finds nothing to train on: expected timestamps "
+            f"before the cutoff, received none before {validation_start}"
+        )
+    return split
+
+
+def held_out_users(
+    sequences: Sequences,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    fold_in: float = 0.8,
+) -> Split:
+    """Holds out whole users: strong generalization.
+
+    After Liang et al. 2018 (https://doi.org/10.1145/3178876.3186150): users
+    are drawn at random for validation and test and are unseen in training;
+    the first part of a held-out user's history is given, the rest is to be
+    found. Unlike that paper, which folds in a random 80 %, the first 80 % in
+    time is folded in, so that no later interaction reaches a history.
+
+    Args:
+        sequences: The whole log.
+        seed: Draws the users.
+        validation_fraction: Share of the users that validates.
+        test_fraction: Share of the users that tests.
+        fold_in: Share of a held-out user's interactions that is the history,
+            rounded down, but at least one and at most all but one.
+
+    Returns:
+        The split.
+
+    Raises:
+        InputError: A fraction is out of range, or a part would be empty.
+    """
+    if not (validation_fraction > 0 and test_fraction > 0 and 0 < fold_in < 1):
+        raise InputError(
+            "split `held_out_users` needs positive fractions of users and a "
+            "`fold_in` between 0 and 1, received "
+            f"{validation_fraction}, {test_fraction} and {fold_in}"
+        )
+    usable = np.flatnonzero(sequences.lengths >= 2)
+    num_validation = max(1, round(len(usable) * validation_fraction))
+    num_test = max(1, round(len(usable) * test_fraction))
+    if len(usable) < num_validation + num_test + 1:
+        raise InputError(
+            "split `held_out_users` needs users with two or more "
+            f"interactions for each part, received {len(usable)} of them"
+        )
+    drawn = np.random.default_rng(seed).permutation(usable)
+    test = np.sort(drawn[:num_test])
+    validation = np.sort(drawn[num_test : num_test + num_validation])
+    train_lengths = sequences.lengths.copy()
+    train_lengths[test] = 0
+    train_lengths[validation] = 0
+    return Split(
+        protocol="held_out_users",
+        train=sequences.prefixes(train_lengths),
+        validation=_fold_in(sequences, validation, fold_in),
+        test=_fold_in(sequences, test, fold_in),
+    )
+
+
+# The values of `--split`. `held_out_users` draws users, hence the seed.
+SPLITS: dict[str, Callable[[Sequences, int], Split]] = {
+    "leave_last_out": lambda sequences, seed: leave_last_out(sequences),
+    "temporal": lambda sequences, seed: temporal(sequences),
+    "held_out_users": lambda sequences, seed: held_out_users(sequences, seed),
+    "validation_only": lambda sequences, seed: validation_only(sequences),
+}
+
+
+def _single_targets(
+    sequences: Sequences, which: np.ndarray, from_end: int
+) -> Queries:
+    """One query per chosen user: the item `from_end` places from the end."""
+    users = np.flatnonzero(which)
+    if not len(users):
+        longest = int(sequences.lengths.max(initial=0))
+        raise InputError(
+            "no user has enough interactions: expected at least "
+            f"{from_end + 1} of one user, received at most {longest}"
+        )
+    ends = sequences.offsets[users + 1]
+    return Queries(
+        sequences=sequences,
+        users=users,
+        history_starts=sequences.offsets[users],
+        history_ends=ends - from_end,
+        target_ends=ends - from_end + 1,
+    )
+
+
+def _queries_where(
+    sequences: Sequences, is_target: np.ndarray, max_per_user: int
+) -> Queries:
+    """One query per marked interaction that has anything before it."""
+    starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
+    positions = np.flatnonzero(is_target)
+    positions = positions[positions > starts[positions]]
+    if not len(positions):
+        raise InputError(
+            "split `temporal` finds no query: expected interactions after "
+            "the cutoff by users with a history, received none"
+        )
+    users = np.searchsorted(sequences.offsets, positions, "right") - 1
+    if max_per_user:
+        first = np.searchsorted(users, users, "left")
+        kept = np.arange(len(users)) - first < max_per_user
+        users, positions = users[kept], positions[kept]
+    return Queries(
+        sequences=sequences,
+        users=users,
+        history_starts=sequences.offsets[users],
+        history_ends=positions,
+        target_ends=positions + 1,
+    )
+
+
+def _fold_in(
+    sequences: Sequences, users: np.ndarray, fraction: float
+) -> Queries:
+    """One query per user: the first part is given, the rest is relevant."""
+    lengths = sequences.lengths[users]
+    given = np.clip((lengths * fraction).astype(np.int64), 1, lengths - 1)
+    starts = sequences.offsets[users]
+    return Queries(
+        sequences=sequences,
+        users=users,
+        history_starts=starts,
+        history_ends=starts + given,
+        target_ends=starts + lengths,
+    )
+
+
+def _time_quantile(sequences: Sequences, quantile: float) -> int:
+    """The timestamp below which this share of the interactions lies."""
+    times = np.sort(sequences.timestamps)
+    return int(times[min(len(times) - 1, int(len(times) * quantile))])

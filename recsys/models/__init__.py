@@ -1,0 +1,1 @@
+"""The two-tower model and its parts, as plain Keras 3 layers."""

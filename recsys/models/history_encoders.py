@@ -1,0 +1,222 @@
+"""Encoders from the item vectors of a history to one vector per position.
+
+Every encoder is causal: the vector at a position depends on that item and
+those before it, so one pass over a history trains on every next item in it.
+Each takes `[batch, length, dim]` and `mask`, `[batch, length]` boolean, true
+at real items, and ignores padding wherever it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from recsys.models.transformer_block import RMSNorm, TransformerBlock
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class MeanPooling(keras.layers.Layer):
+    """The mean of the item vectors so far, without weights of its own.
+
+    Args:
+        dropout: Share of the vectors' entries dropped in training.
+        **kwargs: Keras's own layer arguments.
+    """
+
+    def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dropout = keras.layers.Dropout(dropout)
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        """Has nothing to create."""
+        self.built = True
+
+    def call(
+        self,
+        vectors: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """Averages.
+
+        Args:
+            vectors: `[batch, length, dim]`.
+            mask: `[batch, length]` boolean, or None if nothing is padding.
+            training: Whether dropout is active.
+
+        Returns:
+            `[batch, length, dim]`, at each position the mean of the real
+            vectors up to it; zero before the first of them.
+        """
+        vectors = self.dropout(vectors, training=training)
+        # Sums are float32: in half precision a long history would stall.
+        total = tf.cast(vectors, tf.float32)
+        present = tf.ones(tf.shape(vectors)[:2], tf.float32)
+        if mask is not None:
+            present = tf.cast(mask, tf.float32)
+            total *= present[..., tf.newaxis]
+        count = tf.cumsum(present, axis=1)[..., tf.newaxis]
+        mean = tf.math.divide_no_nan(tf.cumsum(total, axis=1), count)
+        return tf.cast(mean, vectors.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "dropout": self.dropout.rate}
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class GRUEncoder(keras.layers.Layer):
+    """A gated recurrent unit over the history.
+
+    After GRU4Rec (Hidasi et al. 2016, https://arxiv.org/abs/1511.06939).
+
+    Args:
+        units: Size of the recurrent state; default the vectors' own.
+        dropout: Share of the entries dropped in training, before the unit
+            and after it.
+        **kwargs: Keras's own layer arguments.
+    """
+
+    def __init__(
+        self, units: int | None = None, dropout: float = 0.2, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.dropout = keras.layers.Dropout(dropout)
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the recurrent unit and the projection of its state."""
+        dim = input_shape[-1]
+        self.gru = keras.layers.GRU(
+            self.units or dim, return_sequences=True, dtype=self.dtype_policy
+        )
+        self.gru.build(input_shape)
+        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy)
+        self.projection.build((None, None, self.units or dim))
+        self.built = True
+
+    def call(
+        self,
+        vectors: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """Runs the unit.
+
+        Args:
+            vectors: `[batch, length, dim]`.
+            mask: `[batch, length]` boolean, or None if nothing is padding.
+            training: Whether dropout is active.
+
+        Returns:
+            `[batch, length, dim]`.
+        """
+        vectors = self.dropout(vectors, training=training)
+        states = self.gru(vectors, mask=mask, training=training)
+        return self.projection(self.dropout(states, training=training))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "dropout": self.dropout.rate,
+        }
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class SelfAttentionEncoder(keras.layers.Layer):
+    """A stack of causal self-attention blocks (see `transformer_block`).
+
+    The order of a history enters through the blocks' relative-position
+    biases alone, so padding on either side changes nothing.
+
+    Args:
+        num_blocks: Number of blocks.
+        num_heads: Attention heads of each block; divides the vectors' dim.
+        dropout: Share of the entries dropped in training, from the input
+            and from the output of each branch.
+        max_distance: Distances in positions from this on share one bias.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ValueError: An argument is out of range; at build, when `num_heads`
+            does not divide the vectors' dim.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int = 2,
+        num_heads: int = 2,
+        dropout: float = 0.2,
+        max_distance: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (
+            ("num_blocks", num_blocks),
+            ("num_heads", num_heads),
+            ("max_distance", max_distance),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be positive, received {value}")
+        self.num_blocks = num_blocks
+        self.num_heads = num_heads
+        self.max_distance = max_distance
+        self.dropout = keras.layers.Dropout(dropout)
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the blocks."""
+        self.blocks = [
+            TransformerBlock(
+                num_heads=self.num_heads,
+                dropout=self.dropout.rate,
+                max_distance=self.max_distance,
+                dtype=self.dtype_policy,
+                name=f"block_{i}",
+            )
+            for i in range(self.num_blocks)
+        ]
+        for block in self.blocks:
+            block.build(input_shape)
+        self.norm = RMSNorm(dtype=self.dtype_policy, name="norm")
+        self.norm.build(input_shape)
+        self.built = True
+
+    def call(
+        self,
+        vectors: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """Encodes.
+
+        Args:
+            vectors: `[batch, length, dim]`.
+            mask: `[batch, length]` boolean, or None if nothing is padding.
+            training: Whether dropout is active.
+
+        Returns:
+            `[batch, length, dim]`, normalized.
+        """
+        # The table is initialised small; blocks work on unit scale.
+        scale = tf.sqrt(tf.cast(tf.shape(vectors)[-1], vectors.dtype))
+        hidden = self.dropout(vectors * scale, training=training)
+        for block in self.blocks:
+            hidden = block(hidden, mask=mask, training=training)
+        return self.norm(hidden)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "num_blocks": self.num_blocks,
+            "num_heads": self.num_heads,
+            "dropout": self.dropout.rate,
+            "max_distance": self.max_distance,
+        }

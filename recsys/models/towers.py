@@ -1,0 +1,232 @@
+"""The two towers: a history of items to a vector, an item to a vector."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from recsys.models.history_encoders import SelfAttentionEncoder
+from recsys.models.shared_item_embedding import SharedItemEmbedding
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class HistoryTower(keras.layers.Layer):
+    """The query tower: item ids, oldest first, to a vector.
+
+    Args:
+        embedding: The shared item table.
+        encoder: A layer from `[batch, length, embedding_dim]`, and `mask` if
+            its `call` takes one, to the same shape. Position t should read
+            positions up to t only, if it is to be trained on every position
+            at once. Default: `SelfAttentionEncoder()`.
+        item_features: A layer from ids `[...]` to `[..., embedding_dim]`
+            that is added to the item vectors before the encoder, or None.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        TypeError: `embedding` is not a `SharedItemEmbedding`.
+    """
+
+    def __init__(
+        self,
+        embedding: SharedItemEmbedding,
+        encoder: keras.layers.Layer | None = None,
+        item_features: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.embedding = _checked(embedding)
+        self.encoder = SelfAttentionEncoder() if encoder is None else encoder
+        self.item_features = item_features
+        self._encoder_arguments = set(
+            inspect.signature(self.encoder.call).parameters
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the weights of the table, features and encoder."""
+        _build_once(self.embedding, (None, None))
+        _build_once(self.item_features, (None, None))
+        _build_once(self.encoder, (None, None, self.embedding.embedding_dim))
+        self.built = True
+
+    def call(
+        self,
+        ids: tf.Tensor | tf.RaggedTensor,
+        training: bool | None = None,
+        return_sequences: bool = False,
+    ) -> tf.Tensor:
+        """Encodes histories.
+
+        Args:
+            ids: `[batch, length]` integer item ids, oldest first, padded
+                with 0 on either side, or ragged; the answer is the same.
+            training: Whether dropout is active.
+            return_sequences: Return the vector at every position.
+
+        Returns:
+            `[batch, embedding_dim]`, the vector at each history's last item
+            (zero for an empty history); with `return_sequences`
+            `[batch, length, embedding_dim]`, zero at padding.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            ids = ids.to_tensor()
+        mask = tf.not_equal(ids, 0)
+        vectors = self.embedding(ids)
+        if self.item_features is not None:
+            vectors += self.item_features(ids)
+        arguments: dict[str, Any] = {"mask": mask, "training": training}
+        outputs = self.encoder(
+            vectors,
+            **{
+                name: value
+                for name, value in arguments.items()
+                if name in self._encoder_arguments
+            },
+        )
+        if not return_sequences:
+            return _last_position(outputs, mask)
+        return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
+
+    def compute_mask(
+        self,
+        ids: tf.Tensor,
+        previous_mask: tf.Tensor | None = None,
+    ) -> None:
+        """No mask leaves the tower: its default output has one vector."""
+        return None
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "embedding": keras.saving.serialize_keras_object(self.embedding),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "item_features": keras.saving.serialize_keras_object(
+                self.item_features
+            ),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> HistoryTower:
+        """Makes a tower from `get_config`'s answer."""
+        return cls(**_with_layers(config, _HISTORY_LAYERS))
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class CandidateTower(keras.layers.Layer):
+    """The candidate tower: an item id to a vector.
+
+    Without features it is the row of the shared table itself; with them the
+    feature vector is added to that row.
+
+    Args:
+        embedding: The shared item table.
+        item_features: A layer from ids `[...]` to `[..., embedding_dim]`
+            that is added to the item vectors, or None.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        TypeError: `embedding` is not a `SharedItemEmbedding`.
+    """
+
+    def __init__(
+        self,
+        embedding: SharedItemEmbedding,
+        item_features: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.embedding = _checked(embedding)
+        self.item_features = item_features
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the weights of the table and the features."""
+        _build_once(self.embedding, (None,))
+        _build_once(self.item_features, (None,))
+        self.built = True
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        """Encodes candidates.
+
+        Args:
+            ids: `[...]` integer item ids of any rank.
+
+        Returns:
+            `[..., embedding_dim]`.
+        """
+        vectors = self.embedding(ids)
+        if self.item_features is not None:
+            vectors += self.item_features(ids)
+        return vectors
+
+    def all_candidates(self) -> tf.Tensor:
+        """Returns `[vocabulary_size, embedding_dim]`, every row's vector.
+
+        Row i is the vector of id i. Rows 0 and 1, padding and unknown, are
+        there so that ids index the result, and are never candidates.
+        """
+        self.build()
+        table = tf.convert_to_tensor(self.embedding.embeddings)
+        vectors = tf.cast(table, self.compute_dtype)
+        if self.item_features is not None:
+            ids = tf.range(self.embedding.vocabulary_size)
+            vectors += self.item_features(ids)
+        return vectors
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "embedding": keras.saving.serialize_keras_object(self.embedding),
+            "item_features": keras.saving.serialize_keras_object(
+                self.item_features
+            ),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CandidateTower:
+        """Makes a tower from `get_config`'s answer."""
+        return cls(**_with_layers(config, _CANDIDATE_LAYERS))
+
+
+_CANDIDATE_LAYERS = ("embedding", "item_features")
+_HISTORY_LAYERS = ("embedding", "encoder", "item_features")
+
+
+def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
+    if not isinstance(embedding, SharedItemEmbedding):
+        raise TypeError(
+            "`embedding` must be a SharedItemEmbedding, received "
+            f"{type(embedding).__name__}"
+        )
+    return embedding
+
+
+def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:
+    """Builds a layer that another tower may have built already."""
+    if layer is not None and not layer.built:
+        layer.build(shape)
+
+
+def _last_position(outputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns `[batch, dim]`, the output at each row's last true position."""
+    length = tf.shape(mask)[1]
+    positions = tf.where(mask, tf.range(length), -1)
+    last = tf.reduce_max(positions, axis=1)
+    # One-hot rather than gather: -1, the empty history, picks no row.
+    picked = tf.one_hot(last, length, dtype=outputs.dtype)
+    return tf.einsum("bl,bld->bd", picked, outputs)
+
+
+def _with_layers(
+    config: dict[str, Any], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns the config with its serialized layers made into layers."""
+    config = dict(config)
+    for name in names:
+        if isinstance(config[name], dict):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+    return config

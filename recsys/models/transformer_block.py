@@ -1,0 +1,201 @@
+"""A causal, gated transformer block with relative-position bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Added to the logit of what may not be attended to. Finite, so that a row
+# with nothing to attend to, which is padding, gives no NaN.
+_MASKED = -1e9
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class RMSNorm(keras.layers.Layer):
+    """Divides by the root mean square, times a learned scale.
+
+    Zhang and Sennrich 2019 (https://arxiv.org/abs/1910.07467).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the scale."""
+        self.scale = self.add_weight(
+            name="scale", shape=(input_shape[-1],), initializer="ones"
+        )
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalizes `[..., dim]` over its last axis."""
+        wide = tf.cast(inputs, tf.float32)
+        mean_square = tf.reduce_mean(tf.square(wide), axis=-1, keepdims=True)
+        normed = wide * tf.math.rsqrt(mean_square + 1e-6)
+        return tf.cast(normed, inputs.dtype) * self.scale
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class TransformerBlock(keras.layers.Layer):
+    """Attention, then a feed-forward layer, each as a gated residual.
+
+    x + dropout(branch(norm(x))) * sigmoid(W norm(x)): the branch is causal
+    multi-head attention with a learned bias per head and distance, then
+    SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202). The gate follows
+    LiGR (Borisyuk et al. 2025, https://arxiv.org/abs/2502.03417).
+
+    Args:
+        num_heads: Attention heads; divides the vectors' dim.
+        dropout: Share of the entries of each branch dropped in training.
+        max_distance: Distances in positions from this on share one bias.
+        **kwargs: Keras's own layer arguments.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        dropout: float,
+        max_distance: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.max_distance = max_distance
+        self.dropout = keras.layers.Dropout(dropout)
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights.
+
+        Raises:
+            ValueError: `num_heads` does not divide the vectors' dim.
+        """
+        dim = input_shape[-1]
+        if dim % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide the vectors' dim {dim}, received "
+                f"{self.num_heads}"
+            )
+        self.attention_norm = RMSNorm(dtype=self.dtype_policy)
+        self.attention_norm.build(input_shape)
+        self.feed_forward_norm = RMSNorm(dtype=self.dtype_policy)
+        self.feed_forward_norm.build(input_shape)
+        # Everything that reads the same input is one matrix product.
+        self.hidden_dim = 2 * dim
+        self.attention_in = self._matrix("attention_in", dim, 4 * dim)
+        self.attention_out = self._matrix("attention_out", dim, dim)
+        self.feed_forward_in = self._matrix(
+            "feed_forward_in", dim, 2 * self.hidden_dim + dim
+        )
+        self.feed_forward_out = self._matrix(
+            "feed_forward_out", self.hidden_dim, dim
+        )
+        self.distance_bias = self.add_weight(
+            name="distance_bias",
+            shape=(self.num_heads, self.max_distance),
+            initializer="zeros",
+        )
+        self.built = True
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """Runs the block.
+
+        Args:
+            inputs: `[batch, length, dim]`.
+            mask: `[batch, length]` boolean, or None if nothing is padding.
+            training: Whether dropout is active.
+
+        Returns:
+            `[batch, length, dim]`.
+        """
+        dim = inputs.shape[-1]
+        normed = self.attention_norm(inputs)
+        queries, keys, values, gate = tf.split(
+            _product(normed, self.attention_in), 4, axis=-1
+        )
+        attended = self._attend(queries, keys, values, mask)
+        attended = _product(attended, self.attention_out)
+        attended = self.dropout(attended, training=training)
+        hidden = inputs + attended * tf.sigmoid(gate)
+
+        normed = self.feed_forward_norm(hidden)
+        left, right, gate = tf.split(
+            _product(normed, self.feed_forward_in),
+            [self.hidden_dim, self.hidden_dim, dim],
+            axis=-1,
+        )
+        fed = _product(tf.nn.silu(left) * right, self.feed_forward_out)
+        fed = self.dropout(fed, training=training)
+        return hidden + fed * tf.sigmoid(gate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "dropout": self.dropout.rate,
+            "max_distance": self.max_distance,
+        }
+
+    def _matrix(self, name: str, rows: int, columns: int) -> keras.Variable:
+        # Scaled by the input alone: columns are several matrices side by side.
+        initializer = keras.initializers.VarianceScaling(
+            scale=1.0, mode="fan_in", distribution="truncated_normal"
+        )
+        return self.add_weight(
+            name=name, shape=(rows, columns), initializer=initializer
+        )
+
+    def _attend(
+        self,
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        mask: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """Causal multi-head attention, `[batch, length, dim]` each."""
+        batch, length = tf.unstack(tf.shape(queries)[:2])
+        dim = queries.shape[-1]
+        head_dim = dim // self.num_heads
+
+        def heads(x: tf.Tensor) -> tf.Tensor:
+            x = tf.reshape(x, [batch, length, self.num_heads, head_dim])
+            return tf.transpose(x, [0, 2, 1, 3])
+
+        queries = heads(queries) * tf.cast(head_dim**-0.5, queries.dtype)
+        logits = tf.matmul(queries, heads(keys), transpose_b=True)
+        # [batch or 1, heads, length, length]
+        bias = self._distance_and_causal_bias(length)
+        if mask is not None:
+            hidden = tf.where(mask, 0.0, _MASKED)[:, tf.newaxis, tf.newaxis]
+            bias += hidden
+        weights = tf.nn.softmax(tf.cast(logits, tf.float32) + bias)
+        attended = tf.matmul(tf.cast(weights, values.dtype), heads(values))
+        attended = tf.transpose(attended, [0, 2, 1, 3])
+        return tf.reshape(attended, [batch, length, dim])
+
+    def _distance_and_causal_bias(self, length: tf.Tensor) -> tf.Tensor:
+        """`[1, heads, length, length]` float32, row the query, column key."""
+        positions = tf.range(length)
+        distance = positions[:, tf.newaxis] - positions[tf.newaxis, :]
+        # A product with one-hot rows, not a gather: its gradient is a
+        # product too, where a gather's would be a serial scatter.
+        nearest = tf.clip_by_value(distance, 0, self.max_distance - 1)
+        bias = tf.gather(
+            tf.cast(self.distance_bias, tf.float32), nearest, axis=1
+        )
+        bias = tf.where(distance >= 0, bias, _MASKED)
+        return bias[tf.newaxis]
+
+
+def _product(inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """`[batch, length, n]` times `[n, m]`, as one two-dimensional product."""
+    flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
+    shape = tf.concat([tf.shape(inputs)[:-1], [matrix.shape[-1]]], axis=0)
+    result = tf.reshape(tf.matmul(flat, matrix), shape)
+    result.set_shape([*inputs.shape[:-1], matrix.shape[-1]])
+    return result
