@@ -16,6 +16,7 @@ import argparse
 import csv
 import gzip
 import io
+import itertools
 import pathlib
 from collections.abc import Iterable
 
@@ -100,7 +101,7 @@ def read_table() -> tuple[list[tuple], list[tuple]]:
     # GroupLens orders its file by user, then by film, and so is the table.
     # Interactions at the same second are told apart by this order alone.
     keys = [row[:2] for row in ratings]
-    if any(after <= before for before, after in zip(keys, keys[1:])):
+    if any(after <= before for before, after in itertools.pairwise(keys)):
         raise ValueError("expected rows ordered by (userId, movieId)")
     return ratings, movies
 
