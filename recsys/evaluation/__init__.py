@@ -2,5 +2,26 @@
 
 from recsys.evaluation.full_ranking import Recommender, evaluate
 from recsys.evaluation.results import Evaluation, query_ids
+from recsys.evaluation.table import results_table
+from recsys.evaluation.uncertainty import (
+    Comparison,
+    Interval,
+    bootstrap_interval,
+    compare,
+    intervals,
+    sign_flip_p_value,
+)
 
-__all__ = ["Evaluation", "Recommender", "evaluate", "query_ids"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Interval",
+    "Recommender",
+    "bootstrap_interval",
+    "compare",
+    "evaluate",
+    "intervals",
+    "query_ids",
+    "results_table",
+    "sign_flip_p_value",
+]
