@@ -45,7 +45,7 @@ class EASE:
         train: Sequences,
         vocabulary_size: int,
         *,
-        regularization: float = 500.0,
+        regularization: float = 250.0,
     ) -> EASE:
         """Solves for B.
 
@@ -56,7 +56,9 @@ class EASE:
             train: The training sequences.
             vocabulary_size: Number of items, padding and unknown included.
             regularization: Weight of the squared norm of B; larger trusts
-                frequent pairs only.
+                frequent pairs only. The default is between the best values
+                on the validation queries of the bundled data (300) and of
+                MovieLens-1M (200), leave-last-out, which hardly differ.
 
         Returns:
             The recommender.
