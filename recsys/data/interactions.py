@@ -145,25 +145,32 @@ def _without_repeats(
     pairs *= len(interactions.item_ids)
     pairs += interactions.items[rows]
     in_order = np.sort(pairs)
-    repeated = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+    repeated = in_order[1:][in_order[1:] == in_order[:-1]]
     if not len(repeated):
         return rows
-    # Most logs repeat few pairs: only those rows need the slow sort by time.
+    # Most logs repeat few pairs: only those rows need the slow stable sort.
     found = np.searchsorted(repeated, pairs)
     found[found == len(repeated)] = 0
     candidates = np.flatnonzero(repeated[found] == pairs)
-    # The sort is stable, so equal timestamps keep the order of the file.
-    order = np.lexsort(
-        (interactions.timestamps[rows[candidates]], pairs[candidates])
-    )
-    candidates = candidates[order]
-    differs = pairs[candidates[1:]] != pairs[candidates[:-1]]
-    stays = (
-        np.append(differs, True) if last else np.insert(differs, 0, True)
-    )
+    # Stable, so that within a pair the order of the file is kept.
+    candidates = candidates[np.argsort(pairs[candidates], kind="stable")]
+    begins = _changes(pairs[candidates], last=False)
+    starts = np.flatnonzero(begins)
+    group = np.cumsum(begins) - 1
+    times = interactions.timestamps[rows[candidates]]
+    extreme = (np.maximum if last else np.minimum).reduceat(times, starts)
+    ties = np.flatnonzero(times == extreme[group])
+    ties = ties[_changes(group[ties], last)]
     kept = np.ones(len(rows), bool)
-    kept[candidates[~stays]] = False
+    kept[candidates] = False
+    kept[candidates[ties]] = True
     return rows[kept]
+
+
+def _changes(values: np.ndarray, last: bool) -> np.ndarray:
+    """Whether each value is the first (last) of a run of equal ones."""
+    differs = values[1:] != values[:-1]
+    return np.append(differs, True) if last else np.insert(differs, 0, True)
 
 
 def _core(

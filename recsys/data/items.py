@@ -44,15 +44,15 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
             header, delimiter = files.header(file)
             name = _item_column(header, item_column, file)
             table = _read_text(file, delimiter, name)
-    columns = {"item_id": table[name].cast(pa.string())}
+    columns = {"item_id": _ids(table[name], file)}
+    taken = [name]
     for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
         column = _find(table.column_names, spellings)
-        if column is not None and column != name:
+        if column not in (None, name):
             columns[role] = table[column]
-            name_of_role = column
-            table = table.drop_columns([name_of_role])
+            taken.append(column)
     for other in table.column_names:
-        if other != name and other not in columns:
+        if other not in taken and other not in columns:
             columns[other] = table[other]
     return tidy(pa.table(columns), file)
 
@@ -69,8 +69,8 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
         InputError: An id is missing or there twice.
     """
     ids = pc.utf8_trim_whitespace(table["item_id"].combine_chunks())
-    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
-        row = pc.index(pc.equal(ids.fill_null(""), ""), True).as_py()
+    row = pc.index(ids.fill_null(""), "").as_py()
+    if row >= 0:
         raise InputError(
             f"{file}: expected an item id in every row. "
             f"Received: an empty one in row {row + 1}"
@@ -93,6 +93,18 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
     if "genres" in columns:
         columns["genres"] = _split(columns["genres"])
     return pa.table(columns)
+
+
+def _ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
+    """Returns the raw ids as strings, whole numbers without a fraction."""
+    try:
+        if pa.types.is_floating(column.type):
+            column = column.cast(pa.int64())
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{file}: expected ids in the item column. Received: {error}"
+        ) from error
 
 
 def _split(genres: pa.ChunkedArray) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import pathlib
 from importlib.resources.abc import Traversable
@@ -12,6 +13,7 @@ from recsys.data import files
 from recsys.data import grouplens
 from recsys.data import items as items_lib
 from recsys.data import tabular
+from recsys.data import tfds
 from recsys.data.columns import ColumnNames
 from recsys.data.interactions import Interactions
 from recsys.data.interactions import Log
@@ -65,9 +67,17 @@ def read(
     given = ColumnNames(
         user_column, item_column, timestamp_column, rating_column
     )
+    from_tfds = data.startswith(TFDS_PREFIX)
+    _reject_ignored(data, from_tfds, given, tfds_data_dir, tfds_manual_dir)
     if data == BUNDLED:
         root = importlib.resources.files("recsys.data") / "movielens_small"
         interactions, items = _read_folder(root, given, items_file)
+    elif from_tfds:
+        interactions, items = tfds.read(
+            data.removeprefix(TFDS_PREFIX), tfds_data_dir, tfds_manual_dir
+        )
+        if items_file is not None:
+            items = _read_items_file(items_file, None)
     else:
         path = pathlib.Path(data).expanduser()
         if not path.exists():
@@ -80,6 +90,33 @@ def read(
         else:
             interactions, items = _read_file(path, given, items_file)
     return Log(data, interactions, items)
+
+
+def _reject_ignored(
+    data: str,
+    from_tfds: bool,
+    given: ColumnNames,
+    tfds_data_dir: str | None,
+    tfds_manual_dir: str | None,
+) -> None:
+    """Raises for arguments that would have no effect on this source."""
+    if from_tfds:
+        ignored = {
+            f"{role}_column": name
+            for role, name in dataclasses.asdict(given).items()
+        }
+    else:
+        ignored = {
+            "tfds_data_dir": tfds_data_dir,
+            "tfds_manual_dir": tfds_manual_dir,
+        }
+    for name, value in ignored.items():
+        if value is not None:
+            kind = "a file or folder" if from_tfds else "a 'tfds:...' source"
+            raise InputError(
+                f"`{name}` needs `data` to be {kind}. "
+                f"Received: {name}={value!r} with data={data!r}"
+            )
 
 
 def _read_folder(

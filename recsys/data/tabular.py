@@ -222,11 +222,15 @@ def assemble(
     )
 
 
-def _codes(columns: Sequence[pa.ChunkedArray]) -> tuple[np.ndarray, np.ndarray]:
+def _codes(
+    columns: Sequence[pa.ChunkedArray],
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids by first appearance, and each row's position there."""
     chunks = [chunk for column in columns for chunk in column.chunks]
     column = pa.chunked_array(chunks, _ID_TYPE).unify_dictionaries()
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in column.chunks])
+    codes = np.concatenate(
+        [chunk.indices.to_numpy() for chunk in column.chunks]
+    )
     dictionary = pc.utf8_trim_whitespace(column.chunk(0).dictionary)
     # Pandas writes whole numbers with a fraction where one was missing.
     if pc.all(pc.match_substring_regex(dictionary, r"^-?\d+\.0$")).as_py():
@@ -266,7 +270,9 @@ def _timestamps(
 
 
 def _concatenate(columns: Sequence[pa.ChunkedArray]) -> np.ndarray:
-    return np.concatenate([column.to_numpy() for column in columns])
+    # Arrow's own conversion copies once; parts may differ in their type.
+    arrays = [column.to_numpy() for column in columns]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _spell(names: ColumnNames) -> str:

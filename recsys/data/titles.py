@@ -40,27 +40,33 @@ class TitleIndex:
         return self._full.get(full) or self._short.get(full) or []
 
     def suggest(self, text: str, count: int = 5) -> list[int]:
-        """Returns the rows of the closest titles, the closest first."""
+        """Returns the rows of the closest titles, the closest first.
+
+        Titles that contain the text go before those that are spelled like
+        it, up to a ratio of equal letters.
+        """
         wanted = next(_forms(text))
         grams = _trigrams(wanted)
-        shared = []
-        for form, rows in self._full.items():
-            inside = len(wanted) > 2 and wanted in form
-            # The share of the query's trigrams; substrings go before all.
-            score = len(grams & _trigrams(form)) / len(grams) + inside
-            if score >= 0.3:
-                shared.append((-score, form, rows))
-        shared.sort()
+        candidates = []
+        for forms in (self._full, self._short):
+            for form, rows in forms.items():
+                inside = len(wanted) > 2 and wanted in form
+                # Comparing letter by letter is slow: shared trigrams first.
+                shared = len(grams & _trigrams(form))
+                if inside or 3 * shared >= len(grams):
+                    share = shared / (len(grams) + len(form))
+                    candidates.append((-inside, -share, form, rows))
+        candidates.sort()
         matcher = difflib.SequenceMatcher(b=wanted, autojunk=False)
         ranked = []
-        for _, form, rows in shared[:100]:
+        for inside, _, form, rows in candidates[:100]:
             matcher.set_seq1(form)
-            inside = len(wanted) > 2 and wanted in form
             ratio = matcher.ratio()
-            if inside or ratio >= 0.5:
-                ranked.append((-inside, -ratio, form, rows))
+            if inside or ratio >= 0.6:
+                ranked.append((inside, -ratio, form, rows))
         ranked.sort()
-        return [row for *_, rows in ranked for row in rows][:count]
+        rows = dict.fromkeys(row for *_, rows in ranked for row in rows)
+        return list(rows)[:count]
 
 
 def _forms(title: str) -> Iterator[str]:

@@ -1,0 +1,240 @@
+"""MovieLens ratings from TensorFlow Datasets, read by column."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.data import items as items_lib
+from recsys.data import tabular
+from recsys.data.interactions import Interactions
+from recsys.errors import InputError
+
+_DATASET = "movielens"
+_BATCH_ROWS = 65_536
+# What `tabular.assemble` calls the fields.
+_ROLES = {
+    "user": "user_id",
+    "item": "movie_id",
+    "timestamp": "timestamp",
+    "rating": "user_rating",
+}
+_PADDING = -1
+
+
+def read(
+    name: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> tuple[Interactions, pa.Table]:
+    """Reads the ratings of one configuration, preparing it when needed.
+
+    TensorFlow Datasets shuffles what it prepares, so the order of the rows,
+    which decides between equal timestamps, is its own, the same each time.
+
+    Args:
+        name: Such as "movielens/1m-ratings".
+        data_dir: Where prepared data is kept. Default: TFDS's own.
+        manual_dir: A folder with the original archive, used in place of a
+            download. Default: always download.
+
+    Returns:
+        The interactions, and the films with their titles and genres.
+
+    Raises:
+        InputError: TFDS is not installed or does not know the name, or the
+            archive is neither there nor to be had.
+    """
+    try:
+        # pylint: disable-next=import-outside-toplevel
+        import tensorflow_datasets
+    except ImportError as error:
+        raise InputError(
+            "`data` from TFDS needs the packages tensorflow-datasets and "
+            f"importlib_resources. Received: {error}"
+        ) from error
+    if manual_dir is not None:
+        folder = pathlib.Path(manual_dir).expanduser()
+        if not folder.is_dir():
+            raise InputError(
+                "`tfds_manual_dir` must be a folder that exists. "
+                f"Received: {manual_dir!r}"
+            )
+        manual_dir = str(folder.absolute())
+    builder = _builder(tensorflow_datasets, name, data_dir)
+    _prepare(tensorflow_datasets, builder, name, manual_dir)
+    return _read_columns(builder, name)
+
+
+def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
+    configs = tfds.builder_cls(_DATASET).builder_configs
+    known = sorted(
+        f"{_DATASET}/{config}"
+        for config in configs
+        if config.endswith("-ratings")
+    )
+    if name not in known:
+        raise InputError(
+            "`data` from TFDS must be one of "
+            f"{', '.join('tfds:' + config for config in known)}. "
+            f"Received: {'tfds:' + name!r}"
+        )
+    if data_dir is not None:
+        data_dir = str(pathlib.Path(data_dir).expanduser())
+    return tfds.builder(name, data_dir=data_dir)
+
+
+def _prepare(
+    tfds: Any, builder: Any, name: str, manual_dir: str | None
+) -> None:
+    """Downloads and prepares the data unless that has been done."""
+    if builder.is_prepared():
+        return
+    url = builder.builder_config.download_url
+    archive = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name
+    advice = (
+        f"'tfds:{name}' needs {archive}: name a folder that holds it with "
+        f"--tfds_manual_dir, or make {url} reachable. Received: "
+    )
+    by_hand = manual_dir and (pathlib.Path(manual_dir) / archive).is_file()
+    downloads = pathlib.Path(builder.data_dir).parents[2] / "downloads"
+    if not by_hand and not any(downloads.rglob("*.zip")):
+        reason = _why_unreachable(url)
+        if reason:
+            raise InputError(
+                advice
+                + (f"no such file in {manual_dir}, and " if manual_dir else "")
+                + reason
+            )
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except (OSError, tfds.download.DownloadError) as error:
+        raise InputError(advice + " ".join(str(error).split())) from error
+    except Exception as error:
+        # TFDS does not make the class of this one public.
+        if "checksum" not in type(error).__name__.lower():
+            raise
+        raise InputError(
+            f"'tfds:{name}' needs {archive} as GroupLens published it. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _why_unreachable(url: str) -> str | None:
+    """Returns why a host cannot be reached, or None when it seems it can.
+
+    TFDS tries ten times, which takes minutes, before it says the same.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return None
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=10).close()
+        return None
+    except OSError as error:
+        return f"no connection to {parts.hostname} ({error})"
+
+
+def _read_columns(builder: Any, name: str) -> tuple[Interactions, pa.Table]:
+    # pylint: disable-next=import-outside-toplevel
+    import tensorflow as tf
+
+    chunks: dict[str, list[pa.Array]] = {role: [] for role in _ROLES}
+    films = _Films(builder.info.features["movie_genres"].feature.names)
+    try:
+        for batch in _batches(builder):
+            for role in ("user", "item"):
+                ids, codes = tf.unique(batch[_ROLES[role]])
+                ids = pa.array(ids.numpy(), pa.binary()).cast(pa.string())
+                chunk = pa.DictionaryArray.from_arrays(codes.numpy(), ids)
+                chunks[role].append(chunk)
+            for role in ("timestamp", "rating"):
+                chunks[role].append(pa.array(batch[_ROLES[role]].numpy()))
+            films.add(ids.to_pylist(), codes, batch)
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"{builder.data_dir}: expected what TFDS prepared for "
+            f"'tfds:{name}'. Received: {' '.join(error.message.split())}"
+        ) from error
+    columns = {role: pa.chunked_array(chunks[role]) for role in _ROLES}
+    interactions = tabular.assemble([pa.table(columns)], [f"tfds:{name}"])
+    return interactions, films.table()
+
+
+class _Films:
+    """Titles and genres, which TFDS repeats with each rating of a film."""
+
+    def __init__(self, genre_names: list[str]) -> None:
+        self._genre_names = genre_names
+        self._ids: list[str] = []
+        self._titles: list[str] = []
+        self._genres: list[list[str]] = []
+        self._known: set[str] = set()
+
+    def add(self, ids: list[str], codes: Any, batch: dict[str, Any]) -> None:
+        """Adds the films of a batch that are new.
+
+        Args:
+            ids: The different item ids of the batch.
+            codes: `[num_rows]` int32, positions in `ids`.
+            batch: What `_batches` yields.
+        """
+        # pylint: disable-next=import-outside-toplevel
+        import tensorflow as tf
+
+        new = [i for i, item_id in enumerate(ids) if item_id not in self._known]
+        if not new:
+            return
+        first = tf.math.unsorted_segment_min(
+            tf.range(tf.size(codes)), codes, len(ids)
+        )
+        rows = tf.gather(first, new)
+        self._ids += [ids[i] for i in new]
+        self._known.update(self._ids[-len(new) :])
+        titles = tf.gather(batch["movie_title"], rows).numpy()
+        self._titles += [title.decode("utf-8") for title in titles]
+        for labels in tf.gather(batch["movie_genres"], rows).numpy():
+            names = [self._genre_names[i] for i in labels if i != _PADDING]
+            self._genres.append(
+                [n for n in names if n.lower() not in items_lib.NO_GENRES]
+            )
+
+    def table(self) -> pa.Table:
+        """Returns the items table of all that was added."""
+        return pa.table(
+            {
+                "item_id": pa.array(self._ids, pa.string()),
+                "title": pa.array(self._titles, pa.string()),
+                "genres": pa.array(self._genres, pa.list_(pa.string())),
+            }
+        )
+
+
+def _batches(builder: Any) -> Iterator[dict[str, Any]]:
+    """Yields the needed fields of many rows at once.
+
+    TFDS decodes rows one by one; parsing whole batches of records is some
+    thirty times as fast.
+    """
+    # pylint: disable-next=import-outside-toplevel
+    import tensorflow as tf
+
+    specs = builder.info.features.tf_example_spec
+    fields = [*_ROLES.values(), "movie_title"]
+    spec = {field: specs[field] for field in fields}
+    # Not the default padding 0, which is a genre.
+    spec["movie_genres"] = tf.io.FixedLenSequenceFeature(
+        [], tf.int64, allow_missing=True, default_value=_PADDING
+    )
+    files = [str(path) for path in builder.info.splits["train"].filepaths]
+    batches = tf.data.TFRecordDataset(files).batch(_BATCH_ROWS)
+    yield from batches.map(
+        lambda records: tf.io.parse_example(records, spec),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(tf.data.AUTOTUNE)
