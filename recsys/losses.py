@@ -28,7 +28,8 @@ def full_softmax(
     are made for a chunk of queries at a time and the gradient is computed in
     the same pass, so that memory is `chunk_size * num_candidates` floats
     rather than `num_queries * num_candidates`, and no logit is made twice.
-    The gradient of the gradient is not available.
+    Queries of weight 0 cost nothing. The gradient of the gradient is not
+    available.
 
     Args:
         queries: `[num_queries, dim]` float.
@@ -41,12 +42,14 @@ def full_softmax(
     Returns:
         Float32 scalar, the weighted sum.
     """
+    # Queries that count come first, so that the loop can stop after them.
+    order = tf.argsort(tf.cast(weights == 0, tf.int32), stable=True)
     targets = tf.clip_by_value(targets, 0, tf.shape(candidates)[0] - 1)
     return _fused_full_softmax(
-        tf.cast(queries, tf.float32),
+        tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
-        targets,
-        tf.cast(weights, tf.float32),
+        tf.gather(targets, order),
+        tf.gather(tf.cast(weights, tf.float32), order),
         tf.constant(chunk_size),
     )
 
@@ -92,13 +95,19 @@ def _fused_full_softmax(
             + tf.matmul(exp, chunk * scale, transpose_a=True),
         )
 
+    num_counted = tf.math.count_nonzero(weights, dtype=tf.int32)
+    counted_chunks = -(-num_counted // chunk_size)
+    # Chunks that the loop never reaches stay zero, which is their share.
+    zeros = tf.zeros([num_chunks, chunk_size])
     _, log_sums, query_gradients, candidate_gradient = tf.while_loop(
-        lambda i, *_: i < num_chunks,
+        lambda i, *_: i < counted_chunks,
         one_chunk,
         [
             0,
-            tf.TensorArray(tf.float32, num_chunks),
-            tf.TensorArray(tf.float32, num_chunks),
+            tf.TensorArray(tf.float32, num_chunks).unstack(zeros),
+            tf.TensorArray(tf.float32, num_chunks).unstack(
+                tf.zeros_like(chunks)
+            ),
             tf.zeros_like(candidates),
         ],
         maximum_iterations=num_chunks,

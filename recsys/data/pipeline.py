@@ -18,6 +18,11 @@ import tensorflow as tf
 from recsys.data.sequences import Sequences, concatenated_ranges
 
 
+def bucket_lengths(max_length: int) -> tuple[int, ...]:
+    """Returns the row lengths, rising: an eighth of the longest to all."""
+    return tuple(sorted({-(-max_length // part) for part in (8, 4, 2, 1)}))
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """Slices of sequences that training rows are made of.
@@ -103,7 +108,7 @@ class EpochPlan:
 def plan_epoch(
     sequences: Sequences,
     *,
-    bucket_lengths: tuple[int, ...],
+    max_length: int,
     positions_per_batch: int,
     seed: int,
     epoch: int,
@@ -112,7 +117,7 @@ def plan_epoch(
 
     Args:
         sequences: The training sequences.
-        bucket_lengths: Row lengths, rising; the last is the longest history.
+        max_length: Longest history of a row.
         positions_per_batch: Positions of a batch; a batch of rows of length L
             holds `positions_per_batch // L` rows, the last batch of each
             bucket fewer.
@@ -123,12 +128,12 @@ def plan_epoch(
         The plan: every window once, rows and batches in random order.
     """
     rng = np.random.default_rng([seed, epoch])
-    windows = cut_windows(sequences, bucket_lengths[-1], rng)
-    needed = windows.ends - windows.starts
-    bucket = np.searchsorted(bucket_lengths, needed, "left")
+    windows = cut_windows(sequences, max_length, rng)
+    buckets = bucket_lengths(max_length)
+    bucket = np.searchsorted(buckets, windows.ends - windows.starts, "left")
     lengths: list[int] = []
     batches: list[np.ndarray] = []
-    for number, length in enumerate(bucket_lengths):
+    for number, length in enumerate(buckets):
         rows = rng.permutation(np.flatnonzero(bucket == number))
         size = max(1, positions_per_batch // length)
         for begin in range(0, len(rows), size):
@@ -168,7 +173,8 @@ def train_dataset(
         where nothing is to be learned.
     """
     items = tf.constant(sequences.items)
-    # A window of padding only, for the rows that fill up a short batch.
+    # One more window, of padding only, for rows that fill up a short batch.
+    no_window = tf.constant(len(plan.windows.starts), tf.int64)
     starts, ends, first_targets = (
         tf.constant(np.append(column, 0))
         for column in (
@@ -182,11 +188,11 @@ def train_dataset(
 
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         length = lengths[step]
-        size = tf.maximum(1, positions_per_batch // length)
+        size = tf.maximum(positions_per_batch // length, 1)
         batch_rows = rows[offsets[step] : offsets[step + 1]]
-        filling = tf.fill([size - tf.shape(batch_rows, tf.int64)[0]], 0)
+        filling = size - tf.shape(batch_rows, tf.int64)[0]
         batch_rows = tf.concat(
-            [batch_rows, tf.cast(filling, tf.int64) + len(plan.windows.starts)],
+            [batch_rows, tf.repeat(no_window, filling)],
             axis=0,
         )
         position = (
@@ -211,7 +217,7 @@ def history_batches(
     items: np.ndarray,
     offsets: np.ndarray,
     *,
-    bucket_lengths: tuple[int, ...],
+    max_length: int,
     positions_per_batch: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pads histories into batches of rows of similar length.
@@ -220,17 +226,17 @@ def history_batches(
         items: `[total]` int32, the histories one after the other, each
             oldest first.
         offsets: `[num_queries + 1]` int64.
-        bucket_lengths: Row lengths, rising. Of a history longer than the last
-            the newest items are kept.
+        max_length: Of a longer history the newest items are kept.
         positions_per_batch: About how many positions a batch has.
 
     Yields:
         `rows`, `[n]` int64, which queries, and `history_ids`, `[n, length]`
         int32, padded with 0 on the right. Every query is in one batch.
     """
-    lengths = np.minimum(np.diff(offsets), bucket_lengths[-1])
-    bucket = np.searchsorted(bucket_lengths, lengths, "left")
-    for number, length in enumerate(bucket_lengths):
+    lengths = np.minimum(np.diff(offsets), max_length)
+    buckets = bucket_lengths(max_length)
+    bucket = np.searchsorted(buckets, lengths, "left")
+    for number, length in enumerate(buckets):
         chosen = np.flatnonzero(bucket == number)
         size = max(1, positions_per_batch // length)
         for begin in range(0, len(chosen), size):

@@ -17,7 +17,14 @@ class RMSNorm(keras.layers.Layer):
     """Divides by the root mean square, times a learned scale.
 
     Zhang and Sennrich 2019 (https://arxiv.org/abs/1910.07467).
+
+    Args:
+        **kwargs: Keras's own layer arguments.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates the scale."""

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from recsys import losses
+from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.models.towers import CandidateTower, HistoryTower
 
 
@@ -52,12 +53,18 @@ class TwoTower(keras.Model):
             )
         self.history_tower = history_tower
         self.candidate_tower = candidate_tower
+        self._loss_mean = keras.metrics.Mean(name="loss")
 
     def build(self, input_shape: Any = None) -> None:
         """Creates every weight of both towers."""
         self.history_tower.build()
         self.candidate_tower.build()
         self.built = True
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The mean loss, which Keras resets at each epoch."""
+        return [self._loss_mean]
 
     def call(
         self, inputs: dict[str, tf.Tensor], training: bool | None = None
@@ -101,11 +108,15 @@ class TwoTower(keras.Model):
         queries = self.history_tower(
             inputs["history_ids"], training=training, return_sequences=True
         )
-        return losses.full_softmax(
+        targets = tf.reshape(inputs["target_ids"], [-1])
+        weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+        loss = losses.full_softmax(
             tf.reshape(queries, [-1, queries.shape[-1]]),
-            self.candidate_tower.all_candidates(),
-            tf.reshape(inputs["target_ids"], [-1]),
+            self.candidate_tower.all_candidates()[FIRST_ITEM_INDEX:],
+            targets - FIRST_ITEM_INDEX,
+            weights,
         )
+        return loss, tf.reduce_sum(weights)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `fit`."""
@@ -115,7 +126,7 @@ class TwoTower(keras.Model):
             loss = tf.math.divide_no_nan(loss, count)
         variables = self.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
-        self._loss_tracker.update_state(loss, sample_weight=count)
+        self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -123,7 +134,7 @@ class TwoTower(keras.Model):
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         loss, count = self.next_item_loss(inputs, training=False)
         loss = tf.math.divide_no_nan(loss, count)
-        self._loss_tracker.update_state(loss, sample_weight=count)
+        self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
 
     def get_config(self) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""From a source to a vocabulary and a split, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.interactions import Interactions, Log, filter_interactions
+from recsys.data.sequences import Sequences, build_sequences
+from recsys.data.splits import Split
+from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.errors import InputError
+
+# The vocabulary's column with each item's number of training interactions.
+TRAIN_COUNT = "train_count"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """What training and evaluation start from.
+
+    Attributes:
+        name: The name of the log.
+        vocabulary: All items of the log; its column `train_count` says how
+            often each occurs in the training set.
+        split: Training sequences and queries over that vocabulary.
+        num_single: Users with one interaction only: trained on in the counts,
+            but asked nothing.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    split: Split
+    num_single: int
+
+
+def prepare(
+    log: Log,
+    make_split: Callable[[Sequences], Split],
+    *,
+    min_rating: float | None = None,
+    min_item_count: int = 1,
+    min_user_count: int = 1,
+    repeats: str = "first",
+) -> PreparedData:
+    """Filters a log, numbers its items and splits it.
+
+    Args:
+        log: What a source returned.
+        make_split: One of `recsys.data.splits`.
+        min_rating: See `filter_interactions`, as for the rest.
+        min_item_count: See there.
+        min_user_count: See there.
+        repeats: See there.
+
+    Returns:
+        The data.
+
+    Raises:
+        InputError: Fewer than two items, or no user with enough interactions,
+            are left.
+    """
+    interactions = filter_interactions(
+        log.interactions,
+        min_rating=min_rating,
+        min_item_count=min_item_count,
+        min_user_count=min_user_count,
+        repeats=repeats,
+    )
+    if len(interactions.item_ids) < 2:
+        raise InputError(
+            f"{log.name}: expected at least two items to choose between. "
+            f"Received: {len(interactions.item_ids)}"
+        )
+    vocabulary = _vocabulary(interactions, log.items, None)
+    sequences = build_sequences(interactions, vocabulary)
+    split = make_split(sequences)
+    if not (split.train.lengths >= 2).any():
+        raise InputError(
+            f"{log.name}: no user has enough interactions: expected two or "
+            "more of one user to train on. Received: at most one"
+        )
+    counts = np.bincount(split.train.items, minlength=vocabulary.size)
+    return PreparedData(
+        name=log.name,
+        vocabulary=_vocabulary(
+            interactions, log.items, counts[FIRST_ITEM_INDEX:]
+        ),
+        split=split,
+        num_single=int(np.count_nonzero(sequences.lengths == 1)),
+    )
+
+
+def _vocabulary(
+    interactions: Interactions,
+    items: pa.Table | None,
+    train_counts: np.ndarray | None,
+) -> Vocabulary:
+    vocabulary = Vocabulary(interactions.item_ids, items)
+    if train_counts is None:
+        return vocabulary
+    table = vocabulary.items
+    if TRAIN_COUNT in table.column_names:
+        table = table.drop_columns([TRAIN_COUNT])
+    table = table.append_column(TRAIN_COUNT, pa.array(train_counts))
+    return Vocabulary(interactions.item_ids, table)

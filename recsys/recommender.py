@@ -1,0 +1,217 @@
+"""A trained model together with its vocabulary: raw ids in, raw ids out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from recsys.data import pipeline
+from recsys.data.prepare import TRAIN_COUNT
+from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.errors import InputError
+from recsys.evaluation.top_lists import top_lists
+from recsys.models.two_tower import TwoTower
+from recsys.training import workdir as workdir_lib
+
+# Positions encoded at once. Large enough to keep the cores busy, small
+# enough that the activations stay within some tens of megabytes.
+_POSITIONS_PER_BATCH = 12_800
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """One recommended item.
+
+    Attributes:
+        item_id: The raw id.
+        title: The title, or the raw id where no title is known.
+        score: The dot product of the history's and the item's vector.
+    """
+
+    item_id: str
+    title: str
+    score: float
+
+
+class Recommender:
+    """A two-tower model that knows its vocabulary.
+
+    Args:
+        model: The model; its table has a row for every vocabulary index.
+        vocabulary: The items.
+        max_history_length: The newest items of a history that are read.
+        name: What results call the model.
+
+    Raises:
+        ValueError: The model's table and the vocabulary differ in size.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        vocabulary: Vocabulary,
+        max_history_length: int,
+        name: str = "two-tower",
+    ) -> None:
+        rows = model.candidate_tower.embedding.vocabulary_size
+        if rows != vocabulary.size:
+            raise ValueError(
+                f"`vocabulary` must have the {rows} rows of the model's "
+                f"table. Received: {vocabulary.size}"
+            )
+        self.model = model
+        self.vocabulary = vocabulary
+        self.name = name
+        self._max_length = max_history_length
+        self._popularity = np.zeros(vocabulary.size, np.float32)
+        if TRAIN_COUNT in vocabulary.items.column_names:
+            counts = vocabulary.items.column(TRAIN_COUNT).to_numpy()
+            self._popularity[FIRST_ITEM_INDEX:] = counts
+        self._encode = tf.function(
+            model.history_tower,
+            input_signature=[tf.TensorSpec([None, None], tf.int32)],
+        )
+
+    def user_vectors(
+        self, items: np.ndarray, offsets: np.ndarray
+    ) -> np.ndarray:
+        """Encodes histories.
+
+        Args:
+            items: `[total]` int32 vocabulary indices, the histories one
+                after the other, each oldest first.
+            offsets: `[num_queries + 1]` int64.
+
+        Returns:
+            `[num_queries, embedding_dim]` float32; zero for an empty history.
+        """
+        dim = self.model.history_tower.embedding.embedding_dim
+        vectors = np.zeros((len(offsets) - 1, dim), np.float32)
+        for rows, history_ids in pipeline.history_batches(
+            items,
+            offsets,
+            max_length=self._max_length,
+            positions_per_batch=_POSITIONS_PER_BATCH,
+        ):
+            vectors[rows] = self._encode(history_ids).numpy()
+        return vectors
+
+    def item_vectors(self) -> np.ndarray:
+        """Returns `[vocabulary_size, embedding_dim]` float32."""
+        return self.model.candidate_tower.all_candidates().numpy()
+
+    def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Scores every item for each history.
+
+        Args:
+            items: As for `user_vectors`.
+            offsets: As for `user_vectors`.
+
+        Returns:
+            `[num_queries, vocabulary_size]` float32; columns 0 and 1 are no
+            candidates.
+        """
+        return self.user_vectors(items, offsets) @ self.item_vectors().T
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+    ) -> list[Recommendation]:
+        """Recommends items for one history.
+
+        Args:
+            history: Raw item ids or titles, oldest first. None may be
+                unknown; see `Vocabulary.find`.
+            k: How many items.
+            exclude_history: Whether items of the history are left out.
+
+        Returns:
+            At most `k` items, best first; fewer when no more are left.
+
+        Raises:
+            InputError: An entry of the history is not found or ambiguous.
+        """
+        indices = [self.vocabulary.find(text) for text in history]
+        items, scores = self.recommend_indices(
+            np.array(indices, np.int32),
+            np.array([0, len(indices)], np.int64),
+            k,
+            exclude_history=exclude_history,
+        )
+        found = items[0] > 0
+        return [
+            Recommendation(
+                item_id=self.vocabulary.decode([index])[0],
+                title=self.vocabulary.describe(int(index)),
+                score=float(score),
+            )
+            for index, score in zip(items[0][found], scores[0][found])
+        ]
+
+    def recommend_indices(
+        self,
+        items: np.ndarray,
+        offsets: np.ndarray,
+        k: int,
+        *,
+        exclude_history: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Recommends items for many histories.
+
+        An empty history, or one of unknown items only, has no vector; its
+        recommendations are the items with the most training interactions,
+        scored by that number.
+
+        Args:
+            items: As for `user_vectors`.
+            offsets: As for `user_vectors`.
+            k: How many items for each.
+            exclude_history: Whether items of a history are left out.
+
+        Returns:
+            `[num_queries, k]` int32 vocabulary indices, best first, 0 where
+            no item is left, and their scores, -inf there.
+
+        Raises:
+            InputError: `k` is not positive.
+        """
+        if k < 1:
+            raise InputError(f"`k` must be positive. Received: {k}")
+        scores = self.scores(items, offsets)
+        lengths = np.diff(offsets)
+        known = np.repeat(np.arange(len(lengths)), lengths)
+        known = np.bincount(known[items > 1], minlength=len(lengths)) > 0
+        scores[~known] = self._popularity
+        scores[:, :2] = -np.inf
+        if exclude_history:
+            scores[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
+        return top_lists(scores, k)
+
+
+def load(workdir: str | os.PathLike[str]) -> Recommender:
+    """Loads the best model of a training run.
+
+    Args:
+        workdir: Where `recsys.train` put it.
+
+    Returns:
+        The model with its vocabulary.
+
+    Raises:
+        InputError: The folder is missing or holds no trained model.
+    """
+    folder = workdir_lib.Workdir(pathlib.Path(workdir))
+    config = folder.read_config()
+    model = keras.saving.load_model(folder.model, compile=False)
+    return Recommender(
+        model, Vocabulary.load(folder.vocabulary), config.max_history_length
+    )

@@ -1,0 +1,182 @@
+"""The configuration of a training run, and its presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from recsys.errors import InputError
+
+ENCODERS = ("self_attention", "gru", "mean_pooling")
+REPEATS = ("first", "last", "all")
+SPLITS = ("leave_last_out", "temporal", "held_out_users", "validation_only")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run computes.
+
+    Each field is a flag of `python -m recsys.train`. Two runs with equal
+    configurations on equal data end with equal weights.
+
+    Raises:
+        InputError: A field is out of its range.
+    """
+
+    # Data: what to read (see recsys.data.sources), and which of it to keep.
+    data: str = "movielens-small"
+    user_column: str | None = None
+    item_column: str | None = None
+    timestamp_column: str | None = None
+    rating_column: str | None = None
+    items_file: str | None = None
+    tfds_data_dir: str | None = None
+    tfds_manual_dir: str | None = None
+    # Only ratings of at least this much are interactions; None keeps all.
+    min_rating: float | None = None
+    # k-core: items and users with fewer interactions are dropped.
+    min_item_count: int = 1
+    min_user_count: int = 1
+    # Which of several interactions of one user with one item stays.
+    repeats: str = "first"
+    split: str = "leave_last_out"
+
+    # Model.
+    encoder: str = "self_attention"
+    embedding_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    dropout: float = 0.2
+    # Longest history that the encoder reads at once, in items.
+    max_history_length: int = 200
+
+    # Optimization: Adam with linear warm-up, then cosine decay to nothing.
+    num_epochs: int = 30
+    positions_per_batch: int = 12_800
+    learning_rate: float = 0.003
+    warmup_steps: int = 300
+    adam_beta_2: float = 0.98
+    weight_decay: float = 0.0
+    # Stop after so many epochs without a better validation NDCG@10.
+    patience: int = 5
+    seed: int = 0
+
+    # Execution.
+    # Compile the step with XLA: some seconds per row length, then faster.
+    jit_compile: bool = True
+    # Steps between checkpoints inside an epoch; each epoch ends with one.
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("encoder", ENCODERS),
+            ("repeats", REPEATS),
+            ("split", SPLITS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(
+                    f"--{name} must be one of {', '.join(choices)}, "
+                    f"received {value!r}"
+                )
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if not value >= lowest:
+                raise InputError(
+                    f"--{name} must be at least {lowest}, received {value}"
+                )
+        if not self.dropout < 1:
+            raise InputError(
+                f"--dropout must be below 1, received {self.dropout}"
+            )
+        if self.encoder == "self_attention" and (
+            self.embedding_dim % self.num_heads
+        ):
+            raise InputError(
+                f"--num_heads must divide --embedding_dim="
+                f"{self.embedding_dim}, received {self.num_heads}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], source: str) -> TrainConfig:
+        """Makes a configuration from `to_dict`'s answer.
+
+        Args:
+            fields: Field values by name.
+            source: Where they come from, for the error's text.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: A field is unknown, missing or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for what, names in (
+            ("unknown", fields.keys() - known),
+            ("missing", known - fields.keys()),
+        ):
+            if names:
+                raise InputError(
+                    f"{source}: expected the fields of a training "
+                    f"configuration, received {what} {', '.join(sorted(names))}"
+                )
+        return cls(**fields)
+
+
+_LOWEST: dict[str, float] = {
+    "min_item_count": 1,
+    "min_user_count": 1,
+    "embedding_dim": 1,
+    "num_blocks": 1,
+    "num_heads": 1,
+    "dropout": 0,
+    "max_history_length": 1,
+    "num_epochs": 1,
+    "positions_per_batch": 1,
+    "learning_rate": 0,
+    "warmup_steps": 0,
+    "adam_beta_2": 0,
+    "weight_decay": 0,
+    "patience": 1,
+    "seed": 0,
+    "checkpoint_steps": 1,
+}
+
+# The values of `--preset`: what differs from the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "movielens-small": {
+        "positions_per_batch": 3200,
+        "learning_rate": 0.002,
+        "warmup_steps": 100,
+        "dropout": 0.4,
+        "num_epochs": 20,
+        "jit_compile": False,
+    },
+    "movielens-1m": {},
+}
+
+
+def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
+    """Returns a preset with some fields replaced.
+
+    Args:
+        preset: A name in `PRESETS`.
+        overrides: Field values by name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: The preset is unknown or a value is out of range.
+    """
+    if preset not in PRESETS:
+        raise InputError(
+            f"--preset must be one of {', '.join(PRESETS)}, "
+            f"received {preset!r}"
+        )
+    return TrainConfig(**{**PRESETS[preset], **overrides})

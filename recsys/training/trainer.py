@@ -1,0 +1,234 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from recsys.data import pipeline
+from recsys.data.prepare import PreparedData
+from recsys.evaluation import evaluate
+from recsys.metrics import parse_metric
+from recsys.models.two_tower import TwoTower
+from recsys.recommender import Recommender
+from recsys.training import files
+from recsys.training.build import build_data, build_model, build_optimizer
+from recsys.training.checkpoints import Checkpoints, Progress
+from recsys.training.config import TrainConfig
+from recsys.training.progress import ProgressDisplay
+from recsys.training.workdir import Workdir
+
+# What early stopping and the choice of the best epoch look at.
+SELECTION_METRIC = "ndcg@10"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves.
+
+    Attributes:
+        data: What it was trained on, for evaluation on the same split.
+        workdir: The folder that holds the model.
+        history: Per epoch `loss`, `validation_recall@10`,
+            `validation_ndcg@10`, `seconds` and `interactions_per_second`.
+        best_epoch: The epoch whose weights were kept, from 0.
+    """
+
+    data: PreparedData
+    workdir: pathlib.Path
+    history: list[dict[str, float]]
+    best_epoch: int
+
+
+def train(
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    data: PreparedData | None = None,
+    verbose: bool = True,
+) -> TrainResult:
+    """Trains a model into a workdir, or goes on with a run that is there.
+
+    A workdir with a checkpoint of the same configuration is resumed, and
+    ends with the same weights, bit for bit, as if it had never stopped. One
+    whose run is finished is left as it is. Sets the global seeds of Python,
+    NumPy and TensorFlow.
+
+    Args:
+        config: The configuration.
+        workdir: Where the run lives; made if missing.
+        data: The data that the configuration names, if they are read already.
+        verbose: Whether to show progress on standard error.
+
+    Returns:
+        The result. The weights kept in `model.keras` are those of the epoch
+        with the highest validation NDCG@10.
+
+    Raises:
+        InputError: The data cannot be used, or the workdir cannot.
+        OSError: A file could not be written.
+        FloatingPointError: The loss stopped being finite.
+    """
+    folder = Workdir(pathlib.Path(workdir))
+    folder.check(config)
+    if data is None:
+        data = build_data(config)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.config.exists():
+        data.vocabulary.save(folder.vocabulary)
+        files.write_json(folder.config, config.to_dict())
+    progress = Trainer(config, folder, data, verbose).run()
+    best = progress.best_epoch
+    assert best is not None  # A finished run has at least one epoch.
+    return TrainResult(data, folder.path, progress.history, best)
+
+
+class Trainer:
+    """One run: a model, its optimizer, and where it is.
+
+    Args:
+        config: The configuration.
+        folder: The workdir.
+        data: What the configuration names.
+        verbose: Whether to show progress on standard error.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Workdir,
+        data: PreparedData,
+        verbose: bool,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._data = data
+        self._verbose = verbose
+        keras.utils.set_random_seed(config.seed)
+        self.model: TwoTower = build_model(config, data.vocabulary.size)
+        self.optimizer = build_optimizer(config, len(self._plan(epoch=0)))
+        self.optimizer.build(self.model.trainable_variables)
+        self._recommender = Recommender(
+            self.model, data.vocabulary, config.max_history_length
+        )
+        self._train_step = tf.function(
+            self._step, jit_compile=config.jit_compile, reduce_retracing=True
+        )
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, self.model, self.optimizer
+        )
+
+    def run(self) -> Progress:
+        """Trains from wherever the run is to its end."""
+        progress = self._checkpoints.restore() or Progress()
+        if progress.finished:
+            return progress
+        writer = tf.summary.create_file_writer(str(self._folder.logs))
+        with writer.as_default():
+            while not progress.finished:
+                self._run_epoch(progress)
+        return progress
+
+    def _run_epoch(self, progress: Progress) -> None:
+        """Finishes the epoch that is under way, validates and saves."""
+        began = time.perf_counter()
+        trained_before = progress.num_targets
+        self._train_epoch(progress)
+        seconds = time.perf_counter() - began
+        rate = (progress.num_targets - trained_before) / max(seconds, 1e-9)
+        measures = {
+            "loss": progress.loss_sum / max(progress.num_targets, 1.0),
+            **self._validate(),
+        }
+        for name, value in measures.items():
+            tf.summary.scalar(name, value, step=progress.epoch)
+        progress.history.append(
+            {**measures, "seconds": seconds, "interactions_per_second": rate}
+        )
+        best = progress.best_epoch
+        if best == progress.epoch:
+            with files.atomic_path(self._folder.model) as path:
+                self.model.save(path)
+        progress.epoch += 1
+        progress.step = 0
+        progress.loss_sum = progress.num_targets = 0.0
+        progress.finished = (
+            progress.epoch == self._config.num_epochs
+            or progress.epoch - 1 - best >= self._config.patience
+        )
+        self._checkpoints.save(progress)
+
+    def _train_epoch(self, progress: Progress) -> None:
+        """Runs the steps of an epoch that are not done yet."""
+        plan = self._plan(progress.epoch)
+        train_ds = pipeline.train_dataset(
+            self._data.split.train,
+            plan,
+            positions_per_batch=self._config.positions_per_batch,
+            first_step=progress.step,
+        )
+        with ProgressDisplay(
+            progress, self._config.num_epochs, len(plan), self._verbose
+        ) as display:
+            for batch in train_ds:
+                loss, num_targets = self._train_step(batch)
+                self._count(progress, float(loss), float(num_targets))
+                display.update(progress)
+                if progress.step % self._config.checkpoint_steps == 0:
+                    self._checkpoints.save(progress)
+
+    def _count(
+        self, progress: Progress, loss: float, num_targets: float
+    ) -> None:
+        progress.step += 1
+        progress.global_step += 1
+        progress.loss_sum += loss
+        progress.num_targets += num_targets
+        if loss - loss != 0:  # NaN or infinite.
+            raise FloatingPointError(
+                f"epoch {progress.epoch}, step {progress.step}: expected a "
+                "finite loss; a lower --learning_rate may help. "
+                f"Received: {loss}"
+            )
+
+    def _step(
+        self, batch: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One update; returns the summed loss and the number of targets."""
+        with tf.GradientTape() as tape:
+            loss, num_targets = self.model.next_item_loss(batch)
+            mean = tf.math.divide_no_nan(loss, num_targets)
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(mean, variables)
+        self.optimizer.apply(gradients, variables)
+        return loss, num_targets
+
+    def _validate(self) -> dict[str, float]:
+        metrics = [parse_metric("recall@10"), parse_metric(SELECTION_METRIC)]
+        evaluation = evaluate(
+            self._recommender,
+            self._data.split.validation,
+            protocol=self._data.split.protocol,
+            ks=(10,),
+            lists=False,
+            exclude_history=self._config.repeats != "all",
+        )
+        return {
+            f"validation_{name}": value
+            for name, value in evaluation.metrics(metrics).items()
+        }
+
+    def _plan(self, epoch: int) -> pipeline.EpochPlan:
+        return pipeline.plan_epoch(
+            self._data.split.train,
+            max_length=self._config.max_history_length,
+            positions_per_batch=self._config.positions_per_batch,
+            seed=self._config.seed,
+            epoch=epoch,
+        )

@@ -1,0 +1,102 @@
+"""The workdir of a run: everything that another command needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+from recsys.errors import InputError
+from recsys.training import files
+from recsys.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths within a workdir, and its configuration.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The configuration, JSON."""
+        return self.path / "config.json"
+
+    @property
+    def vocabulary(self) -> pathlib.Path:
+        """The items by index, Parquet."""
+        return self.path / "vocabulary.parquet"
+
+    @property
+    def model(self) -> pathlib.Path:
+        """The model with the best validation result, Keras format."""
+        return self.path / "model.keras"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """What a killed run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """The results, JSON."""
+        return self.path / "metrics.json"
+
+    @property
+    def logs(self) -> pathlib.Path:
+        """TensorBoard logs."""
+        return self.path / "logs"
+
+    def read_config(self) -> TrainConfig:
+        """Reads the configuration of a run whose model is there.
+
+        Raises:
+            InputError: The folder is missing or holds no trained model.
+        """
+        if not self.config.is_file() or not self.model.is_file():
+            what = "no model" if self.path.is_dir() else "no such folder"
+            raise InputError(
+                "`workdir` must be a folder in which recsys.train has trained "
+                f"a model. Received: {self.path} ({what})"
+            )
+        return TrainConfig.from_dict(
+            files.read_json(self.config), str(self.config)
+        )
+
+    def check(self, config: TrainConfig) -> None:
+        """Checks that a run may write here, without writing anything.
+
+        Args:
+            config: The run's configuration.
+
+        Raises:
+            InputError: The folder cannot be written, or holds a run of
+                another configuration.
+        """
+        existing = self.path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise InputError(
+                "`workdir` must be a folder that can be written. "
+                f"Received: {self.path}"
+            )
+        if not self.config.is_file():
+            return
+        before = files.read_json(self.config)
+        now = config.to_dict()
+        differing = [
+            f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path}: expected no run, or one of the same "
+                "configuration; name another --workdir or use the same "
+                f"flags. Received: other {', '.join(differing)}"
+            )
