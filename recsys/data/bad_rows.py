@@ -61,11 +61,7 @@ def raise_text(
     first_kind = None
     for number, row in _rows(file, form):
         where = f"{file}, line {number}: expected"
-        if len(row) != len(columns):
-            raise InputError(
-                f"{where} {len(columns)} columns. Received {len(row)}: "
-                f"{form.delimiter.join(row)[:120]!r}"
-            )
+        _check_length(file, number, row, len(columns), form)
         for role in ("user", "item"):
             if not row[roles[role]].strip():
                 raise InputError(
@@ -91,6 +87,35 @@ def raise_text(
     )
 
 
+def raise_ragged(file: Traversable, form: TextForm, reason: str) -> NoReturn:
+    """Raises the InputError that names the first line of a wrong length.
+
+    Args:
+        file: The file.
+        form: How its rows are written.
+        reason: What to say when every row has its length.
+    """
+    for number, row in _rows(file, form):
+        _check_length(file, number, row, len(form.header), form)
+    raise InputError(
+        f"{file}: expected a table. Received: {' '.join(reason.split())}"
+    )
+
+
+def _check_length(
+    file: Traversable,
+    number: int,
+    row: list[str],
+    num_columns: int,
+    form: TextForm,
+) -> None:
+    if len(row) != num_columns:
+        raise InputError(
+            f"{file}, line {number}: expected {num_columns} columns. "
+            f"Received {len(row)}: {form.delimiter.join(row)[:120]!r}"
+        )
+
+
 def _rows(
     file: Traversable, form: TextForm
 ) -> Iterator[tuple[int, list[str]]]:
@@ -99,7 +124,13 @@ def _rows(
     if form.has_header:
         reader = csv.reader(all_lines, delimiter=form.delimiter)
         next((row for row in reader if row), None)
-        yield from ((reader.line_num, row) for row in reader if row)
+        try:
+            yield from ((reader.line_num, row) for row in reader if row)
+        except csv.Error as error:
+            raise InputError(
+                f"{file}, line {reader.line_num}: expected a row of a table. "
+                f"Received: {error}"
+            ) from error
         return
     for number, line in enumerate(all_lines, 1):
         line = line.rstrip("\r\n")

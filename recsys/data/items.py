@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from recsys.data import bad_rows
 from recsys.data import files
 from recsys.data.columns import find_column
 from recsys.errors import InputError
@@ -43,7 +44,8 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
         else:
             header, delimiter = files.header(file)
             name = _item_column(header, item_column, file)
-            table = _read_text(file, delimiter, name)
+            form = bad_rows.TextForm(header, delimiter)
+            table = _read_text(file, form, name)
     columns = {"item_id": _ids(table[name], file)}
     taken = [name]
     for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
@@ -139,16 +141,20 @@ def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
 
 
 def _read_text(
-    file: Traversable, delimiter: str, item_column: str
+    file: Traversable, form: bad_rows.TextForm, item_column: str
 ) -> pa.Table:
     with files.arrow_stream(file) as stream:
-        return pa_csv.read_csv(
-            stream,
-            parse_options=pa_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True
-            ),
-            # Ids stay as they are written: "007" is not "7".
-            convert_options=pa_csv.ConvertOptions(
-                column_types={item_column: pa.string()}
-            ),
-        )
+        try:
+            return pa_csv.read_csv(
+                stream,
+                parse_options=pa_csv.ParseOptions(
+                    delimiter=form.delimiter, newlines_in_values=True
+                ),
+                # Ids stay as they are written: "007" is not "7".
+                convert_options=pa_csv.ConvertOptions(
+                    column_types={item_column: pa.string()}
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            reason = str(error)
+    bad_rows.raise_ragged(file, form, reason)

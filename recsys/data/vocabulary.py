@@ -44,7 +44,7 @@ class Vocabulary:
         _check_ids(ids, "item_ids")
         columns = {"item_id": ids}
         if items is not None:
-            known = items.column("item_id").combine_chunks()
+            known = _as_strings(items.column("item_id"), "items")
             _check_ids(known, "items")
             rows = pc.index_in(ids, value_set=known)
             for name in items.column_names:
@@ -245,7 +245,7 @@ class Vocabulary:
             )
         try:
             return cls(table.column("item_id"), table)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
 
     @functools.cached_property
@@ -290,11 +290,13 @@ def _as_strings(
         ids = ids.cast(pa.string())
     if ids.type != pa.string():
         raise TypeError(f"`{name}` must be strings. Received: {ids.type}")
+    if ids.null_count:
+        raise TypeError(f"`{name}` must be strings. Received: None")
     return ids
 
 
 def _check_ids(ids: pa.Array, name: str) -> None:
-    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+    if pc.any(pc.equal(ids, "")).as_py():
         raise ValueError(f"`{name}` must not be empty. Received an empty id")
     if pc.count_distinct(ids).as_py() != len(ids):
         counts = pc.value_counts(ids)
