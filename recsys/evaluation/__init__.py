@@ -1,6 +1,12 @@
 """From a recommender and a split to results that can be trusted."""
 
 from recsys.evaluation.full_ranking import Recommender, evaluate
+from recsys.evaluation.leak_audit import (
+    AuditReport,
+    Check,
+    LeakError,
+    audit,
+)
 from recsys.evaluation.results import Evaluation, query_ids
 from recsys.evaluation.table import results_table
 from recsys.evaluation.uncertainty import (
@@ -13,10 +19,14 @@ from recsys.evaluation.uncertainty import (
 )
 
 __all__ = [
+    "AuditReport",
+    "Check",
     "Comparison",
     "Evaluation",
     "Interval",
+    "LeakError",
     "Recommender",
+    "audit",
     "bootstrap_interval",
     "compare",
     "evaluate",
