@@ -54,7 +54,7 @@ _HOMES = {
 }
 
 # Reached as attributes without an import of their own: recsys.training.train.
-_SUBPACKAGES = ("data", "models", "training")
+_SUBPACKAGES = ("baselines", "data", "evaluation", "models", "training")
 
 
 def __getattr__(name: str) -> Any:

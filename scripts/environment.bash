@@ -42,7 +42,8 @@ make_venv() {
   "$base" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$base lacks the modules venv and ensurepip." \
       "On Debian 12: apt-get install python3.11-venv"
-  rm -rf "$venv"
+  echo "Making an environment in .venv: downloads about 750 MB, fills 3 GB," \
+    "takes 2 to 10 minutes ..." >&2
   mkdir "$venv"
   printf 'installing\n' >"$venv/recsys-state"
   "$base" -m venv "$venv" || fail "$base -m venv .venv failed, see above."
@@ -82,8 +83,6 @@ update_environment() {
   if [[ -e $venv ]]; then
     echo "Bringing the environment in .venv up to date ..." >&2
   else
-    echo "Making an environment in .venv: downloads about 800 MB, fills" \
-      "3 GB, takes 2 to 10 minutes ..." >&2
     make_venv
   fi
   printf 'installing\n' >"$venv/recsys-state"
