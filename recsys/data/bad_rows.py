@@ -65,7 +65,7 @@ def raise_text(
         for role in ("user", "item"):
             if not row[roles[role]].strip():
                 raise InputError(
-                    f"{where} a {role} id in column "
+                    f"{where} the {role} id in column "
                     f"{getattr(names, role)!r}. Received: an empty one"
                 )
         value = row[roles["timestamp"]]
@@ -216,7 +216,7 @@ def raise_columns(
         row = pc.index(pc.utf8_trim_whitespace(text), "").as_py()
         if row >= 0:
             raise InputError(
-                f"{file}, row {row + 1}: expected a {role} id in column "
+                f"{file}, row {row + 1}: expected the {role} id in column "
                 f"{getattr(names, role)!r}. Received: an empty one"
             )
     times = table["timestamp"]

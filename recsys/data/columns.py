@@ -120,7 +120,7 @@ def find_column(
         )
     if required:
         raise InputError(
-            f"{file}: expected a {role} column in the header: name it with "
+            f"{file}: expected one {role} column in the header: name it with "
             f"--{role}_column. Received columns: {columns}"
         )
     return None

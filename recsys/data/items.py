@@ -90,10 +90,15 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
         )
     columns = dict(zip(table.column_names, table.columns))
     columns["item_id"] = ids
-    if "title" in columns:
-        columns["title"] = columns["title"].cast(pa.string())
-    if "genres" in columns:
-        columns["genres"] = _split(columns["genres"])
+    for role, convert in (("title", _as_text), ("genres", _split)):
+        if role in columns:
+            try:
+                columns[role] = convert(columns[role])
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{file}: expected text in the {role} column. "
+                    f"Received: a column of {columns[role].type}"
+                ) from error
     return pa.table(columns)
 
 
@@ -109,10 +114,14 @@ def _ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
         ) from error
 
 
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string())
+
+
 def _split(genres: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_list(genres.type):
         return genres.cast(pa.list_(pa.string())).combine_chunks()
-    text = genres.cast(pa.string()).combine_chunks()
+    text = _as_text(genres).combine_chunks()
     none = pc.is_in(text, value_set=pa.array(NO_GENRES))
     lists = pc.split_pattern(text, "|")
     empty = pa.scalar([], pa.list_(pa.string()))
@@ -124,11 +133,10 @@ def _item_column(
 ) -> str:
     if given in header:
         return given
-    if given is None or find_column(
-        header, "item", None, file, required=False
-    ):
-        return find_column(header, "item", None, file)
-    return _find(header, ("id",)) or find_column(header, "item", None, file)
+    usual = find_column(header, "item", None, file, required=False)
+    if usual is None:
+        usual = _find(header, ("id",))
+    return usual or find_column(header, "item", None, file)
 
 
 def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:

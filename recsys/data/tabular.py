@@ -147,6 +147,7 @@ def _read_parquet(
         table = table.set_column(
             table.column_names.index(role), role, ids
         )
+    table = table.set_column(2, "timestamp", _typed(table["timestamp"]))
     if names.rating:
         with files.readable(file):
             table = table.set_column(
@@ -155,6 +156,17 @@ def _read_parquet(
     if not _is_sound(table):
         bad_rows.raise_columns(file, names, table)
     return table, names
+
+
+def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns timestamps that were written as text by what they say."""
+    if pa.types.is_string(times.type) or pa.types.is_large_string(times.type):
+        for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
+            try:
+                return times.cast(kind)
+            except pa.ArrowInvalid:
+                continue
+    return times
 
 
 def _with_roles(table: pa.Table, names: ColumnNames) -> pa.Table:

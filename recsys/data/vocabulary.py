@@ -213,6 +213,8 @@ class Vocabulary:
             self._items.replace_schema_metadata(None).combine_chunks(),
             partial,
             compression="zstd",
+            # Arrow's copy of the schema differs after a round trip.
+            store_schema=False,
         )
         os.replace(partial, path)
 
