@@ -67,7 +67,7 @@ def rank_candidates(
     if excluded is None:
         excluded = np.empty(0, np.int32), np.zeros(num_queries + 1, np.int64)
     num_candidates = (
-        vocabulary_size - FIRST_ITEM_INDEX - _num_distinct(*excluded)
+        vocabulary_size - FIRST_ITEM_INDEX - num_distinct(*excluded)
     )
     ranks = np.full(relevant_items.shape, np.nan)
     ordered = np.full_like(relevant_items, PADDING_INDEX)
@@ -75,8 +75,7 @@ def rank_candidates(
     top_scores = np.empty((num_queries, k), scores.dtype)
     step = max(8, _CHUNK_SCORES // vocabulary_size)
     chunk = np.empty((step, vocabulary_size), scores.dtype)
-    # A whole number of 8-byte words in each row, for `_count`.
-    mask = np.zeros((step, -(-vocabulary_size // 8) * 8), bool)
+    mask = _mask(step, vocabulary_size)
     for start in range(0, num_queries, step):
         rows = slice(start, start + step)
         part = chunk[: len(scores[rows])]
@@ -85,11 +84,11 @@ def rank_candidates(
         relevant_scores = _exclude(part, relevant, excluded, start, names)
         order = np.lexsort((relevant, -relevant_scores), axis=-1)
         ordered[rows] = np.take_along_axis(relevant, order, axis=1)
-        ranks[rows] = _expected_ranks(
+        ranks[rows] = expected_ranks(
             part,
             np.take_along_axis(relevant_scores, order, axis=1),
             num_candidates[rows],
-            mask[: len(part)],
+            mask,
         )
         if k:
             top_items[rows], top_scores[rows] = top_lists(part, k)
@@ -152,11 +151,11 @@ def _exclude(
     return relevant_scores
 
 
-def _expected_ranks(
+def expected_ranks(
     chunk: np.ndarray,
     relevant_scores: np.ndarray,
     num_candidates: np.ndarray,
-    mask: np.ndarray,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Expected ranks of relevant items that come best first.
 
@@ -165,12 +164,13 @@ def _expected_ranks(
         relevant_scores: `[num_rows, max_relevant]` float, never rising along
             a row, NaN behind each query's last.
         num_candidates: `[num_rows]` int64.
-        mask: `[num_rows, words of 8 columns]` bool scratch space, False
-            behind the vocabulary.
+        mask: Scratch space, see `_count`; None allocates it.
 
     Returns:
         `[num_rows, max_relevant]` float64, NaN where padded.
     """
+    if mask is None:
+        mask = _mask(*chunk.shape)
     num_relevant = np.count_nonzero(~np.isnan(relevant_scores), axis=1)
     better = np.zeros(relevant_scores.shape, np.int64)
     tied = np.zeros(relevant_scores.shape, np.int64)
@@ -216,6 +216,11 @@ def _count(
     return np.bitwise_count(mask.view(np.uint64)).sum(axis=1, dtype=np.int64)
 
 
+def _mask(num_rows: int, num_columns: int) -> np.ndarray:
+    """Allocates what `_count` writes to: rows of whole 8-byte words."""
+    return np.zeros((num_rows, -(-num_columns // 8) * 8), bool)
+
+
 def _tie_groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places each score within the run of equal scores that it is in.
 
@@ -237,7 +242,7 @@ def _tie_groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return columns - first + 1, last - first + 1
 
 
-def _num_distinct(items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def num_distinct(items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Counts the `[num_queries]` distinct real items of each slice."""
     num_queries = len(offsets) - 1
     queries = np.repeat(np.arange(num_queries), np.diff(offsets))

@@ -92,7 +92,7 @@ def evaluate(
             f"{ks} and {batch_size}"
         )
     names = query_ids(queries)
-    relevant_items = _relevant_items(queries, names)
+    relevant_items = padded_relevant_items(queries, names)
     k = ks[-1] if lists else 0
     ranked = _empty(relevant_items.shape, k)
     vocabulary_size = 0
@@ -159,7 +159,9 @@ def _write(ranked: Ranked, rows: np.ndarray, batch: Ranked) -> None:
         ranked.top_scores[rows] = batch.top_scores
 
 
-def _relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
+def padded_relevant_items(
+    queries: Queries, names: np.ndarray
+) -> np.ndarray:
     """Lays out `[num_queries, max_relevant]` int32 items, after checking.
 
     Rows are padded with 0 behind their last item.

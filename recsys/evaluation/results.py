@@ -76,6 +76,19 @@ class Evaluation:
             for name, values in self.per_query(metrics).items()
         }
 
+    def select(self, rows: np.ndarray) -> Evaluation:
+        """Returns the results of some queries, in the order of `rows`."""
+        lists = self.top_items is not None
+        return dataclasses.replace(
+            self,
+            query_ids=self.query_ids[rows],
+            ranks=self.ranks[rows],
+            relevant_items=self.relevant_items[rows],
+            num_candidates=self.num_candidates[rows],
+            top_items=self.top_items[rows] if lists else None,
+            top_scores=self.top_scores[rows] if lists else None,
+        )
+
     def summary(self) -> dict[str, object]:
         """Returns what `metrics.json` holds of an evaluation."""
         return {
