@@ -81,8 +81,14 @@ class ReadItemsTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"item": [1.5]}, "ids in the item column. Received"),
         ({"item": [[1]]}, "ids in the item column. Received"),
-        ({"item": ["a"], "genres": [{"x": 1}]}, "text in the genres column.*struct<x: int64>$"),
-        ({"item": ["a"], "title": [[1]]}, "text in the title column.*list<.*int64>$"),
+        (
+            {"item": ["a"], "genres": [{"x": 1}]},
+            "text in the genres column.*struct<x: int64>$",
+        ),
+        (
+            {"item": ["a"], "title": [[1]]},
+            "text in the title column.*list<.*int64>$",
+        ),
     )
     def test_parquet_errors(self, columns: dict, message: str):
         path = self.write(columns, "items.parquet")

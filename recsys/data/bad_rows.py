@@ -177,7 +177,8 @@ def ids_as_strings(
     if not pa.types.is_dictionary(ids.type):
         ids = ids.dictionary_encode()
     values = ids.type.value_type
-    where = f"{file}: expected ids in the {role} column {getattr(names, role)!r}"
+    name = getattr(names, role)
+    where = f"{file}: expected ids in the {role} column {name!r}"
     if pa.types.is_floating(values):
         for chunk in ids.chunks:
             whole = pc.equal(chunk.dictionary, pc.floor(chunk.dictionary))

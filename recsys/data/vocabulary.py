@@ -45,12 +45,17 @@ class Vocabulary:
         columns = {"item_id": ids}
         if items is not None:
             known = _as_strings(items.column("item_id"), "items")
-            _check_ids(known, "items")
-            rows = pc.index_in(ids, value_set=known)
+            # Rows that are aligned already, as in a saved file, stay.
+            rows = None
+            if not known.equals(ids):
+                _check_ids(known, "items")
+                rows = pc.index_in(ids, value_set=known)
             for name in items.column_names:
                 if name != "item_id":
                     column = items.column(name).combine_chunks()
-                    columns[name] = column.take(rows)
+                    if rows is not None:
+                        column = column.take(rows)
+                    columns[name] = column
         self._items = pa.table(columns)
         self._ids = ids
 
