@@ -29,12 +29,14 @@ class PreparedData:
         split: Training sequences and queries over that vocabulary.
         num_single: Users with one interaction only: trained on in the counts,
             but asked nothing.
+        num_dropped: Interactions of the log that the filters left out.
     """
 
     name: str
     vocabulary: Vocabulary
     split: Split
     num_single: int
+    num_dropped: int
 
 
 def prepare(
@@ -91,6 +93,7 @@ def prepare(
         ),
         split=split,
         num_single=int(np.count_nonzero(sequences.lengths == 1)),
+        num_dropped=len(log.interactions) - len(interactions),
     )
 
 

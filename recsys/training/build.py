@@ -1,12 +1,9 @@
-"""From a configuration to data, a model and an optimizer."""
+"""From a configuration to a model and an optimizer."""
 
 from __future__ import annotations
 
 import keras
 
-from recsys.data import sources
-from recsys.data import splits
-from recsys.data.prepare import PreparedData, prepare
 from recsys.models.history_encoders import (
     GRUEncoder,
     MeanPooling,
@@ -16,32 +13,6 @@ from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.config import TrainConfig
-
-
-def build_data(config: TrainConfig) -> PreparedData:
-    """Reads, filters and splits what the configuration names.
-
-    Raises:
-        InputError: The data cannot be read or are too few.
-    """
-    log = sources.read(
-        config.data,
-        user_column=config.user_column,
-        item_column=config.item_column,
-        timestamp_column=config.timestamp_column,
-        rating_column=config.rating_column,
-        items_file=config.items_file,
-        tfds_data_dir=config.tfds_data_dir,
-        tfds_manual_dir=config.tfds_manual_dir,
-    )
-    return prepare(
-        log,
-        lambda sequences: splits.SPLITS[config.split](sequences, config.seed),
-        min_rating=config.min_rating,
-        min_item_count=config.min_item_count,
-        min_user_count=config.min_user_count,
-        repeats=config.repeats,
-    )
 
 
 def build_model(config: TrainConfig, vocabulary_size: int) -> TwoTower:

@@ -18,9 +18,10 @@ from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
 from recsys.recommender import Recommender
 from recsys.training import files
-from recsys.training.build import build_data, build_model, build_optimizer
+from recsys.training.build import build_model, build_optimizer
 from recsys.training.checkpoints import Checkpoints, Progress
 from recsys.training.config import TrainConfig
+from recsys.training.inputs import build_data
 from recsys.training.progress import ProgressDisplay
 from recsys.training.workdir import Workdir
 

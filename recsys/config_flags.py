@@ -1,0 +1,135 @@
+"""One flag for each field of the training configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection
+from typing import Any
+
+from recsys.command_line import Command
+from recsys.training.config import ENCODERS, REPEATS, SPLITS, TrainConfig
+
+# What the fields mean, in the order and under the headings of `--help`.
+FIELD_HELP: dict[str, dict[str, str]] = {
+    "Data": {
+        "data": (
+            "What to train on: movielens-small (bundled), "
+            "tfds:movielens/<config>-ratings, or a path: a GroupLens folder "
+            "or zip, a CSV, TSV or Parquet file, or a folder of such parts."
+        ),
+        "user_column": "Column of user ids, where it has an unusual name.",
+        "item_column": "Column of item ids, likewise.",
+        "timestamp_column": "Column of times, likewise.",
+        "rating_column": "Column of ratings, likewise.",
+        "items_file": "CSV or Parquet with the items' titles, genres, ….",
+        "tfds_data_dir": "Where TensorFlow Datasets keeps prepared data.",
+        "tfds_manual_dir": (
+            "Folder with the original archive, used in place of a download."
+        ),
+        "min_rating": "Only ratings of at least this are interactions.",
+        "min_item_count": "Items with fewer interactions are dropped.",
+        "min_user_count": "Users with fewer interactions are dropped.",
+        "repeats": (
+            "Which of several interactions of one user with one item stays: "
+            f"{', '.join(REPEATS)}."
+        ),
+        "split": f"What is held out: {', '.join(SPLITS)}.",
+    },
+    "Model": {
+        "encoder": f"What reads a history: {', '.join(ENCODERS)}.",
+        "embedding_dim": "Length of the vectors.",
+        "num_blocks": "Blocks of the self-attention encoder.",
+        "num_heads": "Heads of each block; they divide embedding_dim.",
+        "dropout": "Share of activations dropped in training.",
+        "max_history_length": "Longest history read at once, in items.",
+    },
+    "Optimization": {
+        "num_epochs": "Passes over the training data, at most.",
+        "positions_per_batch": "About how many positions a step learns from.",
+        "learning_rate": "The highest rate, after the warm-up.",
+        "warmup_steps": "Steps in which the rate rises from nothing.",
+        "adam_beta_2": "Memory of Adam's second moment.",
+        "weight_decay": "Decoupled weight decay.",
+        "patience": (
+            "Stop after so many epochs without a better validation NDCG@10."
+        ),
+        "seed": "The same seed gives the same weights.",
+    },
+    "Execution": {
+        "jit_compile": (
+            "Compile the step with XLA: a slower start, faster steps."
+        ),
+        "checkpoint_steps": (
+            "Steps between checkpoints; each epoch ends with one anyway."
+        ),
+    },
+}
+
+# The fields that say where a log is and how it is read, not what is kept.
+SOURCE_FIELDS = (
+    "data",
+    "user_column",
+    "item_column",
+    "timestamp_column",
+    "rating_column",
+    "items_file",
+    "tfds_data_dir",
+    "tfds_manual_dir",
+)
+
+
+def add_config_flags(
+    command: Command, names: Collection[str] | None = None
+) -> None:
+    """Gives a command a flag for each field.
+
+    No flag has a default of its own: one that is not given is None and leaves
+    the field to the preset and to the configuration.
+
+    Args:
+        command: The command.
+        names: Which fields. Default: all.
+    """
+    groups = {
+        name: (group, text)
+        for group, members in FIELD_HELP.items()
+        for name, text in members.items()
+    }
+    annotations = typing.get_type_hints(TrainConfig)
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    # Those with help come in its order, any others behind them.
+    for name in [*groups, *(fields.keys() - groups.keys())]:
+        if name not in fields or (names is not None and name not in names):
+            continue
+        group, text = groups.get(name, ("Other", "A field of TrainConfig."))
+        if names is None and fields[name].default is not None:
+            text += f" Default: {fields[name].default}."
+        command.add_flag(_kind(annotations[name]), name, text, group=group)
+
+
+def given_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns those flags that are fields and were given."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in names and value is not None
+    }
+
+
+def _kind(annotation: Any) -> type:
+    """Returns the type of a field: `float` for `float | None`."""
+    if isinstance(annotation, types.UnionType):
+        [annotation] = [
+            part
+            for part in typing.get_args(annotation)
+            if part is not types.NoneType
+        ]
+    if not isinstance(annotation, type):
+        raise TypeError(
+            "a configuration field must have a plain type, received "
+            f"{annotation}"
+        )
+    return annotation
