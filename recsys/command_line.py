@@ -142,13 +142,14 @@ class Command:
         """
         if arguments is None:
             arguments = sys.argv[1:]
-        if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
-            print(self.help())
-            return 0
         # Level 3 leaves fatal messages; TensorFlow's errors raise anyway.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
-            code = main(self.parse(arguments))
+            if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+                print(self.help())
+                code = 0
+            else:
+                code = main(self.parse(arguments))
             sys.stdout.flush()
             return code
         except InputError as error:
@@ -176,26 +177,17 @@ class Command:
         """Returns the text of `--help`."""
         parts = [
             f"python -m {self.name} [--flag=value …]",
-            textwrap.fill(self._summary, 79),
+            _fill(self._summary),
             "\n".join(["Examples:", *(f"  {e}" for e in self._examples)]),
         ]
         for group, members in self._flags.flags_by_module_dict().items():
             lines = [f"{group}:"]
             for flag in members:
                 kind = _KINDS[flag.flag_type()]
-                lines.append(f"  --{flag.name}={kind}")
                 text = flag.help
                 if flag.default is not None:
-                    text += f" (default: {flag.default_as_str})"
-                indent = " " * 6
-                lines.append(
-                    textwrap.fill(
-                        text,
-                        79,
-                        initial_indent=indent,
-                        subsequent_indent=indent,
-                    )
-                )
+                    text += f" Default: {plain(flag.default)}."
+                lines += [f"  --{flag.name}={kind}", _fill(text, " " * 6)]
             parts.append("\n".join(lines))
         return "\n\n".join(parts)
 
@@ -224,6 +216,21 @@ class Command:
             "bool": "true or false",
         }.get(self._flags[name].flag_type(), "text")
         return f"--{name} must be {kind}, received {value!r}"
+
+
+def plain(value: Any) -> str:
+    """Returns a flag's value as one would type it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fill(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        79,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
 
 
 def _describe(error: OSError) -> str:

@@ -8,8 +8,14 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from recsys.command_line import Command
-from recsys.training.config import ENCODERS, REPEATS, SPLITS, TrainConfig
+from recsys.command_line import Command, plain
+from recsys.training.config import (
+    ENCODERS,
+    PRESETS,
+    REPEATS,
+    SPLITS,
+    TrainConfig,
+)
 
 # What the fields mean, in the order and under the headings of `--help`.
 FIELD_HELP: dict[str, dict[str, str]] = {
@@ -104,8 +110,8 @@ def add_config_flags(
         if name not in fields or (names is not None and name not in names):
             continue
         group, text = groups.get(name, ("Other", "A field of TrainConfig."))
-        if names is None and fields[name].default is not None:
-            text += f" Default: {fields[name].default}."
+        if names is None:
+            text += _defaults(name, fields[name].default)
         command.add_flag(_kind(annotations[name]), name, text, group=group)
 
 
@@ -117,6 +123,19 @@ def given_fields(values: dict[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name in names and value is not None
     }
+
+
+def _defaults(name: str, default: Any) -> str:
+    """Says what a field is where its flag is not given."""
+    presets = ", ".join(
+        f"{plain(preset[name])} in {title}"
+        for title, preset in PRESETS.items()
+        if name in preset
+    )
+    if default is None and not presets:
+        return ""
+    text = "none" if default is None else plain(default)
+    return f" Default: {text}{presets and f' ({presets})'}."
 
 
 def _kind(annotation: Any) -> type:

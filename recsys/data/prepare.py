@@ -97,6 +97,26 @@ def prepare(
     )
 
 
+def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
+    """Whether two vocabularies come from the same training set.
+
+    They do, for all purposes, when they number the same items in the same
+    order and each has as many training interactions.
+
+    Args:
+        first: The vocabulary of some prepared data.
+        second: That of others.
+    """
+    columns = ["item_id", TRAIN_COUNT]
+    if not all(
+        name in vocabulary.items.column_names
+        for vocabulary in (first, second)
+        for name in columns
+    ):
+        return False
+    return first.items.select(columns).equals(second.items.select(columns))
+
+
 def _vocabulary(
     interactions: Interactions,
     items: pa.Table | None,

@@ -164,8 +164,10 @@ class TwoTower(keras.Model):
             history_tower = keras.saving.deserialize_keras_object(
                 config.pop("history_tower")
             )
-            candidate_tower = keras.saving.deserialize_keras_object(
-                config.pop("candidate_tower")
-            )
-        candidate_tower.embedding = history_tower.embedding
+            candidate = dict(config.pop("candidate_tower"))
+            candidate["config"] = {
+                **candidate["config"],
+                "embedding": history_tower.embedding,
+            }
+            candidate_tower = keras.saving.deserialize_keras_object(candidate)
         return cls(history_tower, candidate_tower, **config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from recsys.data import sources
 from recsys.data import splits
+from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, prepare
 from recsys.training.config import TrainConfig
 
@@ -18,7 +19,16 @@ def build_data(config: TrainConfig) -> PreparedData:
     Raises:
         InputError: The data cannot be read or are too few.
     """
-    log = sources.read(
+    return prepare_log(read_log(config), config)
+
+
+def read_log(config: TrainConfig) -> Log:
+    """Reads the log that the configuration names.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return sources.read(
         config.data,
         user_column=config.user_column,
         item_column=config.item_column,
@@ -28,6 +38,14 @@ def build_data(config: TrainConfig) -> PreparedData:
         tfds_data_dir=config.tfds_data_dir,
         tfds_manual_dir=config.tfds_manual_dir,
     )
+
+
+def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
+    """Filters and splits a log as the configuration says.
+
+    Raises:
+        InputError: Too little is left.
+    """
     return prepare(
         log,
         lambda sequences: splits.SPLITS[config.split](sequences, config.seed),

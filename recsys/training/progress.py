@@ -11,7 +11,7 @@ from recsys.training.checkpoints import Progress
 
 
 class ProgressDisplay:
-    """A progress bar for one epoch; nothing where there is no terminal.
+    """A progress bar for one epoch, shown on a terminal only.
 
     Use it as a context manager.
 
@@ -28,7 +28,7 @@ class ProgressDisplay:
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=progress.step,
-            desc=f"epoch {progress.epoch + 1}/{num_epochs}",
+            desc=_epoch(progress.epoch, num_epochs),
             unit="step",
             leave=False,
             dynamic_ncols=True,
@@ -58,3 +58,50 @@ class ProgressDisplay:
         traceback: types.TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+def show_start(progress: Progress, num_epochs: int) -> None:
+    """Says where a run goes on, unless it is at its beginning.
+
+    Args:
+        progress: Where the run is.
+        num_epochs: Epochs of the run.
+    """
+    if progress.finished:
+        _show(
+            f"this run is finished: {len(progress.history)} epochs, "
+            "nothing to train"
+        )
+    elif progress.global_step:
+        step = f", step {progress.step + 1}" if progress.step else ""
+        _show(f"going on with {_epoch(progress.epoch, num_epochs)}{step}")
+
+
+def show_epoch(progress: Progress, num_epochs: int) -> None:
+    """Shows a line for the epoch that was finished last.
+
+    Args:
+        progress: Where the run is; its history ends with that epoch.
+        num_epochs: Epochs of the run.
+    """
+    epoch = len(progress.history) - 1
+    measures = progress.history[epoch]
+    _show(
+        f"{_epoch(epoch, num_epochs)}  "
+        f"loss {measures['loss']:.4f}  "
+        f"validation recall@10 {measures['validation_recall@10']:.4f}  "
+        f"ndcg@10 {measures['validation_ndcg@10']:.4f}  "
+        f"{measures['interactions_per_second']:>7,.0f} interactions/s  "
+        f"{measures['seconds']:.1f} s"
+        + ("  best so far" if progress.best_epoch == epoch else "")
+    )
+
+
+def _epoch(epoch: int, num_epochs: int) -> str:
+    """Names an epoch, counted from 1, in a width that keeps lines aligned."""
+    width = len(str(num_epochs))
+    return f"epoch {epoch + 1:>{width}}/{num_epochs}"
+
+
+def _show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

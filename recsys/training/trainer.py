@@ -22,7 +22,7 @@ from recsys.training.build import build_model, build_optimizer
 from recsys.training.checkpoints import Checkpoints, Progress
 from recsys.training.config import TrainConfig
 from recsys.training.inputs import build_data
-from recsys.training.progress import ProgressDisplay
+from recsys.training.progress import ProgressDisplay, show_epoch, show_start
 from recsys.training.workdir import Workdir
 
 # What early stopping and the choice of the best epoch look at.
@@ -80,6 +80,7 @@ def train(
     folder.check(config)
     if data is None:
         data = build_data(config)
+    folder.check_data(data.vocabulary)
     folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.config.exists():
         data.vocabulary.save(folder.vocabulary)
@@ -128,6 +129,8 @@ class Trainer:
     def run(self) -> Progress:
         """Trains from wherever the run is to its end."""
         progress = self._checkpoints.restore() or Progress()
+        if self._verbose:
+            show_start(progress, self._config.num_epochs)
         if progress.finished:
             return progress
         writer = tf.summary.create_file_writer(str(self._folder.logs))
@@ -152,6 +155,8 @@ class Trainer:
         progress.history.append(
             {**measures, "seconds": seconds, "interactions_per_second": rate}
         )
+        if self._verbose:
+            show_epoch(progress, self._config.num_epochs)
         best = progress.best_epoch
         if best == progress.epoch:
             with files.atomic_path(self._folder.model) as path:

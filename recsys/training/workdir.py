@@ -6,6 +6,8 @@ import dataclasses
 import os
 import pathlib
 
+from recsys.data.prepare import same_training_items
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.training import files
 from recsys.training.config import TrainConfig
@@ -99,4 +101,24 @@ class Workdir:
                 f"{self.path}: expected no run, or one of the same "
                 "configuration; name another --workdir or use the same "
                 f"flags. Received: other {', '.join(differing)}"
+            )
+
+    def check_data(self, vocabulary: Vocabulary) -> None:
+        """Checks that a run that is here was begun on the same data.
+
+        Args:
+            vocabulary: The items of the data that were read now.
+
+        Raises:
+            InputError: The run was begun on others.
+        """
+        if not self.config.is_file():
+            return
+        if not same_training_items(
+            Vocabulary.load(self.vocabulary), vocabulary
+        ):
+            raise InputError(
+                f"{self.path}: the data have changed since this run began; "
+                "name another --workdir for the new ones. Received: "
+                f"{vocabulary.num_items} items, not the same items and counts"
             )

@@ -1,0 +1,199 @@
+"""A trained model and the data that it is evaluated on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from recsys.data.interactions import Log
+from recsys.data.prepare import PreparedData, same_training_items
+from recsys.data.splits import Queries, Split
+from recsys.data.vocabulary import UNKNOWN_INDEX, Vocabulary
+from recsys.errors import InputError
+from recsys.evaluation import Recommender, audit
+from recsys.results import asked_queries
+from recsys.training.config import TrainConfig
+from recsys.training.inputs import prepare_log, read_log
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """What a stored model is asked.
+
+    Attributes:
+        data: The log, its items and its split.
+        notes: What the reader of the results has to know.
+    """
+
+    data: PreparedData
+    notes: list[str]
+
+
+def evaluation_data(
+    config: TrainConfig,
+    vocabulary: Vocabulary,
+    source: dict[str, Any],
+    protocol: str | None,
+) -> EvaluationData:
+    """Reads what a model is evaluated on, and checks that it may be.
+
+    On the data that the model was trained on, a protocol other than the
+    model's own must not ask for anything that was in its training set; the
+    baselines are then fitted to that training set as well.
+
+    Args:
+        config: The model's configuration.
+        vocabulary: The model's items.
+        source: Fields of the configuration that name another log; empty for
+            the model's own.
+        protocol: Another protocol than the model's own, or None.
+
+    Returns:
+        The data.
+
+    Raises:
+        InputError: The log cannot be read, or the protocol leaks.
+    """
+    if source:
+        config = _at_other_source(config, source)
+    log = read_log(config)
+    own = prepare_log(log, config)
+    is_known = same_training_items(own.vocabulary, vocabulary)
+    other_protocol = protocol not in (None, config.split)
+    notes = []
+    data = own
+    if other_protocol:
+        data = _with_protocol(log, config, own, protocol, is_known, notes)
+    if not is_known:
+        notes.append(
+            "The data are not those that the model was trained on: whether "
+            "it has seen what is asked here cannot be checked. The baselines "
+            "are fitted to the training part of these data."
+        )
+        notes += _unknown_items(data, vocabulary)
+    return EvaluationData(data, notes)
+
+
+class OtherCatalogue:
+    """A recommender that is asked about the items of another log.
+
+    Items are matched by raw id. What the recommender does not know is the
+    unknown item in a history, and comes last among the candidates.
+
+    Args:
+        recommender: The recommender.
+        vocabulary: Its items.
+        other: The items of the other log.
+    """
+
+    def __init__(
+        self, recommender: Recommender, vocabulary: Vocabulary, other: Vocabulary
+    ) -> None:
+        self.name = recommender.name
+        self._recommender = recommender
+        self._indices = indices_in(vocabulary, other)
+
+    def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Scores the items of the other log.
+
+        Args:
+            items: `[total]` int32 indices in the other log's vocabulary.
+            offsets: `[num_queries + 1]` int64.
+
+        Returns:
+            `[num_queries, size of the other vocabulary]` float32, -inf for
+            items that the recommender does not know.
+        """
+        scores = self._recommender.scores(self._indices[items], offsets)
+        scores = scores[:, self._indices]
+        scores[:, self._indices == UNKNOWN_INDEX] = -np.inf
+        return scores
+
+
+def indices_in(vocabulary: Vocabulary, other: Vocabulary) -> np.ndarray:
+    """Returns `[other.size]` int32, the index of each item of `other`."""
+    return np.concatenate(
+        [np.array([0, UNKNOWN_INDEX], np.int32), vocabulary.encode(other.item_ids)]
+    )
+
+
+def _at_other_source(
+    config: TrainConfig, source: dict[str, Any]
+) -> TrainConfig:
+    """Names another log: its columns are looked for anew, filters stay."""
+    fresh: dict[str, Any] = {}
+    if source.get("data", config.data) != config.data:
+        fresh = dict.fromkeys(
+            (
+                "user_column",
+                "item_column",
+                "timestamp_column",
+                "rating_column",
+                "items_file",
+                "tfds_data_dir",
+                "tfds_manual_dir",
+            )
+        )
+    return dataclasses.replace(config, **{**fresh, **source})
+
+
+def _with_protocol(
+    log: Log,
+    config: TrainConfig,
+    own: PreparedData,
+    protocol: str,
+    is_known: bool,
+    notes: list[str],
+) -> PreparedData:
+    """Splits the log by another protocol and looks for leaks."""
+    data = prepare_log(log, dataclasses.replace(config, split=protocol))
+    if not is_known:
+        return data
+    queries, _ = asked_queries(data.split)
+    # The audit of the new queries against the model's own training set.
+    split = Split(protocol, own.split.train, queries, None)
+    leaks = [c for c in audit(split).checks if c.num_violations]
+    if leaks:
+        raise InputError(
+            f"--protocol={protocol} asks for what the model was trained on "
+            f"with --split={config.split} ({leaks[0].num_violations:,} of "
+            f"{leaks[0].num_checked:,} {leaks[0].unit}); train with "
+            f"--split={protocol} into another workdir, or evaluate with the "
+            f"model's own. Received: --protocol={protocol}"
+        )
+    num_chosen_by = _num_in_common(queries, own.split.validation)
+    if num_chosen_by:
+        notes.append(
+            f"The model was chosen by {num_chosen_by:,} of these "
+            f"{len(queries):,} queries (they validated its training): the "
+            "results look better than they are."
+        )
+    return dataclasses.replace(
+        data, split=dataclasses.replace(data.split, train=own.split.train)
+    )
+
+
+def _num_in_common(queries: Queries, others: Queries) -> int:
+    """Counts queries whose first target is a target of the others.
+
+    Both point into sequences of the same log, in the same order.
+    """
+    return int(np.isin(queries.history_ends, others.history_ends).sum())
+
+
+def _unknown_items(data: PreparedData, vocabulary: Vocabulary) -> list[str]:
+    """Says how much of a log the model does not know."""
+    unknown = indices_in(vocabulary, data.vocabulary) == UNKNOWN_INDEX
+    num_unknown = int(np.count_nonzero(unknown[2:]))
+    if not num_unknown:
+        return []
+    queries, _ = asked_queries(data.split)
+    targets, _ = queries.targets(np.arange(len(queries)))
+    return [
+        f"{num_unknown:,} of {data.vocabulary.num_items:,} items are unknown "
+        "to the model, which puts them last; "
+        f"{int(np.count_nonzero(unknown[targets])):,} of {len(targets):,} "
+        "relevant items are among them."
+    ]
