@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import sys
+import unittest
+from unittest import mock
+
 import numpy as np
+import scipy.optimize
 from absl.testing import absltest, parameterized
 
 from recsys import baselines
 from recsys.data.sequences import Sequences
+from recsys.data.splits import Queries
+from recsys.errors import InputError
 
 
 def _sequences(*users: list[int], timestamps=None) -> Sequences:
@@ -125,6 +134,136 @@ class EaseTest(parameterized.TestCase):
     def test_regularization_must_be_positive(self):
         with self.assertRaisesRegex(ValueError, "received -1"):
             baselines.EASE.fit(_sequences([2, 3]), 5, regularization=-1)
+
+
+class ItemKnnTest(parameterized.TestCase):
+    @parameterized.parameters((2, 0.0), (5, 3.0), (100, 1.0))
+    def test_equals_slow_neighbours(self, num_neighbours, shrinkage):
+        train = _random_sequences(80, 15)
+        dense = np.zeros((80, 18))
+        rows = np.repeat(np.arange(80), train.lengths)
+        dense[rows, train.items] = 1
+        counts = dense.T @ dense
+        users = np.diag(counts)
+        history = [2, 5, 5, 9, 1]
+        expected = np.zeros(18)
+        for item in range(2, 17):
+            similar = {
+                other: counts[item, other]
+                / (np.sqrt(users[item] * users[other]) + shrinkage)
+                for other in range(2, 17)
+                if other != item
+            }
+            nearest = sorted(similar, key=lambda o: (-similar[o], o))
+            expected[item] = sum(
+                similar[other]
+                for other in nearest[:num_neighbours]
+                if other in history
+            )
+        knn = baselines.ItemKNN.fit(
+            train, 18, num_neighbours=num_neighbours, shrinkage=shrinkage
+        )
+        scores = knn.scores(*_flat(history, []))
+        np.testing.assert_allclose(scores[0], expected, rtol=1e-5)
+        np.testing.assert_array_equal(scores[1], 0)
+        self.assertEqual(scores.dtype, np.float32)
+
+    def test_wrong_arguments_are_errors(self):
+        for wrong in ({"num_neighbours": 0}, {"shrinkage": -1}):
+            with self.assertRaisesRegex(ValueError, "`num_neighbours` must"):
+                baselines.ItemKNN.fit(_sequences([2, 3]), 5, **wrong)
+
+
+_HAS_IMPLICIT = importlib.util.find_spec("implicit") is not None
+
+
+class MatrixFactorizationTest(parameterized.TestCase):
+    @parameterized.parameters(baselines.ALS, baselines.BPR)
+    def test_without_implicit_the_error_names_the_extra(self, baseline):
+        with mock.patch.dict(sys.modules, {"implicit": None}):
+            with self.assertRaisesRegex(InputError, r"recsys\[baselines\]"):
+                baseline.fit(_sequences([2, 3]), 5)
+
+    @unittest.skipUnless(_HAS_IMPLICIT, "needs recsys[baselines]")
+    @parameterized.parameters(baselines.ALS, baselines.BPR)
+    def test_two_kinds_of_users_are_told_apart(self, baseline):
+        # Half of the users like items 2..11, the others 12..21.
+        rng = np.random.default_rng(0)
+        train = _sequences(
+            *[
+                (rng.permutation(10)[:6] + 2 + 10 * (user % 2)).tolist()
+                for user in range(80)
+            ]
+        )
+        recommender = baseline.fit(train, 22, num_factors=4)
+        scores = recommender.scores(*_flat([2, 3, 1], [12, 13], []))
+        self.assertEqual(scores.shape, (3, 22))
+        self.assertEqual(scores.dtype, np.float32)
+        self.assertGreater(scores[0, 2:12].mean(), scores[0, 12:].mean() + 0.1)
+        self.assertLess(scores[1, 2:12].mean(), scores[1, 12:].mean() - 0.1)
+        again = baseline.fit(train, 22, num_factors=4)
+        np.testing.assert_allclose(
+            again.scores(*_flat([2, 3, 1], [12, 13], [])), scores, atol=1e-4
+        )
+
+    def test_bpr_finds_the_best_vector_of_a_history(self):
+        rng = np.random.default_rng(3)
+        vectors = rng.standard_normal((9, 3)).astype(np.float32)
+        biases = rng.standard_normal(9).astype(np.float32)
+        bpr = baselines.BPR(vectors, biases, fold_in_regularization=0.5)
+        history = [2, 5, 6]
+        centred = vectors - vectors.mean(axis=0)
+        offsets = biases - biases.mean()
+
+        def loss(user: np.ndarray) -> float:
+            margins = (centred @ user + offsets)[history]
+            return np.log1p(np.exp(-margins)).mean() + 0.25 * user @ user
+
+        best = scipy.optimize.minimize(loss, np.zeros(3)).x
+        np.testing.assert_allclose(
+            bpr.scores(*_flat(history, [])),
+            [centred @ best + offsets, offsets],
+            atol=1e-3,
+        )
+
+
+class TuneTest(absltest.TestCase):
+    def test_the_best_on_validation_is_kept(self):
+        train = _sequences([2, 3, 4], [2, 3, 4], [5, 6])
+        sequences = _sequences([2, 3, 4], [5, 6, 4])
+        validation = Queries(
+            sequences,
+            np.array([0, 1]),
+            np.array([0, 3]),
+            np.array([2, 5]),
+            np.array([3, 6]),
+        )
+        # With reversed scores the target is last.
+        def fit(train, vocabulary_size, sign):
+            counts = np.bincount(train.items, minlength=vocabulary_size)
+            return baselines.Popularity((sign * counts).astype(np.float32))
+
+        tuned = baselines.tune(
+            fit,
+            train,
+            7,
+            validation,
+            [{"sign": -1}, {"sign": 1}, {"sign": 2}],
+            protocol="by_hand",
+            metric="mrr@1",
+        )
+        self.assertEqual(tuned.options, {"sign": 1})
+        self.assertEqual(tuned.num_tried, 3)
+        # 4 is the best of 4, 5, 6 and ties with 2 and 3 in the other query.
+        self.assertEqual(tuned.value, 0.5)
+        with self.assertRaisesRegex(ValueError, "received none"):
+            baselines.tune(fit, train, 7, validation, [], protocol="p")
+
+    def test_the_grids_are_of_arguments_of_fit(self):
+        for baseline, grid in baselines.GRIDS.items():
+            known = inspect.signature(baseline.fit).parameters
+            for options in grid:
+                self.assertContainsSubset(options, known)
 
 
 if __name__ == "__main__":
