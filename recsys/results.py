@@ -64,7 +64,7 @@ class Results:
         ]
         parts += [f"{name}: {why}" for name, why in self.skipped.items()]
         if self.part == "validation":
-            parts.insert(0, "Validation queries: this split tests nothing.")
+            parts.insert(0, "Validation queries, as this split tests nothing.")
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
