@@ -26,7 +26,8 @@ def catalogue_coverage(top_items: np.ndarray, num_items: int) -> float:
     Returns:
         From 0 to 1.
     """
-    return np.count_nonzero(times_listed(top_items, num_items)) / num_items
+    listed = np.count_nonzero(times_listed(top_items, num_items))
+    return float(listed / num_items)
 
 
 def gini(top_items: np.ndarray, num_items: int) -> float:

@@ -120,9 +120,9 @@ class EaseTest(parameterized.TestCase):
 
     def test_many_items_are_mirrored_in_blocks(self):
         train = _random_sequences(1300, 1100)
-        scores = baselines.EASE.fit(
-            train, 1102, regularization=2
-        ).scores(*_flat([5], [1000]))
+        scores = baselines.EASE.fit(train, 1102, regularization=2).scores(
+            *_flat([5], [1000])
+        )
         dense = np.zeros((1300, 1102))
         rows = np.repeat(np.arange(1300), train.lengths)
         dense[rows, train.items] = 1
@@ -180,9 +180,13 @@ _HAS_IMPLICIT = importlib.util.find_spec("implicit") is not None
 class MatrixFactorizationTest(parameterized.TestCase):
     @parameterized.parameters(baselines.ALS, baselines.BPR)
     def test_without_implicit_the_error_names_the_extra(self, baseline):
-        with mock.patch.dict(sys.modules, {"implicit": None}):
-            with self.assertRaisesRegex(InputError, r"recsys\[baselines\]"):
-                baseline.fit(_sequences([2, 3]), 5)
+        with (
+            mock.patch.dict(
+                sys.modules, {"implicit.als": None, "implicit.bpr": None}
+            ),
+            self.assertRaisesRegex(InputError, r"recsys\[baselines\]"),
+        ):
+            baseline.fit(_sequences([2, 3]), 5)
 
     @unittest.skipUnless(_HAS_IMPLICIT, "needs recsys[baselines]")
     @parameterized.parameters(baselines.ALS, baselines.BPR)
@@ -238,6 +242,7 @@ class TuneTest(absltest.TestCase):
             np.array([2, 5]),
             np.array([3, 6]),
         )
+
         # With reversed scores the target is last.
         def fit(train, vocabulary_size, sign):
             counts = np.bincount(train.items, minlength=vocabulary_size)

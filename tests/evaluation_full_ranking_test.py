@@ -63,8 +63,7 @@ def _slow_ranks(scores, history, relevant, exclude_history):
         tied = sum(scores[item] == score for item in candidates)
         found = sum(scores[item] == score for item in relevant)
         ranks += [
-            better + i * (tied + 1) / (found + 1)
-            for i in range(1, found + 1)
+            better + i * (tied + 1) / (found + 1) for i in range(1, found + 1)
         ]
     return ranks
 
@@ -74,8 +73,7 @@ def _slow_top(scores, history, k, exclude_history):
     candidates = [
         item
         for item in range(2, len(scores))
-        if scores[item] > -np.inf
-        and not (exclude_history and item in history)
+        if scores[item] > -np.inf and not (exclude_history and item in history)
     ]
     best = sorted(candidates, key=lambda item: (-scores[item], item))[:k]
     return best + [0] * (k - len(best))
@@ -125,9 +123,7 @@ class EvaluateTest(parameterized.TestCase):
             history = queries.histories(np.array([row]))[0].tolist()
             relevant = queries.targets(np.array([row]))[0].tolist()
             scores = table[history[-1]]
-            expected = _slow_ranks(
-                scores, history, relevant, exclude_history
-            )
+            expected = _slow_ranks(scores, history, relevant, exclude_history)
             np.testing.assert_allclose(
                 result.ranks[row, : len(expected)], expected
             )
@@ -168,9 +164,7 @@ class EvaluateTest(parameterized.TestCase):
         queries = _random_queries(rng, num_items=40)
         table = rng.standard_normal((42, 42)).astype(np.float32)
         results = [
-            evaluate(
-                _Table(table), queries, protocol="random", batch_size=size
-            )
+            evaluate(_Table(table), queries, protocol="random", batch_size=size)
             for size in (1, 7, 1024)
         ]
         for result in results[1:]:
@@ -211,18 +205,14 @@ class EvaluateTest(parameterized.TestCase):
         self.assertIsNone(cheap.top_items)
         self.assertIsNone(cheap.top_scores)
         np.testing.assert_array_equal(cheap.ranks, full.ranks)
-        self.assertEqual(
-            cheap.metrics()["ndcg@10"], full.metrics()["ndcg@10"]
-        )
+        self.assertEqual(cheap.metrics()["ndcg@10"], full.metrics()["ndcg@10"])
 
     def test_scores_are_not_changed_and_may_be_of_any_float(self):
         table = np.arange(64, dtype=np.float64).reshape(8, 8)
         table.setflags(write=False)
         queries = _queries(([2, 3], [4]), ([5], [6]))
         wide = evaluate(_Table(table), queries, protocol="p")
-        half = evaluate(
-            _Table(table.astype(np.float16)), queries, protocol="p"
-        )
+        half = evaluate(_Table(table.astype(np.float16)), queries, protocol="p")
         np.testing.assert_array_equal(wide.ranks, half.ranks)
 
     def test_padding_and_unknown_are_never_candidates(self):

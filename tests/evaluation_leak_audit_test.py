@@ -45,9 +45,7 @@ def _longer(queries: Queries, by: int) -> Queries:
 
 
 class AuditTest(parameterized.TestCase):
-    @parameterized.product(
-        protocol=tuple(splits.SPLITS), repeats=(False, True)
-    )
+    @parameterized.product(protocol=tuple(splits.SPLITS), repeats=(False, True))
     def test_honest_splits_pass(self, protocol, repeats):
         split = splits.SPLITS[protocol](_sequences(repeats=repeats), 0)
         report = audit(split)
@@ -108,9 +106,7 @@ class AuditTest(parameterized.TestCase):
         target = sequences.offsets[row + 1] - 1
         items[split.train.offsets[row]] = sequences.items[target]
         times[split.train.offsets[row]] = sequences.timestamps[target]
-        train = dataclasses.replace(
-            split.train, items=items, timestamps=times
-        )
+        train = dataclasses.replace(split.train, items=items, timestamps=times)
         report = audit(dataclasses.replace(split, train=train))
         found = [check for check in report.checks if check.num_violations]
         # It is a target of test and later than the one of validation.
@@ -186,8 +182,9 @@ class AuditTest(parameterized.TestCase):
         )
         found = [check for check in report.checks if check.num_violations]
         self.assertLen(found, 1)
-        self.assertEqual(found[0].claim, "test: no user of a query is in "
-                         "training")
+        self.assertEqual(
+            found[0].claim, "test: no user of a query is in training"
+        )
         self.assertEqual(found[0].example, f"'u{user}'")
 
     def test_users_in_validation_and_test_are_caught(self):

@@ -164,8 +164,7 @@ class RankingsFilesTest(parameterized.TestCase):
             run = [ir_measures.ScoredDoc("u0", "best", 2.0)]
             run += [ir_measures.ScoredDoc("u0", name, 1.0) for name in names]
             qrels = [
-                ir_measures.Qrel("u0", name, 1)
-                for name in names[:num_relevant]
+                ir_measures.Qrel("u0", name, 1) for name in names[:num_relevant]
             ]
             found = ir_measures.calc_aggregate([ir_measures.RR], qrels, run)
             first_ranks.append(1 / found[ir_measures.RR])
@@ -188,9 +187,7 @@ class RankingsFilesTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             found.num_candidates, result.num_candidates
         )
-        np.testing.assert_array_equal(
-            found.top_items, result.top_items[:, :5]
-        )
+        np.testing.assert_array_equal(found.top_items, result.top_items[:, :5])
         np.testing.assert_array_equal(
             found.top_scores, result.top_scores[:, :5]
         )
@@ -277,9 +274,7 @@ class RankingsFilesTest(parameterized.TestCase):
             self._read(_queries(2), ks=(5, 10))
 
     def test_lists_are_needed_for_writing(self):
-        result = evaluate(
-            _Scores(3), _queries(2), protocol="p", lists=False
-        )
+        result = evaluate(_Scores(3), _queries(2), protocol="p", lists=False)
         with self.assertRaisesRegex(ValueError, "received none"):
             write_rankings(result, _VOCABULARY, self.path)
 

@@ -36,9 +36,7 @@ class HealthTest(absltest.TestCase):
         self.assertIsNone(report.warning)
         self.assertIsNone(report.norm_popularity_correlation)
         self.assertEqual(report.num_distinct_items, len(np.unique(lists)))
-        self.assertEqual(
-            report.catalogue_share, len(np.unique(lists)) / 500
-        )
+        self.assertEqual(report.catalogue_share, len(np.unique(lists)) / 500)
         self.assertBetween(report.effective_num_items, 400, 500)
 
     def test_the_same_list_for_everybody_is_a_warning(self):
@@ -50,14 +48,10 @@ class HealthTest(absltest.TestCase):
 
     def test_few_queries_or_few_items_are_no_collapse(self):
         one = np.arange(2, 12)[np.newaxis]
-        self.assertIsNone(
-            health(_evaluation(one, 500), np.ones(502)).warning
-        )
+        self.assertIsNone(health(_evaluation(one, 500), np.ones(502)).warning)
         rng = np.random.default_rng(0)
         lists = np.array([rng.permutation(15)[:10] + 2 for _ in range(200)])
-        self.assertIsNone(
-            health(_evaluation(lists, 15), np.ones(17)).warning
-        )
+        self.assertIsNone(health(_evaluation(lists, 15), np.ones(17)).warning)
 
     def test_norms_against_popularity(self):
         counts = np.array([0, 0, 1, 5, 3, 0, 9])

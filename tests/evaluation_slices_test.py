@@ -48,9 +48,8 @@ class SlicesTest(absltest.TestCase):
 
     def test_by_item_popularity_by_hand(self):
         slices = {
-            each.name: each for each in by_item_popularity(
-                _evaluation(), _COUNTS
-            )
+            each.name: each
+            for each in by_item_popularity(_evaluation(), _COUNTS)
         }
         self.assertEqual(list(slices), ["head", "mid", "tail", "unseen"])
         head = slices["head"].evaluation
@@ -73,16 +72,12 @@ class SlicesTest(absltest.TestCase):
             _evaluation(), np.array([3, 10, 3]), edges=(0, 3, 4, 9)
         )
         self.assertEqual([each.name for each in slices], ["3", "9+"])
-        self.assertEqual(
-            slices[0].evaluation.query_ids.tolist(), ["a", "c"]
-        )
+        self.assertEqual(slices[0].evaluation.query_ids.tolist(), ["a", "c"])
         self.assertAlmostEqual(
             slices[0].evaluation.metrics()["recall@2"], (2 / 3 + 1) / 2
         )
         self.assertAlmostEqual(slices[0].share, 4 / 6)
-        np.testing.assert_array_equal(
-            slices[1].evaluation.top_items, [[3, 4]]
-        )
+        np.testing.assert_array_equal(slices[1].evaluation.top_items, [[3, 4]])
 
     def test_wrong_arguments_are_errors(self):
         with self.assertRaisesRegex(ValueError, "must be 3.*received 2"):

@@ -49,9 +49,7 @@ class ResultsTableTest(absltest.TestCase):
         )
 
     def test_leave_last_out_says_that_it_leaks(self):
-        text = results_table(
-            [_evaluation("markov", [1, 2], "leave_last_out")]
-        )
+        text = results_table([_evaluation("markov", [1, 2], "leave_last_out")])
         self.assertIn("leaks across users' time lines", text)
         self.assertNotIn("*", text)
 

@@ -137,9 +137,7 @@ class CompareTest(absltest.TestCase):
         found = compare(first, _permuted(second, rng.permutation(80)))
         self.assertEqual(found, expected)
         recall = expected["recall@10"]
-        difference = (
-            np.mean(first.ranks <= 10) - np.mean(second.ranks <= 10)
-        )
+        difference = np.mean(first.ranks <= 10) - np.mean(second.ranks <= 10)
         self.assertAlmostEqual(recall.difference.mean, difference)
         self.assertAlmostEqual(recall.first - recall.second, difference)
         self.assertLess(recall.difference.low, difference)

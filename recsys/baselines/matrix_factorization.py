@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+import importlib
 import types
 from typing import Any
 
@@ -219,11 +220,9 @@ class BPR:
 def _implicit(module: str) -> types.ModuleType:
     """Imports a module of `implicit`, which is not always installed."""
     try:
-        import implicit.als
-        import implicit.bpr
+        return importlib.import_module(f"implicit.{module}")
     except ImportError as error:
         raise InputError(
             "the ALS and BPR baselines need the package `implicit`: install "
             f"recsys[baselines], received {error}"
         ) from error
-    return {"als": implicit.als, "bpr": implicit.bpr}[module]

@@ -98,8 +98,7 @@ class RecentPopularity(Popularity):
             ages = times.max(initial=times.min(initial=0)) - times
         else:
             raise ValueError(
-                '`unit` must be "interactions" or "time", received '
-                f"{unit!r}"
+                f'`unit` must be "interactions" or "time", received {unit!r}'
             )
         weights = np.exp2(-ages / half_life)
         totals = np.bincount(train.items, weights, minlength=vocabulary_size)

@@ -53,9 +53,7 @@ GRIDS: dict[type, list[dict[str, Any]]] = {
         alpha=(5.0, 20.0),
         regularization=(0.1, 10.0),
     ),
-    BPR: _product(
-        num_epochs=(25, 50, 100), fold_in_regularization=(0.01, 0.1)
-    ),
+    BPR: _product(num_epochs=(25, 50, 100), fold_in_regularization=(0.01, 0.1)),
 }
 
 

@@ -154,14 +154,12 @@ def _write(ranked: Ranked, rows: np.ndarray, batch: Ranked) -> None:
     ranked.ranks[rows, :width] = batch.ranks
     ranked.relevant_items[rows, :width] = batch.relevant_items
     ranked.num_candidates[rows] = batch.num_candidates
-    if ranked.top_items is not None:
+    if ranked.top_items is not None and ranked.top_scores is not None:
         ranked.top_items[rows] = batch.top_items
         ranked.top_scores[rows] = batch.top_scores
 
 
-def padded_relevant_items(
-    queries: Queries, names: np.ndarray
-) -> np.ndarray:
+def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
     """Lays out `[num_queries, max_relevant]` int32 items, after checking.
 
     Rows are padded with 0 behind their last item.

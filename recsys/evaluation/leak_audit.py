@@ -79,11 +79,12 @@ def audit(split: Split) -> AuditReport:
     """Checks that no query can see what it asks for.
 
     For validation and test each: histories and targets lie in the sequence of
-    the query's own user; they are in order of time; and the training set holds nothing of the user from the first target on
-    (`held_out_users`: nothing of the user at all; `temporal`: besides, of no
-    user anything at or after the time of the earliest query). Validation
-    queries see and ask for nothing that test queries ask for. A split with
-    another name is checked as `leave_last_out` is.
+    the query's own user; they are in order of time; and the training set
+    holds nothing of the user from the first target on (`held_out_users`:
+    nothing of the user at all; `temporal`: besides, of no user anything at or
+    after the time of the earliest query). Validation queries see and ask for
+    nothing that test queries ask for. A split with another name is checked as
+    `leave_last_out` is.
 
     Nothing is taken from how a split was made: training interactions are
     compared with the sequences of the queries by user, item and time.
@@ -177,9 +178,7 @@ def _history_is_older(part: str, queries: Queries) -> Check:
     )
 
 
-def _training_is_older(
-    part: str, queries: Queries, train: Sequences
-) -> Check:
+def _training_is_older(part: str, queries: Queries, train: Sequences) -> Check:
     """Compares each user's training interactions with the sequence.
 
     They must be among those before the user's first target. That is plain
@@ -190,9 +189,7 @@ def _training_is_older(
     first_target = _first_targets(queries)
     source_rows = _rows_of(train.user_ids, source.user_ids)
     has_query = source_rows >= 0
-    has_query[has_query] = (
-        first_target[source_rows[has_query]] != _NO_TARGET
-    )
+    has_query[has_query] = first_target[source_rows[has_query]] != _NO_TARGET
     users = np.repeat(np.arange(train.num_users), train.lengths)
     mine = np.flatnonzero(has_query[users])
     users = users[mine]
@@ -281,9 +278,7 @@ def _all_training_is_older(
 
 
 def _users_are_unseen(part: str, queries: Queries, train: Sequences) -> Check:
-    rows = _rows_of(
-        queries.sequences.user_ids[queries.users], train.user_ids
-    )
+    rows = _rows_of(queries.sequences.user_ids[queries.users], train.user_ids)
     seen = rows >= 0
     seen[seen] = train.lengths[rows[seen]] > 0
     return _check(

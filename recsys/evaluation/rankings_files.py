@@ -42,7 +42,7 @@ def write_rankings(
     Raises:
         ValueError: The evaluation has no lists.
     """
-    if evaluation.top_items is None:
+    if evaluation.top_items is None or evaluation.top_scores is None:
         raise ValueError("`evaluation` must have lists, received none")
     lengths = np.count_nonzero(evaluation.top_items, axis=1)
     with open(path, "w", encoding="utf-8") as file:
@@ -202,8 +202,7 @@ def _parse(where: str, raw: str) -> dict[str, Any]:
             )
     if sorted(scores, reverse=True) != scores:
         raise InputError(
-            f"{where}: expected the best item first, received scores that "
-            "rise"
+            f"{where}: expected the best item first, received scores that rise"
         )
     if len(set(items)) != len(items):
         twice = next(item for item in items if items.count(item) > 1)
@@ -275,9 +274,7 @@ def _ranks(
     """Returns `[num_queries, max_relevant]` ranks and items, best first."""
     relevant_scores = np.full(relevant.shape, -np.inf)
     for column, item in enumerate(relevant.T):
-        row, place = np.nonzero(
-            (items == item[:, np.newaxis]) & (items > 0)
-        )
+        row, place = np.nonzero((items == item[:, np.newaxis]) & (items > 0))
         relevant_scores[row, column] = scores[row, place]
     relevant_scores[relevant == 0] = np.nan
     order = np.lexsort((relevant, -relevant_scores), axis=-1)

@@ -178,7 +178,7 @@ def _lists(evaluation: Evaluation, k: int) -> np.ndarray:
     """Returns the `[num_queries, k]` int32 beginnings of the lists."""
     top_items = evaluation.top_items
     width = 0 if top_items is None else top_items.shape[1]
-    if width < k:
+    if top_items is None or width < k:
         raise ValueError(
             f"`evaluation` must have lists of {k} items or more, received "
             f"{width}"

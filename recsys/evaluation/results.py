@@ -78,15 +78,16 @@ class Evaluation:
 
     def select(self, rows: np.ndarray) -> Evaluation:
         """Returns the results of some queries, in the order of `rows`."""
-        lists = self.top_items is not None
         return dataclasses.replace(
             self,
             query_ids=self.query_ids[rows],
             ranks=self.ranks[rows],
             relevant_items=self.relevant_items[rows],
             num_candidates=self.num_candidates[rows],
-            top_items=self.top_items[rows] if lists else None,
-            top_scores=self.top_scores[rows] if lists else None,
+            top_items=None if self.top_items is None else self.top_items[rows],
+            top_scores=(
+                None if self.top_scores is None else self.top_scores[rows]
+            ),
         )
 
     def summary(self) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def by_history_length(
     is_relevant = ~np.isnan(evaluation.ranks)
     names = [
         f"{low}-{high - 1}" if high - low > 1 else f"{low}"
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     ]
     names.append(f"{edges[-1]}+")
     return _present(
@@ -130,7 +131,7 @@ def by_history_length(
     )
 
 
-def _present(slices: Sequence[Slice]) -> list[Slice]:
+def _present(slices: Iterable[Slice]) -> list[Slice]:
     return [each for each in slices if each.evaluation.num_queries]
 
 

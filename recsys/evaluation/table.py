@@ -81,15 +81,12 @@ def _column(
     level: float,
 ) -> list[str]:
     """Formats one metric of each evaluation and marks the best."""
-    values = [
-        result.per_query([metric])[str(metric)] for result in evaluations
-    ]
+    values = [result.per_query([metric])[str(metric)] for result in evaluations]
     means = [float(each.mean()) for each in values]
     cells = [f"{mean:.4f}" for mean in means]
     if intervals:
         widths = [
-            bootstrap_interval(each, level=level).half_width
-            for each in values
+            bootstrap_interval(each, level=level).half_width for each in values
         ]
         cells = [
             f"{cell} ± {width:.4f}"
@@ -117,9 +114,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [
         "  ".join(
             cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(
-                zip(row, widths, strict=True)
-            )
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
     ]

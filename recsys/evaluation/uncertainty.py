@@ -126,9 +126,7 @@ def sign_flip_p_value(
         The p-value, in (0, 1].
     """
     if num_flips < 1:
-        raise ValueError(
-            f"`num_flips` must be positive, received {num_flips}"
-        )
+        raise ValueError(f"`num_flips` must be positive, received {num_flips}")
     sizes = np.abs(differences[differences != 0])
     distinct, counts = np.unique(sizes, return_counts=True)
     # One random word decides up to 64 signs of the same size.
@@ -142,14 +140,12 @@ def sign_flip_p_value(
     rng = np.random.default_rng(seed)
     as_far = 0
     for size in _groups(num_flips, len(distinct)):
-        words = rng.integers(
-            0, 2**64, (size, len(distinct)), dtype=np.uint64
-        )
+        words = rng.integers(0, 2**64, (size, len(distinct)), dtype=np.uint64)
         words >>= (64 - num_signs).astype(np.uint64)
         positive = np.bitwise_count(words).astype(np.float64)
         sums = (2 * positive - num_signs) @ distinct
-        as_far += np.count_nonzero(np.abs(sums) >= observed)
-    return int(as_far + 1) / (num_flips + 1)
+        as_far += int(np.count_nonzero(np.abs(sums) >= observed))
+    return (as_far + 1) / (num_flips + 1)
 
 
 def intervals(
@@ -243,9 +239,7 @@ def _matching_rows(first: Evaluation, second: Evaluation) -> np.ndarray:
             )
     first_order = np.argsort(first.query_ids)
     second_order = np.argsort(second.query_ids)
-    differs = (
-        first.query_ids[first_order] != second.query_ids[second_order]
-    )
+    differs = first.query_ids[first_order] != second.query_ids[second_order]
     if differs.any():
         row = first_order[np.argmax(differs)]
         raise ValueError(
