@@ -1,0 +1,339 @@
+"""Flags, help, one-line errors and exit codes of the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest, parameterized
+
+from recsys import config_flags, evaluate, recommend, train
+from recsys.command_line import Command
+from recsys.training.config import TrainConfig, make_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = {"train": train, "evaluate": evaluate, "recommend": recommend}
+
+
+def run(module, *arguments):
+    """Returns exit code, standard output and standard error of a command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = module.COMMAND.run(module.main, arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:
+    """Returns everything below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
+
+
+def write_log(path: pathlib.Path, num_users=20, length=8, num_items=12):
+    """Writes a log in which every user follows the items' circle."""
+    rows = ["user,item,timestamp"]
+    for user in range(num_users):
+        for step in range(length):
+            rows.append(f"u{user},i{(user + step) % num_items},{step}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+class CommandTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.command = Command("recsys.thing", "Does things.", ["thing --n=1"])
+        self.command.add_flag(int, "number", "A number.", group="A", default=3)
+        self.command.add_flag(bool, "quickly", "Haste.", group="A")
+        self.command.add_flag(float, "rate", "A rate.", group="B")
+        self.command.add_flag(list, "word", "Words.", group="B")
+
+    def test_values(self):
+        self.assertEqual(
+            self.command.parse(
+                ["--number=5", "--noquickly", "--word=a b", "--word", "c"]
+            ),
+            {"number": 5, "quickly": False, "rate": None, "word": ["a b", "c"]},
+        )
+
+    def test_values_do_not_stay_for_the_next_time(self):
+        self.command.parse(["--number=5", "--word=a"])
+        self.assertEqual(
+            self.command.parse([]),
+            {"number": 3, "quickly": None, "rate": None, "word": None},
+        )
+
+    @parameterized.parameters(
+        (["--nubmer=5"], "no such flag; did you mean --number. Received: --nubmer"),
+        (["--zzz=5"], "no such flag; see --help. Received: --zzz"),
+        (["--number=x"], "--number must be a whole number, received 'x'"),
+        (["--number=1.5"], "--number must be a whole number, received '1.5'"),
+        (["--number="], "--number must be a whole number, received ''"),
+        (["--rate=fast"], "--rate must be a number, received 'fast'"),
+        (["--quickly=7"], "--quickly must be true or false, received '7'"),
+        (["--number"], "Missing value for flag --number"),
+        (["--noquickly=1"], "--noquickly=1 does not take an argument"),
+        (["a", "b"], "expected flags only, .*, received 'a b'"),
+        (["--word=Toy", "Story"], "expected flags only, .* 'Story'"),
+        (["--flagfile=/no/such"], "Unable to open flagfile.*/no/such"),
+    )
+    def test_mistakes(self, arguments, message):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            code = self.command.run(lambda values: 0, arguments)
+        self.assertEqual(code, 2)
+        self.assertRegex(
+            err.getvalue(), f"^python -m recsys.thing: error: .*{message}"
+        )
+        self.assertEqual(err.getvalue().count("\n"), 1)
+
+    @parameterized.parameters("--help", "-h", "-help")
+    def test_help(self, flag):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = self.command.run(lambda values: 1, ["--number=x", flag])
+        self.assertEqual(code, 0)
+        text = out.getvalue()
+        self.assertIn("A:\n  --number=INTEGER\n      A number. Default: 3.\n", text)
+        self.assertIn("B:\n  --rate=NUMBER\n      A rate.\n", text)
+        self.assertIn("thing --n=1", text)
+        # Nothing of absl's own.
+        self.assertEqual(text.count("  --"), 4)
+
+    @parameterized.parameters(
+        (OSError(errno.ENOSPC, "No space left", "a/b"), 1, "a/b: No space left"),
+        (OSError("a\nb"), 1, "a b"),
+        (FloatingPointError("the loss\nis NaN"), 1, "the loss is NaN"),
+        (MemoryError(), 1, "not enough memory"),
+    )
+    def test_failures_are_one_line(self, error, expected_code, message):
+        code, err = self.run_raising(error)
+        self.assertEqual(code, expected_code)
+        self.assertEqual(err, f"python -m recsys.thing: error: {message}\n")
+
+    def test_interrupted(self):
+        code, err = self.run_raising(KeyboardInterrupt())
+        self.assertEqual(code, 130)
+        self.assertEqual(err, "\npython -m recsys.thing: stopped\n")
+
+    def test_a_bug_keeps_its_trace(self):
+        with self.assertRaises(RuntimeError):
+            self.run_raising(RuntimeError("a bug"))
+
+    def run_raising(self, error):
+        def main(values):
+            raise error
+
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            code = self.command.run(main, [])
+        return code, err.getvalue()
+
+
+class ConfigFlagsTest(parameterized.TestCase):
+    def test_every_field_is_explained_once(self):
+        explained = [
+            name for group in config_flags.FIELD_HELP.values() for name in group
+        ]
+        fields = [field.name for field in dataclasses.fields(TrainConfig)]
+        self.assertCountEqual(explained, fields)
+
+    def test_flags_have_no_default_of_their_own(self):
+        values = train.COMMAND.parse([])
+        for field in dataclasses.fields(TrainConfig):
+            self.assertIsNone(values[field.name], field.name)
+
+    def test_every_field_can_be_set(self):
+        given = {
+            name: value
+            for name, value in TrainConfig(
+                data="log.csv",
+                user_column="u",
+                item_column="i",
+                timestamp_column="t",
+                rating_column="r",
+                items_file="items.csv",
+                tfds_data_dir="a",
+                tfds_manual_dir="b",
+                min_rating=3.5,
+                min_item_count=2,
+                repeats="all",
+                split="temporal",
+                encoder="gru",
+                embedding_dim=10,
+                learning_rate=0.5,
+                jit_compile=False,
+                seed=7,
+            )
+            .to_dict()
+            .items()
+            if value is not None
+        }
+        arguments = [f"--{name}={value}" for name, value in given.items()]
+        values = train.COMMAND.parse(arguments)
+        self.assertEqual(config_flags.given_fields(values), given)
+
+    def test_given_flags_override_the_preset(self):
+        values = train.COMMAND.parse(["--num_epochs=3"])
+        config = make_config(
+            values["preset"], config_flags.given_fields(values)
+        )
+        expected = make_config("movielens-small", {})
+        self.assertEqual(config, dataclasses.replace(expected, num_epochs=3))
+
+
+class MistakesTest(parameterized.TestCase):
+    """Each is one line, exit code 2, and leaves the disk as it was."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+        write_log(self.folder / "log.csv")
+        (self.folder / "empty.csv").write_text("")
+        (self.folder / "header.csv").write_text("user,item,timestamp\n")
+        (self.folder / "no_item.csv").write_text("user,timestamp\n1,2\n")
+        (self.folder / "row.csv").write_text(
+            "user,item,timestamp\na,b,1\na,c,soon\n"
+        )
+        (self.folder / "one_item.csv").write_text(
+            "user,item,timestamp\na,b,1\nc,b,2\n"
+        )
+        (self.folder / "lonely.csv").write_text(
+            "user,item,timestamp\na,b,1\nc,d,2\n"
+        )
+        (self.folder / "file").write_text("no folder")
+        self.other = self.folder / "other_run"
+        self.other.mkdir()
+        config = make_config("movielens-small", {"seed": 5})
+        (self.other / "config.json").write_text(json.dumps(config.to_dict()))
+
+    def check(self, module, arguments, message):
+        before = snapshot(self.folder)
+        arguments = [text.format(folder=self.folder) for text in arguments]
+        code, out, err = run(module, *arguments)
+        self.assertEqual(code, 2, err)
+        self.assertRegex(err, message)
+        self.assertEqual(err.count("\n"), 1)
+        self.assertStartsWith(err, f"python -m {module.COMMAND.name}: error: ")
+        self.assertEqual(out, "")
+        self.assertEqual(snapshot(self.folder), before)
+
+    @parameterized.parameters(
+        (["--preset=netflix"], "--preset must be one of movielens-small"),
+        (["--split=random"], "--split must be one of .* received 'random'"),
+        (["--encoder=lstm"], "--encoder must be one of .* received 'lstm'"),
+        (["--dropout=1"], "--dropout must be below 1, received 1"),
+        (["--num_epochs=0"], "--num_epochs must be at least 1, received 0"),
+        (["--learning_rate=nan"], "--learning_rate must be .* received nan"),
+        (["--workdir="], "--workdir must name a folder, received ''"),
+        (["--data={folder}/nothing.csv"], "data.*nothing.csv"),
+        (["--data={folder}/empty.csv"], "empty.csv"),
+        (["--data={folder}/header.csv"], "header.csv"),
+        (["--data={folder}/no_item.csv"], "no_item.csv.*item"),
+        (["--data={folder}/row.csv"], "row.csv.*3.*soon"),
+        (["--data={folder}/one_item.csv"], "at least two items.*: 1"),
+        (["--data={folder}/lonely.csv"], "no user has enough interactions"),
+        (["--data=tfds:movielens/9z-ratings"], "9z"),
+        (["--user_column=who"], "who"),
+        (["--min_item_count=10000"], "min_item_count"),
+        (["--tfds_data_dir=x"], "tfds_data_dir"),
+    )
+    def test_train(self, arguments, message):
+        workdir = "--workdir={folder}/new"
+        self.check(train, [workdir, *arguments], message)
+
+    @parameterized.parameters(
+        (["--workdir={folder}/file"], "folder that can be written.*file"),
+        (["--workdir={folder}/file/a/b"], "folder that can be written"),
+        (
+            ["--workdir={folder}/other_run", "--seed=6", "--dropout=0.3"],
+            r"other dropout \(0.\d+ there, 0.3 now\), "
+            r"seed \(5 there, 6 now\)$",
+        ),
+    )
+    def test_train_into(self, arguments, message):
+        self.check(train, arguments, message)
+
+    @parameterized.parameters(
+        ([], "--workdir must name a trained model, received none"),
+        (["--workdir={folder}/new"], r"no such folder"),
+        (["--workdir={folder}/other_run"], r"no model"),
+        (["--wrokdir=x"], "did you mean --workdir"),
+    )
+    def test_evaluate_and_recommend(self, arguments, message):
+        self.check(evaluate, arguments, message)
+        self.check(recommend, arguments, message)
+
+    @parameterized.parameters(
+        (["--k=0"], "--k must be at least 1, received 0"),
+        (["--output=x"], "--output goes with --histories=FILE"),
+        (["--histories=x"], "--histories needs --output=FILE"),
+        (["--history=1", "--histories=x"], "either --history or --histories"),
+    )
+    def test_recommend(self, arguments, message):
+        self.check(recommend, ["--workdir=x", *arguments], message)
+
+
+class StartTest(parameterized.TestCase):
+    """Answers that need no TensorFlow do not wait for it."""
+
+    @parameterized.parameters(
+        ("train", ["--help"], 0, ("numpy", "pyarrow")),
+        ("evaluate", ["--help"], 0, ("numpy", "pyarrow")),
+        ("recommend", ["--help"], 0, ("numpy", "pyarrow")),
+        ("train", ["--no_such_flag"], 2, ("numpy", "pyarrow")),
+        ("train", ["--data=/no/such/file"], 2, ()),
+        ("evaluate", ["--workdir=/no/such/folder"], 2, ()),
+        ("recommend", ["--workdir=/no/such/folder"], 2, ()),
+    )
+    def test_loads_little(self, name, arguments, expected_code, absent):
+        code = (
+            "import sys\n"
+            f"from recsys import {name} as module\n"
+            f"code = module.COMMAND.run(module.main, {arguments})\n"
+            "print(code, *sys.modules, file=sys.stderr)"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        loaded = process.stderr.split("\n")[-2].split()
+        self.assertEqual(int(loaded[0]), expected_code)
+        for module in ("tensorflow", "keras", *absent):
+            self.assertNotIn(module, loaded)
+
+    @parameterized.parameters(*COMMANDS)
+    def test_as_a_program(self, name):
+        process = subprocess.run(
+            [sys.executable, "-m", f"recsys.{name}", "--workdri=x"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(process.returncode, 2)
+        self.assertEqual(process.stdout, "")
+        self.assertEqual(
+            process.stderr,
+            f"python -m recsys.{name}: error: no such flag; did you mean "
+            "--workdir? Received: --workdri\n",
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
