@@ -7,9 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Added to the logit of what may not be attended to. Finite, so that a row
-# with nothing to attend to, which is padding, gives no NaN.
-_MASKED = -1e9
+from recsys.models.attention import causal_attention
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -165,38 +163,17 @@ class TransformerBlock(keras.layers.Layer):
         mask: tf.Tensor | None,
     ) -> tf.Tensor:
         """Causal multi-head attention, `[batch, length, dim]` each."""
-        batch, length = tf.unstack(tf.shape(queries)[:2])
+        shape = tf.shape(queries)
         dim = queries.shape[-1]
-        head_dim = dim // self.num_heads
+        heads = [shape[0], shape[1], self.num_heads, dim // self.num_heads]
 
-        def heads(x: tf.Tensor) -> tf.Tensor:
-            x = tf.reshape(x, [batch, length, self.num_heads, head_dim])
-            return tf.transpose(x, [0, 2, 1, 3])
+        def split(x: tf.Tensor) -> tf.Tensor:
+            return tf.transpose(tf.reshape(x, heads), [0, 2, 1, 3])
 
-        queries = heads(queries) * tf.cast(head_dim**-0.5, queries.dtype)
-        logits = tf.matmul(queries, heads(keys), transpose_b=True)
-        # [batch or 1, heads, length, length]
-        bias = self._distance_and_causal_bias(length)
-        if mask is not None:
-            hidden = tf.where(mask, 0.0, _MASKED)[:, tf.newaxis, tf.newaxis]
-            bias += hidden
-        weights = tf.nn.softmax(tf.cast(logits, tf.float32) + bias)
-        attended = tf.matmul(tf.cast(weights, values.dtype), heads(values))
-        attended = tf.transpose(attended, [0, 2, 1, 3])
-        return tf.reshape(attended, [batch, length, dim])
-
-    def _distance_and_causal_bias(self, length: tf.Tensor) -> tf.Tensor:
-        """`[1, heads, length, length]` float32, row the query, column key."""
-        positions = tf.range(length)
-        distance = positions[:, tf.newaxis] - positions[tf.newaxis, :]
-        # A product with one-hot rows, not a gather: its gradient is a
-        # product too, where a gather's would be a serial scatter.
-        nearest = tf.clip_by_value(distance, 0, self.max_distance - 1)
-        bias = tf.gather(
-            tf.cast(self.distance_bias, tf.float32), nearest, axis=1
+        attended = causal_attention(
+            split(queries), split(keys), split(values), self.distance_bias, mask
         )
-        bias = tf.where(distance >= 0, bias, _MASKED)
-        return bias[tf.newaxis]
+        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
 
 
 def _product(inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
