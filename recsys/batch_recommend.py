@@ -243,11 +243,10 @@ def _encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns flat `[total]` int32 indices and `[n + 1]` int64 offsets.
 
-    Unknown items are left out and counted.
+    Counts what there is to be said of them.
     """
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
     items = vocabulary.encode(list(itertools.chain.from_iterable(histories)))
-    items = items.astype(np.int32, copy=False)
     known = items != UNKNOWN_INDEX
     rows = np.repeat(np.arange(len(histories)), lengths)
     num_known = np.bincount(rows[known], minlength=len(histories))
@@ -255,7 +254,7 @@ def _encode(
     report.num_unknown += int(np.count_nonzero(~known))
     report.num_with_unknown += int(np.count_nonzero(num_known < lengths))
     report.num_without_known += int(np.count_nonzero(num_known == 0))
-    return items[known], np.append(0, np.cumsum(num_known))
+    return items, np.append(0, np.cumsum(lengths))
 
 
 def _write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import zipfile
 from collections.abc import Sequence
 
 import keras
@@ -13,7 +14,11 @@ import tensorflow as tf
 
 from recsys.data import pipeline
 from recsys.data.prepare import TRAIN_COUNT
-from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.data.vocabulary import (
+    FIRST_ITEM_INDEX,
+    UNKNOWN_INDEX,
+    Vocabulary,
+)
 from recsys.errors import InputError
 from recsys.evaluation.top_lists import top_lists
 from recsys.models.two_tower import TwoTower
@@ -22,6 +27,8 @@ from recsys.training import workdir as workdir_lib
 # Positions encoded at once. Large enough to keep the cores busy, small
 # enough that the activations stay within some tens of megabytes.
 _POSITIONS_PER_BATCH = 12_800
+# Scores ranked at once: 32 MB, whatever the number of queries.
+_SCORES_PER_PIECE = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +90,18 @@ class Recommender:
     ) -> np.ndarray:
         """Encodes histories.
 
+        An unknown item is passed over: its row of the table is never trained.
+
         Args:
             items: `[total]` int32 vocabulary indices, the histories one
                 after the other, each oldest first.
             offsets: `[num_queries + 1]` int64.
 
         Returns:
-            `[num_queries, embedding_dim]` float32; zero for an empty history.
+            `[num_queries, embedding_dim]` float32; zero for an empty history
+            or one of unknown items only.
         """
+        items, offsets = _without_unknown(items, offsets)
         dim = self.model.history_tower.embedding.embedding_dim
         vectors = np.zeros((len(offsets) - 1, dim), np.float32)
         for rows, history_ids in pipeline.history_batches(
@@ -186,15 +197,45 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
-        scores = self.scores(items, offsets)
-        lengths = np.diff(offsets)
-        known = np.repeat(np.arange(len(lengths)), lengths)
-        known = np.bincount(known[items > 1], minlength=len(lengths)) > 0
-        scores[~known] = self._popularity
-        scores[:, :2] = -np.inf
-        if exclude_history:
-            scores[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
-        return top_lists(scores, k)
+        items, offsets = _without_unknown(items, offsets)
+        vectors = self.user_vectors(items, offsets)
+        item_vectors = self.item_vectors()
+        num_queries = len(vectors)
+        top_items = np.empty((num_queries, k), np.int32)
+        top_scores = np.empty((num_queries, k), np.float32)
+        step = max(1, _SCORES_PER_PIECE // self.vocabulary.size)
+        for begin in range(0, num_queries, step):
+            piece = slice(begin, min(begin + step, num_queries))
+            scores = vectors[piece] @ item_vectors.T
+            lengths = np.diff(offsets[begin : piece.stop + 1])
+            scores[lengths == 0] = self._popularity
+            scores[:, :FIRST_ITEM_INDEX] = -np.inf
+            if exclude_history:
+                rows = np.repeat(np.arange(len(lengths)), lengths)
+                known = items[offsets[begin] : offsets[piece.stop]]
+                scores[rows, known] = -np.inf
+            top_items[piece], top_scores[piece] = top_lists(scores, k)
+        return top_items, top_scores
+
+
+def _without_unknown(
+    items: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drops unknown items from histories.
+
+    Args:
+        items: `[total]` int32 vocabulary indices.
+        offsets: `[num_queries + 1]` int64.
+
+    Returns:
+        Both without them.
+    """
+    known = items != UNKNOWN_INDEX
+    if known.all():
+        return items, offsets
+    before = np.zeros(len(items) + 1, np.int64)
+    np.cumsum(known, out=before[1:])
+    return items[known], before[offsets]
 
 
 def load(workdir: str | os.PathLike[str]) -> Recommender:
@@ -211,7 +252,14 @@ def load(workdir: str | os.PathLike[str]) -> Recommender:
     """
     folder = workdir_lib.Workdir(pathlib.Path(workdir))
     config = folder.read_config()
-    model = keras.saving.load_model(folder.model, compile=False)
+    try:
+        model = keras.saving.load_model(folder.model, compile=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise InputError(
+            f"{folder.model}: expected a model of this version of recsys, "
+            f"received a file that cannot be loaded: {reason}"
+        ) from error
     return Recommender(
         model, Vocabulary.load(folder.vocabulary), config.max_history_length
     )
