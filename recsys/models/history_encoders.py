@@ -163,7 +163,9 @@ class SelfAttentionEncoder(keras.layers.Layer):
             ("max_distance", max_distance),
         ):
             if value < 1:
-                raise ValueError(f"`{name}` must be positive, received {value}")
+                raise ValueError(
+                    f"`{name}` must be positive. Received: {value}"
+                )
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.max_distance = max_distance

@@ -7,7 +7,57 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.models import layer_sharing
+
 POOLINGS = ("mean", "sum", "sqrtn")
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class ItemTable(keras.layers.Layer):
+    """The variable of a `SharedItemEmbedding`; not for use by itself.
+
+    A layer of its own because Keras cannot load a file in which one layer is
+    called in two functional sub-models. What it loads is two embeddings;
+    since both hold this one layer, they have one variable nevertheless.
+
+    Args:
+        vocabulary_size: Rows.
+        embedding_dim: Columns.
+        initializer: A Keras initializer.
+        **kwargs: Keras's own layer arguments.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_dim: int,
+        initializer: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.shape = (vocabulary_size, embedding_dim)
+        self.initializer = keras.initializers.get(initializer)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the variable."""
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=self.shape,
+            initializer=self.initializer,
+            # In mixed precision rows are cast, not the whole table.
+            autocast=False,
+        )
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        vocabulary_size, embedding_dim = self.shape
+        return {
+            **super().get_config(),
+            "vocabulary_size": vocabulary_size,
+            "embedding_dim": embedding_dim,
+            "initializer": keras.initializers.serialize(self.initializer),
+        }
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -38,6 +88,8 @@ class SharedItemEmbedding(keras.layers.Layer):
         embeddings_initializer: A Keras initializer, default normal with a
             standard deviation of 0.02. Row 0 is never read, whatever it
             holds.
+        table: For Keras, which gives the one table of a file to each layer
+            of it; leave it out.
         **kwargs: Keras's own layer arguments (`name`, `dtype`, …).
 
     Raises:
@@ -50,17 +102,18 @@ class SharedItemEmbedding(keras.layers.Layer):
         vocabulary_size: int,
         embedding_dim: int,
         embeddings_initializer: Any = None,
+        table: ItemTable | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if vocabulary_size < 3:
             raise ValueError(
                 "`vocabulary_size` must be at least 3 (padding, unknown and "
-                f"one item), received {vocabulary_size}"
+                f"one item). Received: {vocabulary_size}"
             )
         if embedding_dim < 1:
             raise ValueError(
-                f"`embedding_dim` must be positive, received {embedding_dim}"
+                f"`embedding_dim` must be positive. Received: {embedding_dim}"
             )
         self.vocabulary_size = vocabulary_size
         self.embedding_dim = embedding_dim
@@ -71,8 +124,16 @@ class SharedItemEmbedding(keras.layers.Layer):
         self.embeddings_initializer = keras.initializers.get(
             embeddings_initializer
         )
-        self.supports_masking = True
-        self._table: keras.Variable | None = None
+        # Masks are attached by `call`, which knows of `pooling`; Keras would
+        # ask `compute_mask`, which does not.
+        self.supports_masking = False
+        self.table = table or ItemTable(
+            vocabulary_size,
+            embedding_dim,
+            self.embeddings_initializer,
+            dtype=self.dtype_policy,
+            name="table",
+        )
 
     @property
     def embeddings(self) -> keras.Variable:
@@ -81,22 +142,18 @@ class SharedItemEmbedding(keras.layers.Layer):
         Raises:
             ValueError: The layer has not been built yet.
         """
-        if self._table is None:
+        if not self.table.built:
             raise ValueError(
-                "`embeddings` exists only after the layer is built: call the "
-                f"layer on ids or call `build()` first, received {self.name} "
-                "unbuilt"
+                "`embeddings` must be read after the layer is built: call the "
+                "layer on ids, or `build()`, first. Received: the unbuilt "
+                f"layer {self.name}"
             )
-        return self._table
+        return self.table.embeddings
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the table; the shape of the ids does not matter."""
-        if self._table is None:
-            self._table = self.add_weight(
-                name="embeddings",
-                shape=(self.vocabulary_size, self.embedding_dim),
-                initializer=self.embeddings_initializer,
-            )
+        if not self.table.built:
+            self.table.build()
         self.built = True
 
     def call(
@@ -119,15 +176,18 @@ class SharedItemEmbedding(keras.layers.Layer):
             pooled axis. Ragged ids without pooling give a ragged tensor.
 
         Raises:
+            TypeError: `ids` are not integers.
             ValueError: An unknown `pooling`, or `weights` without one.
         """
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(
-                f"`pooling` must be one of {POOLINGS}, received {pooling!r}"
+                f"`pooling` must be None or one of {', '.join(POOLINGS)}. "
+                f"Received: {pooling!r}"
             )
         if weights is not None and pooling is None:
             raise ValueError(
-                "`weights` needs `pooling`, received weights and pooling=None"
+                "`weights` must be given with `pooling` only. Received: "
+                "weights and pooling=None"
             )
         if isinstance(ids, tf.RaggedTensor):
             if pooling is None:
@@ -135,24 +195,43 @@ class SharedItemEmbedding(keras.layers.Layer):
             ids = ids.to_tensor()
         if isinstance(weights, tf.RaggedTensor):
             weights = weights.to_tensor()
+        ids = tf.convert_to_tensor(ids)
         vectors = self._lookup(ids)
-        if pooling is None:
-            return vectors
-        return self._pool(tf.convert_to_tensor(ids), vectors, weights, pooling)
+        if pooling is not None:
+            vectors = self._pool(ids, vectors, weights, pooling)
+        mask = self._output_mask(ids, pooling)
+        if mask is not None:
+            vectors._keras_mask = mask
+        return vectors
+
+    def compute_output_spec(
+        self,
+        ids: keras.KerasTensor,
+        weights: keras.KerasTensor | None = None,
+        pooling: str | None = None,
+    ) -> keras.KerasTensor:
+        """Shape, type and mask of the answer to a symbolic call."""
+        vectors = super().compute_output_spec(
+            ids, weights=weights, pooling=pooling
+        )
+        mask = None if ids.ragged else self._output_mask(ids, pooling)
+        if mask is not None:
+            vectors._keras_mask = mask
+        return vectors
 
     def compute_mask(
         self,
-        ids: tf.Tensor,
+        ids: tf.Tensor | tf.RaggedTensor,
         previous_mask: tf.Tensor | None = None,
     ) -> tf.Tensor | None:
-        """`[...]` boolean, true for every id but padding."""
+        """`[...]` boolean, true for every id but padding; None if ragged."""
         if isinstance(ids, tf.RaggedTensor):
             return None
-        return tf.not_equal(ids, 0)
+        return keras.ops.not_equal(ids, 0)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {
+        """Returns the constructor arguments; in a file, also which table."""
+        config = {
             **super().get_config(),
             "vocabulary_size": self.vocabulary_size,
             "embedding_dim": self.embedding_dim,
@@ -160,12 +239,41 @@ class SharedItemEmbedding(keras.layers.Layer):
                 self.embeddings_initializer
             ),
         }
+        if layer_sharing.is_writing_file():
+            config["table"] = layer_sharing.serialize(self.table)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SharedItemEmbedding:
+        """Makes a layer; in a file, over the table that it names."""
+        table = layer_sharing.deserialize(config.get("table"))
+        return super().from_config({**config, "table": table})
 
     def _lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        ids = tf.convert_to_tensor(ids)
+        if not ids.dtype.is_integer:
+            raise TypeError(
+                "`ids` must be integers, as from keras.Input(…, "
+                f'dtype="int32"). Received dtype: {ids.dtype.name}'
+            )
+        if ids.dtype not in (tf.int32, tf.int64):
+            ids = tf.cast(ids, tf.int64)
         table = tf.convert_to_tensor(self.embeddings)
         vectors = tf.cast(tf.gather(table, ids), self.compute_dtype)
         return vectors * tf.cast(ids != 0, vectors.dtype)[..., tf.newaxis]
+
+    def _output_mask(
+        self, ids: tf.Tensor, pooling: str | None
+    ) -> tf.Tensor | None:
+        """The mask of the answer.
+
+        A pooled vector is a value like any other, so one per row has no mask:
+        Keras would leave rows without values out of a loss. One per position
+        is padding where no value is left.
+        """
+        mask = self.compute_mask(ids)
+        if pooling is None:
+            return mask
+        return keras.ops.any(mask, axis=-1) if len(ids.shape) > 2 else None
 
     def _pool(
         self,
@@ -174,16 +282,16 @@ class SharedItemEmbedding(keras.layers.Layer):
         weights: tf.Tensor | None,
         pooling: str,
     ) -> tf.Tensor:
-        present = tf.cast(tf.not_equal(ids, 0), vectors.dtype)
+        # Sums are float32: in half precision many values would stall.
+        present = tf.cast(tf.not_equal(ids, 0), tf.float32)
         if weights is not None:
-            present *= tf.cast(weights, vectors.dtype)
-        total = tf.einsum("...vd,...v->...d", vectors, present)
-        if pooling == "sum":
-            return total
+            present *= tf.cast(weights, tf.float32)
+        wide = tf.cast(vectors, tf.float32)
+        pooled = tf.einsum("...vd,...v->...d", wide, present)
         if pooling == "mean":
             norm = tf.reduce_sum(present, axis=-1, keepdims=True)
-        else:
-            norm = tf.sqrt(
-                tf.reduce_sum(tf.square(present), axis=-1, keepdims=True)
-            )
-        return tf.math.divide_no_nan(total, norm)
+            pooled = tf.math.divide_no_nan(pooled, norm)
+        elif pooling == "sqrtn":
+            norm = tf.reduce_sum(tf.square(present), axis=-1, keepdims=True)
+            pooled = tf.math.divide_no_nan(pooled, tf.sqrt(norm))
+        return tf.cast(pooled, vectors.dtype)

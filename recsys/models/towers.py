@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.models import layer_sharing
 from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 
@@ -74,7 +75,9 @@ class HistoryTower(keras.layers.Layer):
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_tensor()
         mask = tf.not_equal(ids, 0)
-        vectors = self.embedding(ids)
+        # The mask goes to the encoder as an argument, if it takes one. Attached
+        # to the vectors too, it would make Keras warn where it does not.
+        vectors = tf.identity(self.embedding(ids))
         if self.item_features is not None:
             vectors += self.item_features(ids)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
@@ -102,17 +105,16 @@ class HistoryTower(keras.layers.Layer):
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "embedding": keras.saving.serialize_keras_object(self.embedding),
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "item_features": keras.saving.serialize_keras_object(
-                self.item_features
-            ),
+            "embedding": layer_sharing.serialize(self.embedding),
+            "encoder": layer_sharing.serialize(self.encoder),
+            "item_features": layer_sharing.serialize(self.item_features),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HistoryTower:
         """Makes a tower from `get_config`'s answer."""
-        return cls(**_with_layers(config, _HISTORY_LAYERS))
+        nested = ("embedding", "encoder", "item_features")
+        return super().from_config(_with_layers(config, nested))
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -157,7 +159,8 @@ class CandidateTower(keras.layers.Layer):
         Returns:
             `[..., embedding_dim]`.
         """
-        vectors = self.embedding(ids)
+        # Without the table's mask, which a sum with features would not have.
+        vectors = tf.identity(self.embedding(ids))
         if self.item_features is not None:
             vectors += self.item_features(ids)
         return vectors
@@ -168,7 +171,8 @@ class CandidateTower(keras.layers.Layer):
         Row i is the vector of id i. Rows 0 and 1, padding and unknown, are
         there so that ids index the result, and are never candidates.
         """
-        self.build()
+        if not self.built:
+            self.build()
         table = tf.convert_to_tensor(self.embedding.embeddings)
         vectors = tf.cast(table, self.compute_dtype)
         if self.item_features is not None:
@@ -180,26 +184,21 @@ class CandidateTower(keras.layers.Layer):
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "embedding": keras.saving.serialize_keras_object(self.embedding),
-            "item_features": keras.saving.serialize_keras_object(
-                self.item_features
-            ),
+            "embedding": layer_sharing.serialize(self.embedding),
+            "item_features": layer_sharing.serialize(self.item_features),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CandidateTower:
         """Makes a tower from `get_config`'s answer."""
-        return cls(**_with_layers(config, _CANDIDATE_LAYERS))
-
-
-_CANDIDATE_LAYERS = ("embedding", "item_features")
-_HISTORY_LAYERS = ("embedding", "encoder", "item_features")
+        nested = ("embedding", "item_features")
+        return super().from_config(_with_layers(config, nested))
 
 
 def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
     if not isinstance(embedding, SharedItemEmbedding):
         raise TypeError(
-            "`embedding` must be a SharedItemEmbedding, received "
+            "`embedding` must be a SharedItemEmbedding. Received: "
             f"{type(embedding).__name__}"
         )
     return embedding
@@ -225,8 +224,5 @@ def _with_layers(
     config: dict[str, Any], names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns the config with its serialized layers made into layers."""
-    config = dict(config)
-    for name in names:
-        if isinstance(config[name], dict):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-    return config
+    nested = {name: layer_sharing.deserialize(config[name]) for name in names}
+    return {**config, **nested}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -9,7 +10,12 @@ import tensorflow as tf
 
 from recsys import losses
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
+from recsys.models import layer_sharing
 from recsys.models.towers import CandidateTower, HistoryTower
+
+_HISTORIES = {
+    "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
+}
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -44,10 +50,13 @@ class TwoTower(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if history_tower.embedding is not candidate_tower.embedding:
+        tables = [
+            tower.embedding.table for tower in (history_tower, candidate_tower)
+        ]
+        if tables[0] is not tables[1]:
             raise ValueError(
                 "`history_tower` and `candidate_tower` must share one "
-                "SharedItemEmbedding, received "
+                "SharedItemEmbedding. Received: "
                 f"{history_tower.embedding.name} and "
                 f"{candidate_tower.embedding.name}"
             )
@@ -119,33 +128,99 @@ class TwoTower(keras.Model):
         return loss, tf.reduce_sum(weights)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of Keras's `fit`."""
+        """One step of Keras's `fit`.
+
+        Raises:
+            ValueError: The model was compiled with a loss or with metrics.
+        """
+        self._check_compiled()
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         with tf.GradientTape() as tape:
             loss, count = self.next_item_loss(inputs)
             loss = tf.math.divide_no_nan(loss, count)
+            # Half precision scales the loss; regularizers belong to it.
+            total = self.optimizer.scale_loss(sum(self.losses, start=loss))
         variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.optimizer.apply(tape.gradient(total, variables), variables)
         self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `evaluate`."""
+        self._check_compiled()
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         loss, count = self.next_item_loss(inputs, training=False)
         loss = tf.math.divide_no_nan(loss, count)
         self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
 
+    def _check_compiled(self) -> None:
+        arguments = self.get_compile_config() or {}
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if arguments.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` must not be given to `compile()`: the model "
+                    "brings its own loss, and rankings are measured by "
+                    f"recsys.evaluation. Received: {arguments[name]}"
+                )
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a SavedModel with the endpoint `serve`, as Keras's own does.
+
+        Keras's own would hold every variable twice, and ask for the lengths
+        of the histories that the model was built with.
+
+        Args:
+            filepath: The folder to write, or the file of another format.
+            format: As for Keras, which writes any but "tf_saved_model".
+            verbose: Whether to print the endpoint.
+            input_signature: Of `call`; default histories of any number and
+                length, scored against all items.
+            **kwargs: For Keras's other formats.
+        """
+        if format != "tf_saved_model":
+            super().export(filepath, format, verbose, input_signature, **kwargs)
+            return
+        if not self.built:
+            self.build()
+        archive = keras.export.ExportArchive()
+        archive.add_endpoint(
+            "serve",
+            # Not the model itself, whose variables would be added again.
+            lambda inputs: self(inputs, training=False),
+            input_signature or [_HISTORIES],
+        )
+        archive.write_out(filepath, verbose=bool(verbose))
+
+    @property
+    def _default_save_signature(self) -> Any:
+        """What `tf.saved_model.save` makes the signature of the model.
+
+        Keras's own takes the shapes of the first call, and floats.
+        """
+        if not self.built:
+            return None
+        return tf.function(
+            lambda inputs: self(inputs, training=False),
+            input_signature=[_HISTORIES],
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "history_tower": keras.saving.serialize_keras_object(
-                self.history_tower
-            ),
-            "candidate_tower": keras.saving.serialize_keras_object(
-                self.candidate_tower
+            "history_tower": layer_sharing.serialize(self.history_tower),
+            "candidate_tower": layer_sharing.serialize(self.candidate_tower),
+            "shares_item_features": (
+                self.history_tower.item_features
+                is self.candidate_tower.item_features
             ),
         }
 
@@ -155,19 +230,22 @@ class TwoTower(keras.Model):
     ) -> TwoTower:
         """Makes a model from `get_config`'s answer, over one table.
 
-        Keras restores a shared layer as one only inside its own file
-        format; elsewhere each tower would come back with a table of its
-        own. So the candidate tower is given the history tower's.
+        Outside of a file (see `layer_sharing`) each tower would come back
+        with layers of its own, so the candidate tower is given the history
+        tower's table, and its item features if these were shared.
         """
-        config = dict(config)
         with keras.saving.custom_object_scope(custom_objects or {}):
-            history_tower = keras.saving.deserialize_keras_object(
-                config.pop("history_tower")
-            )
-            candidate = dict(config.pop("candidate_tower"))
-            candidate["config"] = {
-                **candidate["config"],
-                "embedding": history_tower.embedding,
-            }
-            candidate_tower = keras.saving.deserialize_keras_object(candidate)
-        return cls(history_tower, candidate_tower, **config)
+            history_tower = layer_sharing.deserialize(config["history_tower"])
+            candidate_config = config["candidate_tower"]
+            if isinstance(candidate_config, dict):
+                shared = {"embedding": history_tower.embedding}
+                if config.get("shares_item_features"):
+                    shared["item_features"] = history_tower.item_features
+                candidate_config = {
+                    **candidate_config,
+                    "config": {**candidate_config["config"], **shared},
+                }
+            candidate_tower = layer_sharing.deserialize(candidate_config)
+        own = ("history_tower", "candidate_tower", "shares_item_features")
+        kwargs = {k: v for k, v in config.items() if k not in own}
+        return cls(history_tower, candidate_tower, **kwargs)
