@@ -20,6 +20,9 @@ from recsys.training import files
 # Histories that are read, encoded and written together. Many, because short
 # and long ones are encoded in batches of their own.
 _LINES_PER_CHUNK = 8192
+# Not by isinstance: True would be an integer.
+_STRINGS = frozenset({str})
+_IDS = frozenset({str, int})
 _EXPECTED = 'expected {"query_id": "…", "history": ["item id", …]}'
 
 
@@ -221,11 +224,11 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
     if type(history) is not list:
         raise _malformed(text, source, number)
     # Nearly all ids are strings; only the others are looked at one by one.
-    if not all(type(item) is str for item in history):
-        if not all(type(item) in (str, int) for item in history):
+    if not _STRINGS.issuperset(map(type, history)):
+        if not _IDS.issuperset(map(type, history)):
             raise _malformed(text, source, number)
         history = [str(item) for item in history]
-    if type(query_id) not in (str, int):
+    if type(query_id) not in _IDS:
         raise _malformed(text, source, number)
     return str(query_id), history
 
@@ -267,8 +270,8 @@ def _write(
     """Writes a line per query."""
     is_item = found > 0
     ids = vocabulary.decode(found[is_item]).tolist()
-    # Six digits are what float32 holds; more would double the file.
-    values = [float(f"{value:.6g}") for value in scores[is_item].tolist()]
+    # Beyond six decimals float32 holds noise, which would double the file.
+    values = scores[is_item].astype(np.float64).round(6).tolist()
     ends = np.cumsum(is_item.sum(axis=1)).tolist()
     lines = []
     begin = 0
@@ -293,5 +296,3 @@ def _open_output(path: pathlib.Path) -> Iterator[IO[str]]:
     with files.atomic_path(path) as temporary:
         with temporary.open("w", encoding="utf-8") as out:
             yield out
-
-

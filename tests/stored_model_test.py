@@ -1,0 +1,133 @@
+"""Which data a stored model may be evaluated on, and how."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recsys import stored_model
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import InputError
+from recsys.training.config import TrainConfig
+from recsys.training.inputs import build_data
+
+
+def write_log(path: pathlib.Path, offset=0, num_users=10, length=6) -> str:
+    rows = ["user,item,timestamp"]
+    for user in range(num_users):
+        for step in range(length):
+            item = (user + step) % 9 + offset
+            rows.append(f"u{user},i{item},{10 * step + 35 * user}")
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+class EvaluationDataTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+        self.log = write_log(self.folder / "log.csv")
+
+    def asked(self, split, protocol, source=None):
+        """Returns the data asked of a model that was trained on the log."""
+        config = TrainConfig(data=self.log, split=split)
+        vocabulary = build_data(config).vocabulary
+        return stored_model.evaluation_data(
+            config, vocabulary, source or {}, protocol
+        )
+
+    @parameterized.parameters("leave_last_out", "temporal", "validation_only")
+    def test_the_models_own_split(self, split):
+        for protocol in (None, split):
+            asked = self.asked(split, protocol)
+            self.assertEqual(asked.data.split.protocol, split)
+            self.assertEqual(asked.notes, [])
+
+    @parameterized.parameters(
+        ("leave_last_out", "temporal"),
+        ("leave_last_out", "held_out_users"),
+        ("validation_only", "temporal"),
+        ("held_out_users", "leave_last_out"),
+        ("temporal", "held_out_users"),
+    )
+    def test_another_protocol_leaks(self, split, protocol):
+        with self.assertRaisesRegex(
+            InputError,
+            f"^--protocol={protocol} asks for what the model was trained on "
+            f"with --split={split} .*Received: --protocol={protocol}$",
+        ):
+            self.asked(split, protocol)
+
+    def test_the_models_last_items_were_not_in_its_training(self):
+        asked = self.asked("leave_last_out", "validation_only")
+        self.assertEqual(asked.data.split.protocol, "validation_only")
+        # Two of each user's six are held out, not one.
+        self.assertEqual(asked.data.split.train.num_interactions, 10 * 4)
+        self.assertEqual(asked.notes, [])
+
+    def test_queries_that_chose_the_model_are_told(self):
+        asked = self.asked("validation_only", "leave_last_out")
+        self.assertLen(asked.notes, 1)
+        self.assertStartsWith(
+            asked.notes[0], "The model was chosen by 10 of these 10 queries"
+        )
+
+    def test_the_same_log_elsewhere_is_the_same_log(self):
+        copy = write_log(self.folder / "copy.csv")
+        asked = self.asked("leave_last_out", None, {"data": copy})
+        self.assertEqual(asked.notes, [])
+        with self.assertRaises(InputError):
+            self.asked("leave_last_out", "temporal", {"data": copy})
+
+    def test_another_log(self):
+        # Items 3 to 11, of which 9, 10 and 11 are new.
+        other = write_log(self.folder / "other.csv", offset=3)
+        asked = self.asked("leave_last_out", "temporal", {"data": other})
+        self.assertLen(asked.notes, 2)
+        self.assertIn("cannot be checked", asked.notes[0])
+        self.assertStartsWith(asked.notes[1], "3 of 9 items are unknown")
+
+    def test_columns_are_looked_for_anew_in_another_log(self):
+        renamed = self.folder / "renamed.csv"
+        text = (self.folder / "log.csv").read_text()
+        renamed.write_text(text.replace("user,", "who,", 1))
+        config = TrainConfig(data=str(renamed), user_column="who")
+        vocabulary = build_data(config).vocabulary
+        asked = stored_model.evaluation_data(
+            config, vocabulary, {"data": self.log}, None
+        )
+        self.assertEqual(asked.notes, [])
+
+
+class FirstItems:
+    """Scores an item by its index; remembers what it was asked."""
+
+    name = "first items"
+
+    def scores(self, items, offsets):
+        self.items = items
+        return np.tile(np.arange(5, dtype=np.float32), (len(offsets) - 1, 1))
+
+
+class OtherCatalogueTest(absltest.TestCase):
+    def test_scores(self):
+        inner = FirstItems()
+        recommender = stored_model.OtherCatalogue(
+            inner, Vocabulary(["a", "b", "c"]), Vocabulary(["c", "new", "a"])
+        )
+        scores = recommender.scores(
+            np.array([2, 3, 4], np.int32), np.array([0, 2, 3])
+        )
+        # c is index 4 of the model, "new" is unknown (1), a is index 2.
+        np.testing.assert_array_equal(inner.items, [4, 1, 2])
+        expected = [4, -np.inf, 2]
+        np.testing.assert_array_equal(scores[:, 2:], [expected, expected])
+
+
+if __name__ == "__main__":
+    absltest.main()
