@@ -233,8 +233,8 @@ class MistakesTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (["--preset=netflix"], "--preset must be one of movielens-small"),
-        (["--split=random"], "--split must be one of .* received 'random'"),
-        (["--encoder=lstm"], "--encoder must be one of .* received 'lstm'"),
+        (["--split=random"], "--split must be one of .* Received: 'random'"),
+        (["--encoder=lstm"], "--encoder must be one of .* Received: 'lstm'"),
         (["--dropout=1"], "--dropout must be below 1, received 1"),
         (["--num_epochs=0"], "--num_epochs must be at least 1, received 0"),
         (["--learning_rate=nan"], "--learning_rate must be .* received nan"),

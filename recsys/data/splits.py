@@ -180,13 +180,17 @@ def temporal(
     """
     if validation_fraction <= 0 or test_fraction <= 0:
         raise InputError(
-            "split `temporal` needs positive fractions, received "
-            f"{validation_fraction} and {test_fraction}"
+            "`validation_fraction` and `test_fraction` must be positive. "
+            f"Received: {validation_fraction} and {test_fraction}"
         )
     if validation_fraction + test_fraction >= 1:
         raise InputError(
-            "split `temporal` needs fractions that leave something to train "
-            f"on, received {validation_fraction} and {test_fraction}"
+            "`validation_fraction` and `test_fraction` must leave something "
+            f"to train on. Received: {validation_fraction} and {test_fraction}"
+        )
+    if not sequences.num_interactions:
+        raise InputError(
+            "split `temporal` must have interactions. Received: none"
         )
     test_start = _time_quantile(sequences, 1 - test_fraction)
     validation_start = _time_quantile(
@@ -207,8 +211,8 @@ def temporal(
     )
     if not split.train.num_interactions:
         raise InputError(
-            "split `temporal` finds nothing to train on: expected timestamps "
-            f"before the cutoff, received none before {validation_start}"
+            "split `temporal` must find interactions before its cutoff to "
+            f"train on. Received: none before {validation_start}"
         )
     return split
 
@@ -244,17 +248,18 @@ def held_out_users(
     """
     if not (validation_fraction > 0 and test_fraction > 0 and 0 < fold_in < 1):
         raise InputError(
-            "split `held_out_users` needs positive fractions of users and a "
-            "`fold_in` between 0 and 1, received "
-            f"{validation_fraction}, {test_fraction} and {fold_in}"
+            "`validation_fraction` and `test_fraction` must be positive and "
+            f"`fold_in` between 0 and 1. Received: {validation_fraction}, "
+            f"{test_fraction} and {fold_in}"
         )
     usable = np.flatnonzero(sequences.lengths >= 2)
     num_validation = max(1, round(len(usable) * validation_fraction))
     num_test = max(1, round(len(usable) * test_fraction))
     if len(usable) < num_validation + num_test + 1:
         raise InputError(
-            "split `held_out_users` needs users with two or more "
-            f"interactions for each part, received {len(usable)} of them"
+            "split `held_out_users` must find users with two or more "
+            "interactions for each of its three parts. Received: "
+            f"{len(usable)} such users"
         )
     drawn = np.random.default_rng(seed).permutation(usable)
     test = np.sort(drawn[:num_test])
@@ -287,8 +292,8 @@ def _single_targets(
     if not len(users):
         longest = int(sequences.lengths.max(initial=0))
         raise InputError(
-            "no user has enough interactions: expected at least "
-            f"{from_end + 1} of one user, received at most {longest}"
+            "no user has enough interactions: a user must have at least "
+            f"{from_end + 1}. Received: at most {longest}"
         )
     ends = sequences.offsets[users + 1]
     return Queries(
@@ -309,8 +314,8 @@ def _queries_where(
     positions = positions[positions > starts[positions]]
     if not len(positions):
         raise InputError(
-            "split `temporal` finds no query: expected interactions after "
-            "the cutoff by users with a history, received none"
+            "split `temporal` must find interactions after its cutoffs by "
+            "users with a history. Received: none"
         )
     users = np.searchsorted(sequences.offsets, positions, "right") - 1
     if max_per_user:
@@ -345,4 +350,6 @@ def _fold_in(
 def _time_quantile(sequences: Sequences, quantile: float) -> int:
     """The timestamp below which this share of the interactions lies."""
     times = np.sort(sequences.timestamps)
-    return int(times[min(len(times) - 1, int(len(times) * quantile))])
+    # Rounded first: 1 - 0.3 - 0.3 is a little below 0.4.
+    row = int(round(len(times) * quantile, 6))
+    return int(times[min(len(times) - 1, row)])

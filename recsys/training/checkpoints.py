@@ -119,7 +119,7 @@ class Checkpoints:
             status.assert_consumed()
         except (tf.errors.OpError, ValueError, AssertionError) as error:
             raise InputError(
-                f"{paths[-1]}: expected a checkpoint of this model, received "
+                f"{paths[-1]}: expected a checkpoint of this model. Received: "
                 f"{str(error).splitlines()[0]}"
             ) from error
         return Progress(**fields)

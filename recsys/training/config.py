@@ -76,25 +76,25 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(
-                    f"--{name} must be one of {', '.join(choices)}, "
-                    f"received {value!r}"
+                    f"--{name} must be one of {', '.join(choices)}. "
+                    f"Received: {value!r}"
                 )
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if not value >= lowest:
                 raise InputError(
-                    f"--{name} must be at least {lowest}, received {value}"
+                    f"--{name} must be at least {lowest}. Received: {value}"
                 )
-        if not self.dropout < 1:
-            raise InputError(
-                f"--dropout must be below 1, received {self.dropout}"
-            )
+        for name in ("dropout", "adam_beta_2"):
+            value = getattr(self, name)
+            if not value < 1:
+                raise InputError(f"--{name} must be below 1. Received: {value}")
         if self.encoder == "self_attention" and (
             self.embedding_dim % self.num_heads
         ):
             raise InputError(
                 f"--num_heads must divide --embedding_dim="
-                f"{self.embedding_dim}, received {self.num_heads}"
+                f"{self.embedding_dim}. Received: {self.num_heads}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,8 +113,14 @@ class TrainConfig:
             The configuration.
 
         Raises:
-            InputError: A field is unknown, missing or out of range.
+            InputError: A field is unknown, missing, of another type or out
+                of range.
         """
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"{source}: expected the fields of a training configuration. "
+                f"Received: {type(fields).__name__}"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         for what, names in (
             ("unknown", fields.keys() - known),
@@ -123,9 +129,13 @@ class TrainConfig:
             if names:
                 raise InputError(
                     f"{source}: expected the fields of a training "
-                    f"configuration, received {what} {', '.join(sorted(names))}"
+                    f"configuration. Received: {what} "
+                    f"{', '.join(sorted(names))}"
                 )
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (InputError, TypeError) as error:
+            raise InputError(f"{source}: {error}") from error
 
 
 _LOWEST: dict[str, float] = {
@@ -176,7 +186,7 @@ def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     """
     if preset not in PRESETS:
         raise InputError(
-            f"--preset must be one of {', '.join(PRESETS)}, "
-            f"received {preset!r}"
+            f"--preset must be one of {', '.join(PRESETS)}. "
+            f"Received: {preset!r}"
         )
     return TrainConfig(**{**PRESETS[preset], **overrides})

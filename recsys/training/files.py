@@ -55,7 +55,7 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: expected a JSON file that can be read, received {error}"
+            f"{path}: expected a JSON file that can be read. Received: {error}"
         ) from error
 
 
