@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recsys.data.interactions import Interactions
+from recsys.data.sequences import build_sequences, concatenated_ranges
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import InputError
+
+
+def _interactions(rows: list[tuple[int, int, int]]) -> Interactions:
+    """(user, item, timestamp) rows over users u0… and items a…."""
+    users, items, times = np.array(rows).T
+    return Interactions(
+        user_ids=np.array([f"u{i}" for i in range(users.max() + 1)], object),
+        item_ids=np.array(list("abcdef"[: items.max() + 1]), object),
+        users=users.astype(np.int32),
+        items=items.astype(np.int32),
+        timestamps=times.astype(np.int64),
+        ratings=None,
+    )
+
+
+class SequencesTest(parameterized.TestCase):
+    def test_orders_by_user_then_time_then_row(self):
+        # u1 has a and b at time 5: they stay in the order of the file.
+        log = _interactions(
+            [(1, 1, 5), (0, 0, 9), (1, 0, 5), (0, 2, 3), (1, 3, 1)]
+        )
+        sequences = build_sequences(log, Vocabulary(["a", "b", "c", "d"]))
+        self.assertEqual(sequences.user_ids.tolist(), ["u0", "u1"])
+        self.assertEqual(sequences.offsets.tolist(), [0, 2, 5])
+        # Indices are 2 for a, 3 for b, 4 for c, 5 for d.
+        self.assertEqual(sequences.items.tolist(), [4, 2, 5, 3, 2])
+        self.assertEqual(sequences.timestamps.tolist(), [3, 9, 1, 5, 5])
+        self.assertEqual(sequences.items.dtype, np.int32)
+        self.assertEqual(sequences.offsets.dtype, np.int64)
+
+    def test_many_equal_timestamps_keep_the_order_of_the_file(self):
+        rng = np.random.default_rng(0)
+        items = rng.permutation(6).repeat(50)
+        rng.shuffle(items)
+        log = _interactions([(0, item, 7) for item in items])
+        sequences = build_sequences(log, Vocabulary(list("abcdef")))
+        self.assertEqual(sequences.items.tolist(), (items + 2).tolist())
+
+    def test_indices_are_those_of_the_vocabulary(self):
+        log = _interactions([(0, 0, 1), (0, 1, 2)])
+        sequences = build_sequences(log, Vocabulary(["z", "b", "a"]))
+        self.assertEqual(sequences.items.tolist(), [4, 3])
+
+    def test_an_item_outside_the_vocabulary_is_an_error(self):
+        log = _interactions([(0, 0, 1), (0, 1, 2)])
+        with self.assertRaisesRegex(InputError, "Received 1 unknown: 'b'"):
+            build_sequences(log, Vocabulary(["a", "c"]))
+
+    def test_sizes(self):
+        log = _interactions([(0, 0, 1), (2, 1, 2), (2, 0, 3)])
+        sequences = build_sequences(log, Vocabulary(["a", "b"]))
+        self.assertEqual(sequences.num_users, 3)
+        self.assertEqual(sequences.num_interactions, 3)
+        self.assertEqual(sequences.lengths.tolist(), [1, 0, 2])
+
+    def test_prefixes(self):
+        log = _interactions(
+            [(0, 0, 1), (0, 1, 2), (1, 2, 3), (1, 1, 4), (1, 0, 5)]
+        )
+        sequences = build_sequences(log, Vocabulary(["a", "b", "c"]))
+        prefixes = sequences.prefixes(np.array([0, 2]))
+        self.assertEqual(prefixes.user_ids.tolist(), ["u0", "u1"])
+        self.assertEqual(prefixes.offsets.tolist(), [0, 0, 2])
+        self.assertEqual(prefixes.items.tolist(), [4, 3])
+        self.assertEqual(prefixes.timestamps.tolist(), [3, 4])
+
+    @parameterized.parameters(
+        ([], [], []),
+        ([5], [0], []),
+        ([5, 1, 9], [2, 0, 3], [5, 6, 9, 10, 11]),
+    )
+    def test_concatenated_ranges(self, starts, lengths, expected):
+        ranges = concatenated_ranges(
+            np.array(starts, np.int64), np.array(lengths, np.int64)
+        )
+        self.assertEqual(ranges.tolist(), expected)
+
+
+if __name__ == "__main__":
+    absltest.main()

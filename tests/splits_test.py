@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recsys.data import splits
+from recsys.data.sequences import Sequences
+from recsys.errors import InputError
+
+
+def _sequences(*users: list[tuple[int, int]]) -> Sequences:
+    """One list of (item, timestamp) per user."""
+    lengths = [len(user) for user in users]
+    rows = [row for user in users for row in user]
+    return Sequences(
+        user_ids=np.array([f"u{i}" for i in range(len(users))], object),
+        offsets=np.append(0, np.cumsum(lengths)).astype(np.int64),
+        items=np.array([item for item, _ in rows], np.int32),
+        timestamps=np.array([time for _, time in rows], np.int64),
+    )
+
+
+def _of_lengths(*lengths: int) -> Sequences:
+    """Users whose items count up from 2, at times that count up."""
+    users, item = [], 2
+    for length in lengths:
+        users.append([(item + i, item + i) for i in range(length)])
+        item += length
+    return _sequences(*users)
+
+
+def _queries(queries: splits.Queries) -> list[tuple[int, list, list]]:
+    """Each query as (user, history, relevant items)."""
+    rows = np.arange(len(queries))
+    items, offsets = queries.histories(rows)
+    targets, target_offsets = queries.targets(rows)
+    return [
+        (
+            int(queries.users[i]),
+            items[offsets[i] : offsets[i + 1]].tolist(),
+            targets[target_offsets[i] : target_offsets[i + 1]].tolist(),
+        )
+        for i in rows
+    ]
+
+
+def _users(sequences: Sequences) -> list[list[int]]:
+    ends = sequences.offsets[1:-1]
+    return [part.tolist() for part in np.split(sequences.items, ends)]
+
+
+class LeaveLastOutTest(parameterized.TestCase):
+    def test_users_of_every_length(self):
+        # Items: u0 none, u1 2, u2 3-4, u3 5-7, u4 8-11.
+        split = splits.leave_last_out(_of_lengths(0, 1, 2, 3, 4))
+        self.assertEqual(split.protocol, "leave_last_out")
+        self.assertEqual(_users(split.train), [[], [2], [3], [5], [8, 9]])
+        self.assertEqual(
+            _queries(split.validation),
+            [(3, [5], [6]), (4, [8, 9], [10])],
+        )
+        self.assertEqual(
+            _queries(split.test),
+            [(2, [3], [4]), (3, [5, 6], [7]), (4, [8, 9, 10], [11])],
+        )
+
+    def test_no_target_is_trained_on(self):
+        sequences = _of_lengths(7, 3, 12, 2)
+        split = splits.leave_last_out(sequences)
+        trained = set(split.train.items.tolist())
+        for queries in (split.validation, split.test):
+            for _, _, targets in _queries(queries):
+                self.assertTrue(trained.isdisjoint(targets))
+
+    def test_needs_three_interactions_of_one_user(self):
+        with self.assertRaisesRegex(
+            InputError, "must have at least 3. Received: at most 2"
+        ):
+            splits.leave_last_out(_of_lengths(1, 2))
+
+    def test_equal_timestamps_keep_their_order(self):
+        sequences = _sequences([(9, 5), (3, 5), (7, 5)])
+        split = splits.leave_last_out(sequences)
+        self.assertEqual(_queries(split.test), [(0, [9, 3], [7])])
+
+
+class ValidationOnlyTest(parameterized.TestCase):
+    def test_users_of_every_length(self):
+        split = splits.validation_only(_of_lengths(1, 2, 3))
+        self.assertEqual(split.protocol, "validation_only")
+        self.assertEqual(_users(split.train), [[2], [3], [5, 6]])
+        self.assertEqual(
+            _queries(split.validation), [(1, [3], [4]), (2, [5, 6], [7])]
+        )
+        self.assertIsNone(split.test)
+
+    def test_needs_two_interactions_of_one_user(self):
+        with self.assertRaisesRegex(
+            InputError, "must have at least 2. Received: at most 1"
+        ):
+            splits.validation_only(_of_lengths(1, 1))
+
+
+class TemporalTest(parameterized.TestCase):
+    def test_cutoffs_by_hand(self):
+        # Ten interactions at times 0 to 9: eight tenths of them lie below
+        # time 8, where validation begins, and nine tenths below time 9.
+        sequences = _sequences(
+            [(2, 0), (3, 2), (4, 4), (5, 8), (6, 9)],
+            [(7, 1), (8, 3), (9, 5), (10, 6), (11, 7)],
+        )
+        split = splits.temporal(sequences)
+        self.assertEqual(split.protocol, "temporal")
+        self.assertEqual(_users(split.train), [[2, 3, 4], [7, 8, 9, 10, 11]])
+        self.assertEqual(_queries(split.validation), [(0, [2, 3, 4], [5])])
+        self.assertEqual(_queries(split.test), [(0, [2, 3, 4, 5], [6])])
+
+    def test_what_happens_at_the_cutoff_is_not_trained_on(self):
+        # The 0.8 quantile of ten times is row 8, time 5, which rows 5 to 8
+        # share: all of them validate.
+        sequences = _sequences(
+            [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5), (8, 5)],
+            [(9, 0), (10, 5), (11, 6)],
+        )
+        split = splits.temporal(sequences)
+        self.assertEqual(_users(split.train), [[2, 3, 4, 5, 6], [9]])
+        self.assertEqual(
+            _queries(split.validation),
+            [
+                (0, [2, 3, 4, 5, 6], [7]),
+                (0, [2, 3, 4, 5, 6, 7], [8]),
+                (1, [9], [10]),
+            ],
+        )
+        self.assertEqual(_queries(split.test), [(1, [9, 10], [11])])
+
+    @parameterized.parameters(
+        (0.3, 0.3, 4, 7), (0.1, 0.2, 7, 8), (0.25, 0.25, 5, 7)
+    )
+    def test_fractions(self, validation, test, first_validation, first_test):
+        sequences = _sequences([(item, item - 2) for item in range(2, 12)])
+        split = splits.temporal(sequences, validation, test)
+        items = sequences.items.tolist()
+        self.assertEqual(_users(split.train), [items[:first_validation]])
+        self.assertEqual(
+            [targets for _, _, [targets] in _queries(split.validation)],
+            items[first_validation:first_test],
+        )
+        self.assertEqual(
+            [targets for _, _, [targets] in _queries(split.test)],
+            items[first_test:],
+        )
+
+    def test_a_first_interaction_is_no_query(self):
+        rows = [(item, item) for item in range(2, 10)]
+        sequences = _sequences([*rows, (10, 10)], [(3, 11)], [(4, 12)])
+        split = splits.temporal(sequences, 0.2, 0.2)
+        for queries in (split.validation, split.test):
+            for _, history, _ in _queries(queries):
+                self.assertNotEmpty(history)
+
+    def test_at_most_so_many_queries_per_user_the_earliest(self):
+        sequences = _sequences([(item, item) for item in range(2, 22)])
+        split = splits.temporal(sequences, 0.2, 0.2, max_queries_per_user=2)
+        self.assertEqual(
+            [targets for _, _, targets in _queries(split.validation)],
+            [[14], [15]],
+        )
+        self.assertEqual(
+            [targets for _, _, targets in _queries(split.test)], [[18], [19]]
+        )
+
+    @parameterized.parameters(
+        (0.0, 0.1, "must be positive. Received: 0.0 and 0.1"),
+        (0.1, -1, "must be positive. Received: 0.1 and -1"),
+        (0.5, 0.5, "must leave something to train on. Received: 0.5 and 0.5"),
+    )
+    def test_bad_fractions(self, validation, test, message):
+        with self.assertRaisesRegex(InputError, message):
+            splits.temporal(_of_lengths(10), validation, test)
+
+    def test_all_at_one_time(self):
+        sequences = _sequences([(item, 5) for item in range(2, 12)])
+        with self.assertRaisesRegex(InputError, "Received: none"):
+            splits.temporal(sequences)
+
+    def test_no_one_with_a_history_comes_back(self):
+        sequences = _sequences(
+            *([(item, item)] for item in range(2, 12)),
+        )
+        with self.assertRaisesRegex(
+            InputError, "by users with a history. Received: none"
+        ):
+            splits.temporal(sequences)
+
+    def test_no_interactions(self):
+        with self.assertRaisesRegex(
+            InputError, "must have interactions. Received: none"
+        ):
+            splits.temporal(_of_lengths(0))
+
+
+class HeldOutUsersTest(parameterized.TestCase):
+    def test_parts_share_no_user(self):
+        sequences = _of_lengths(*[5] * 20, 1)
+        split = splits.held_out_users(sequences, seed=3)
+        self.assertEqual(split.protocol, "held_out_users")
+        trained = set(np.flatnonzero(split.train.lengths).tolist())
+        validation = {user for user, _, _ in _queries(split.validation)}
+        test = {user for user, _, _ in _queries(split.test)}
+        # A tenth of the twenty users with two or more interactions each.
+        self.assertLen(validation, 2)
+        self.assertLen(test, 2)
+        self.assertLen(trained, 17)
+        self.assertEqual(trained | validation | test, set(range(21)))
+
+    @parameterized.parameters((2, 1), (3, 2), (5, 4), (10, 8), (9, 7))
+    def test_folds_in_the_first_part_in_time(self, length, given):
+        sequences = _of_lengths(*[length] * 3)
+        split = splits.held_out_users(sequences, fold_in=0.8)
+        for user, history, targets in _queries(split.test):
+            items = _users(sequences)[user]
+            self.assertEqual(history, items[:given])
+            self.assertEqual(targets, items[given:])
+
+    def test_drawn_by_the_seed(self):
+        sequences = _of_lengths(*[3] * 50)
+        first, again, other = (
+            splits.held_out_users(sequences, seed=seed).test.users.tolist()
+            for seed in (1, 1, 2)
+        )
+        self.assertEqual(first, again)
+        self.assertNotEqual(first, other)
+
+    @parameterized.parameters(
+        dict(validation_fraction=0.0),
+        dict(test_fraction=-0.1),
+        dict(fold_in=1.0),
+        dict(fold_in=0.0),
+    )
+    def test_bad_fractions(self, **fractions):
+        with self.assertRaisesRegex(
+            InputError, "must be positive and `fold_in` between 0 and 1. Rec"
+        ):
+            splits.held_out_users(_of_lengths(3, 3, 3), **fractions)
+
+    def test_too_few_users(self):
+        with self.assertRaisesRegex(InputError, "Received: 2 such users"):
+            splits.held_out_users(_of_lengths(3, 3, 1, 0))
+
+
+class SplitsTest(parameterized.TestCase):
+    def test_names_are_protocols(self):
+        for name, make in splits.SPLITS.items():
+            self.assertEqual(make(_of_lengths(*[9] * 9), 0).protocol, name)
+
+    def test_select(self):
+        test = splits.leave_last_out(_of_lengths(2, 3, 4)).test
+        self.assertEqual(
+            _queries(test.select(np.array([2, 0]))),
+            [_queries(test)[2], _queries(test)[0]],
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
