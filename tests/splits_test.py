@@ -233,10 +233,10 @@ class HeldOutUsersTest(parameterized.TestCase):
         self.assertNotEqual(first, other)
 
     @parameterized.parameters(
-        dict(validation_fraction=0.0),
-        dict(test_fraction=-0.1),
-        dict(fold_in=1.0),
-        dict(fold_in=0.0),
+        {"validation_fraction": 0.0},
+        {"test_fraction": -0.1},
+        {"fold_in": 1.0},
+        {"fold_in": 0.0},
     )
     def test_bad_fractions(self, **fractions):
         with self.assertRaisesRegex(
