@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys.errors import InputError
+from recsys.training.config import PRESETS, TrainConfig, make_config
+
+PACKAGE = pathlib.Path(recsys.__file__).parent
+
+
+def _attributes_read() -> set[str]:
+    """Every `….name` in the package that takes part in a run.
+
+    Reading a field to check it or to name it as a flag does not count.
+    """
+    apart = {PACKAGE / "training" / "config.py", PACKAGE / "config_flags.py"}
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path not in apart:
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Attribute):
+                    owner = ast.unparse(node.value)
+                    if owner.endswith("config"):
+                        names.add(node.attr)
+    return names
+
+
+class TrainConfigTest(parameterized.TestCase):
+    def test_every_field_is_read_by_someone(self):
+        fields = {field.name for field in dataclasses.fields(TrainConfig)}
+        self.assertEmpty(fields - _attributes_read())
+
+    @parameterized.parameters(*PRESETS)
+    def test_presets_are_valid(self, preset):
+        config = make_config(preset, {})
+        for name, value in PRESETS[preset].items():
+            self.assertEqual(getattr(config, name), value)
+
+    def test_overrides_win_over_the_preset(self):
+        config = make_config("movielens-small", {"dropout": 0.05, "seed": 7})
+        self.assertEqual(config.dropout, 0.05)
+        self.assertEqual(config.seed, 7)
+
+    def test_unknown_preset(self):
+        with self.assertRaisesRegex(
+            InputError,
+            r"^--preset must be one of movielens-small, .*Received: 'ml'$",
+        ):
+            make_config("ml", {})
+
+    def test_round_trip_through_json(self):
+        config = make_config("movielens-small", {"min_rating": 3.5})
+        fields = json.loads(json.dumps(config.to_dict()))
+        self.assertEqual(TrainConfig.from_dict(fields, "config.json"), config)
+
+    @parameterized.parameters(
+        ("encoder", "lstm", "must be one of .* Received: 'lstm'"),
+        ("repeats", "never", "must be one of .* Received: 'never'"),
+        ("split", "random", "must be one of .* Received: 'random'"),
+        ("embedding_dim", 0, "must be at least 1. Received: 0"),
+        ("num_blocks", 0, "must be at least 1. Received: 0"),
+        ("num_heads", 0, "must be at least 1. Received: 0"),
+        ("num_heads", 3, "must divide --embedding_dim=64. Received: 3"),
+        ("dropout", -0.1, "must be at least 0. Received: -0.1"),
+        ("dropout", 1.0, "must be below 1. Received: 1.0"),
+        ("adam_beta_2", 1.0, "must be below 1. Received: 1.0"),
+        ("learning_rate", float("nan"), "must be at least 0. Received: nan"),
+        ("learning_rate", -1.0, "must be at least 0. Received: -1.0"),
+        ("num_epochs", 0, "must be at least 1. Received: 0"),
+        ("patience", 0, "must be at least 1. Received: 0"),
+        ("seed", -1, "must be at least 0. Received: -1"),
+        ("checkpoint_steps", 0, "must be at least 1. Received: 0"),
+        ("max_history_length", 0, "must be at least 1. Received: 0"),
+        ("positions_per_batch", 0, "must be at least 1. Received: 0"),
+        ("min_item_count", 0, "must be at least 1. Received: 0"),
+    )
+    def test_a_field_out_of_range(self, name, value, message):
+        with self.assertRaisesRegex(InputError, f"^--{name} {message}$"):
+            TrainConfig(**{name: value})
+
+    def test_heads_are_for_attention_alone(self):
+        config = TrainConfig(encoder="gru", num_heads=3)
+        self.assertEqual(config.num_heads, 3)
+
+    @parameterized.parameters(
+        ({"epochs": 3}, (), "Received: unknown epochs$"),
+        ({}, ("seed", "data"), "Received: missing data, seed$"),
+        ({"num_epochs": "many"}, (), "'>=' not supported"),
+        ({"num_epochs": 0}, (), "--num_epochs must be at least 1"),
+    )
+    def test_from_dict_names_the_file_and_the_fault(
+        self, added, removed, message
+    ):
+        fields = {**TrainConfig().to_dict(), **added}
+        for name in removed:
+            del fields[name]
+        with self.assertRaisesRegex(
+            InputError, f"^run/config.json: .*{message}"
+        ):
+            TrainConfig.from_dict(fields, "run/config.json")
+
+    def test_from_dict_wants_a_dictionary(self):
+        with self.assertRaisesRegex(InputError, "^c.json: .* Received: list$"):
+            TrainConfig.from_dict([], "c.json")
+
+    def test_is_frozen(self):
+        with self.assertRaises(dataclasses.FrozenInstanceError):
+            TrainConfig().seed = 3
+
+
+if __name__ == "__main__":
+    absltest.main()
