@@ -14,6 +14,7 @@ from recsys.training.config import (
     PRESETS,
     REPEATS,
     SPLITS,
+    TABLE_INITS,
     TrainConfig,
 )
 
@@ -49,6 +50,9 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "num_blocks": "Blocks of the self-attention encoder.",
         "num_heads": "Heads of each block; they divide embedding_dim.",
         "dropout": "Share of activations dropped in training.",
+        "table_init": (
+            f"What the item table starts from: {', '.join(TABLE_INITS)}."
+        ),
         "max_history_length": "Longest history read at once, in items.",
     },
     "Optimization": {
@@ -58,6 +62,9 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "warmup_steps": "Steps in which the rate rises from nothing.",
         "adam_beta_2": "Memory of Adam's second moment.",
         "weight_decay": "Decoupled weight decay.",
+        "weight_average": (
+            "Keep a moving average of the weights with this memory; 0 does not."
+        ),
         "patience": (
             "Stop after so many epochs without a better validation NDCG@10."
         ),
@@ -65,7 +72,7 @@ FIELD_HELP: dict[str, dict[str, str]] = {
     },
     "Execution": {
         "jit_compile": (
-            "Compile the step with XLA: a slower start, faster steps."
+            "Compile the step with XLA: faster on a GPU, slower on a CPU."
         ),
         "checkpoint_steps": (
             "Steps between checkpoints; each epoch ends with one anyway."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 
+from recsys.data.sequences import Sequences
 from recsys.models.history_encoders import (
     GRUEncoder,
     MeanPooling,
@@ -12,6 +14,7 @@ from recsys.models.history_encoders import (
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
+from recsys.training.co_occurrence import co_occurrence_vectors
 from recsys.training.config import TrainConfig
 
 
@@ -24,6 +27,29 @@ def build_model(config: TrainConfig, vocabulary_size: int) -> TwoTower:
     )
     model.build()
     return model
+
+
+def initialize_table(
+    config: TrainConfig, model: TwoTower, sequences: Sequences
+) -> None:
+    """Starts the item table from co-occurrences, if so configured.
+
+    The vectors are scaled to a standard deviation of 0.1 and get noise of
+    0.02, which tells items without neighbours apart.
+
+    Args:
+        config: The configuration.
+        model: A built model.
+        sequences: The training sequences.
+    """
+    if config.table_init != "co_occurrence":
+        return
+    table = model.candidate_tower.embedding.embeddings
+    vectors = co_occurrence_vectors(
+        sequences, table.shape[0], table.shape[1], seed=config.seed
+    )
+    noise = np.random.default_rng(config.seed).standard_normal(table.shape)
+    table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
 
 
 def build_optimizer(
@@ -47,6 +73,8 @@ def build_optimizer(
         learning_rate=schedule,
         beta_2=config.adam_beta_2,
         weight_decay=config.weight_decay,
+        use_ema=config.weight_average > 0,
+        ema_momentum=config.weight_average,
     )
 
 

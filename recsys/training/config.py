@@ -8,6 +8,7 @@ from typing import Any
 from recsys.errors import InputError
 
 ENCODERS = ("self_attention", "gru", "mean_pooling")
+TABLE_INITS = ("random", "co_occurrence")
 REPEATS = ("first", "last", "all")
 SPLITS = ("leave_last_out", "temporal", "held_out_users", "validation_only")
 
@@ -47,6 +48,9 @@ class TrainConfig:
     num_blocks: int = 2
     num_heads: int = 2
     dropout: float = 0.2
+    # What the item table starts from: noise, or factors of what occurs near
+    # what in the training set (see recsys.training.co_occurrence).
+    table_init: str = "random"
     # Longest history that the encoder reads at once, in items.
     max_history_length: int = 200
 
@@ -57,19 +61,23 @@ class TrainConfig:
     warmup_steps: int = 300
     adam_beta_2: float = 0.98
     weight_decay: float = 0.0
+    # Evaluate and keep a moving average of the weights, of which each step
+    # replaces the share 1 - weight_average; 0 keeps the weights themselves.
+    weight_average: float = 0.0
     # Stop after so many epochs without a better validation NDCG@10.
     patience: int = 5
     seed: int = 0
 
     # Execution.
-    # Compile the step with XLA: some seconds per row length, then faster.
-    jit_compile: bool = True
+    # Compile the step with XLA: faster on a GPU, slower on a CPU.
+    jit_compile: bool = False
     # Steps between checkpoints inside an epoch; each epoch ends with one.
     checkpoint_steps: int = 500
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("encoder", ENCODERS),
+            ("table_init", TABLE_INITS),
             ("repeats", REPEATS),
             ("split", SPLITS),
         ):
@@ -152,6 +160,7 @@ _LOWEST: dict[str, float] = {
     "warmup_steps": 0,
     "adam_beta_2": 0,
     "weight_decay": 0,
+    "weight_average": 0,
     "patience": 1,
     "seed": 0,
     "checkpoint_steps": 1,
@@ -165,7 +174,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 100,
         "dropout": 0.4,
         "num_epochs": 20,
-        "jit_compile": False,
     },
     "movielens-1m": {},
 }

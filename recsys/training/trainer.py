@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -18,7 +19,11 @@ from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
 from recsys.recommender import Recommender
 from recsys.training import files
-from recsys.training.build import build_model, build_optimizer
+from recsys.training.build import (
+    build_model,
+    build_optimizer,
+    initialize_table,
+)
 from recsys.training.checkpoints import Checkpoints, Progress
 from recsys.training.config import TrainConfig
 from recsys.training.inputs import build_data
@@ -128,7 +133,10 @@ class Trainer:
 
     def run(self) -> Progress:
         """Trains from wherever the run is to its end."""
-        progress = self._checkpoints.restore() or Progress()
+        progress = self._checkpoints.restore()
+        if progress is None:
+            progress = Progress()
+            initialize_table(self._config, self.model, self._data.split.train)
         if self._verbose:
             show_start(progress, self._config.num_epochs)
         if progress.finished:
@@ -146,21 +154,24 @@ class Trainer:
         self._train_epoch(progress)
         seconds = time.perf_counter() - began
         rate = (progress.num_targets - trained_before) / max(seconds, 1e-9)
-        measures = {
-            "loss": progress.loss_sum / max(progress.num_targets, 1.0),
-            **self._validate(),
-        }
+        measures = {"loss": progress.loss_sum / max(progress.num_targets, 1.0)}
+        with self._averaged_weights():
+            measures.update(self._validate())
+            progress.history.append(
+                {
+                    **measures,
+                    "seconds": seconds,
+                    "interactions_per_second": rate,
+                }
+            )
+            best = progress.best_epoch
+            if best == progress.epoch:
+                with files.atomic_path(self._folder.model) as path:
+                    self.model.save(path)
         for name, value in measures.items():
             tf.summary.scalar(name, value, step=progress.epoch)
-        progress.history.append(
-            {**measures, "seconds": seconds, "interactions_per_second": rate}
-        )
         if self._verbose:
             show_epoch(progress, self._config.num_epochs)
-        best = progress.best_epoch
-        if best == progress.epoch:
-            with files.atomic_path(self._folder.model) as path:
-                self.model.save(path)
         progress.epoch += 1
         progress.step = 0
         progress.loss_sum = progress.num_targets = 0.0
@@ -169,6 +180,19 @@ class Trainer:
             or progress.epoch - 1 - best >= self._config.patience
         )
         self._checkpoints.save(progress)
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Puts the weights' moving average, if any, into the model."""
+        if not self._config.weight_average:
+            yield
+            return
+        variables = self.model.trainable_variables
+        weights = [variable.numpy() for variable in variables]
+        self.optimizer.finalize_variable_values(variables)
+        yield
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
 
     def _train_epoch(self, progress: Progress) -> None:
         """Runs the steps of an epoch that are not done yet."""
