@@ -102,14 +102,14 @@ def _fused_full_softmax(
     _, log_sums, query_gradients, candidate_gradient = tf.while_loop(
         lambda i, *_: i < counted_chunks,
         one_chunk,
-        [
+        (
             0,
             tf.TensorArray(tf.float32, num_chunks).unstack(zeros),
             tf.TensorArray(tf.float32, num_chunks).unstack(
                 tf.zeros_like(chunks)
             ),
             tf.zeros_like(candidates),
-        ],
+        ),
         maximum_iterations=num_chunks,
     )
     log_sum = tf.reshape(log_sums.stack(), [-1])[:num_queries]
