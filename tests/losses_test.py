@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from recsys import losses
+
+
+def _plain(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The loss and its two gradients, in float64, all logits at once."""
+    queries, candidates, weights = (
+        x.astype(np.float64) for x in (queries, candidates, weights)
+    )
+    logits = queries @ candidates.T
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    softmax = np.exp(shifted)
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    rows = np.arange(len(targets))
+    log_sum = np.log(np.exp(shifted).sum(axis=1))
+    value = np.sum(weights * (log_sum - shifted[rows, targets]))
+    error = softmax.copy()
+    error[rows, targets] -= 1
+    error *= weights[:, np.newaxis]
+    return value, error @ candidates, error.T @ queries
+
+
+@tf.function(reduce_retracing=True)
+def _fused(queries, candidates, targets, weights, chunk_size):
+    with tf.GradientTape() as tape:
+        tape.watch([queries, candidates])
+        value = losses.full_softmax(
+            queries, candidates, targets, weights, chunk_size=chunk_size
+        )
+    gradients = tape.gradient(value, [queries, candidates])
+    return value, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _case(
+    num_queries: int, num_candidates: int = 11, scale: float = 1.0, seed=0
+) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    return (
+        (scale * rng.normal(size=(num_queries, 5))).astype(np.float32),
+        rng.normal(size=(num_candidates, 5)).astype(np.float32),
+        rng.integers(0, num_candidates, num_queries).astype(np.int32),
+        rng.uniform(0.1, 2, num_queries).astype(np.float32),
+    )
+
+
+class FullSoftmaxTest(parameterized.TestCase):
+    def _check(self, case: tuple[np.ndarray, ...], chunk_size: int) -> None:
+        expected = _plain(*case)
+        value, gradients = _fused(*map(tf.constant, case), chunk_size)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-6)
+        for got, wanted in zip(gradients, expected[1:]):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+    def test_by_hand(self):
+        # One query (1, 0), candidates (0, 0), (log 3, 7): the softmax is
+        # 1/4 and 3/4, so the losses of the targets are log 4, log 4/3.
+        queries = tf.constant([[1.0, 0.0], [1.0, 0.0]])
+        candidates = tf.constant([[0.0, 0.0], [np.log(3.0), 7.0]])
+        value = losses.full_softmax(
+            queries, candidates, tf.constant([0, 1]), tf.constant([1.0, 2.0])
+        )
+        self.assertAlmostEqual(
+            float(value), np.log(4) + 2 * np.log(4 / 3), places=5
+        )
+
+    @parameterized.parameters(1, 2, 3, 7, 10, 64)
+    def test_any_chunk_size(self, chunk_size):
+        self._check(_case(10), chunk_size)
+
+    def test_default_chunk_size_over_several_chunks(self):
+        case = _case(2 * losses.CHUNK_SIZE + 5, num_candidates=3)
+        value = losses.full_softmax(*map(tf.constant, case))
+        np.testing.assert_allclose(value, _plain(*case)[0], rtol=1e-5)
+
+    def test_weight_zero_counts_nothing(self):
+        queries, candidates, targets, weights = _case(10)
+        weights[[0, 4, 5, 9]] = 0
+        # Where the weight is 0 the target may be anything.
+        anything = targets.copy()
+        anything[[0, 4, 5, 9]] = [-2, 10**6, -(2**31), 2**31 - 1]
+        expected = _plain(queries, candidates, targets, weights)
+        value, gradients = _fused(
+            *map(tf.constant, (queries, candidates, anything, weights)), 3
+        )
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+        for got, wanted in zip(gradients, expected[1:]):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(gradients[0][0], np.zeros(5))
+
+    def test_all_weights_zero(self):
+        queries, candidates, targets, weights = _case(7)
+        value, gradients = _fused(
+            *map(tf.constant, (queries, candidates, targets, 0 * weights)), 3
+        )
+        self.assertEqual(float(value), 0)
+        np.testing.assert_array_equal(gradients[0], 0 * queries)
+        np.testing.assert_array_equal(gradients[1], 0 * candidates)
+
+    def test_no_queries(self):
+        value, gradients = _fused(*map(tf.constant, _case(0)), 3)
+        self.assertEqual(float(value), 0)
+        np.testing.assert_array_equal(gradients[1], np.zeros((11, 5)))
+
+    def test_one_candidate_is_certain(self):
+        case = _case(4, num_candidates=1)
+        value, gradients = _fused(*map(tf.constant, case), 3)
+        self.assertAlmostEqual(float(value), 0, places=6)
+        np.testing.assert_allclose(gradients[0], np.zeros((4, 5)), atol=1e-6)
+
+    def test_extreme_logits_stay_finite(self):
+        # Logits of ±1e4: right and certain, wrong and certain.
+        queries = np.outer([1, -1, 1], [1, 0, 0, 0, 0]).astype(np.float32)
+        candidates = np.outer([1e4, -1e4, 0], np.ones(5)).astype(np.float32)
+        targets = np.array([0, 0, 1], np.int32)
+        weights = np.ones(3, np.float32)
+        # -log softmax: 0, 2e4 and 2e4.
+        value, gradients = _fused(
+            *map(tf.constant, (queries, candidates, targets, weights)), 2
+        )
+        np.testing.assert_allclose(value, 4e4, rtol=1e-6)
+        expected = _plain(queries, candidates, targets, weights)
+        for got, wanted in zip(gradients, expected[1:]):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+    @parameterized.parameters(tf.float16, tf.bfloat16)
+    def test_half_precision_is_summed_in_float32(self, dtype):
+        queries, candidates, targets, weights = _case(400)
+        queries, candidates = (tf.cast(x, dtype) for x in (queries, candidates))
+        value, gradients = _fused(
+            queries, candidates, tf.constant(targets), tf.constant(weights), 64
+        )
+        expected = _plain(
+            *(tf.cast(x, tf.float32).numpy() for x in (queries, candidates)),
+            targets,
+            weights,
+        )
+        self.assertEqual(value.dtype, tf.float32)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+        self.assertEqual([g.dtype for g in gradients], [dtype, dtype])
+        np.testing.assert_allclose(
+            tf.cast(gradients[1], tf.float32),
+            expected[2],
+            rtol=0.02,
+            atol=0.02 * np.abs(expected[2]).max(),
+        )
+
+    def test_gradient_of_the_weights_is_each_query_s_loss(self):
+        queries, candidates, targets, weights = _case(6)
+        tensor = tf.constant(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(tensor)
+            value = losses.full_softmax(
+                *map(tf.constant, (queries, candidates, targets)),
+                tensor,
+                chunk_size=4,
+            )
+        expected = [
+            _plain(
+                queries[i : i + 1], candidates, targets[i : i + 1], np.ones(1)
+            )[0]
+            for i in range(6)
+        ]
+        gradient = tf.convert_to_tensor(tape.gradient(value, tensor))
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+    def test_gradient_is_that_of_finite_differences(self):
+        queries, candidates, targets, weights = _case(4)
+        _, gradients = _fused(
+            *map(tf.constant, (queries, candidates, targets, weights)), 3
+        )
+        step = 1e-4
+        for row, column in ((0, 0), (3, 4)):
+            moved = [queries.astype(np.float64) for _ in range(2)]
+            moved[0][row, column] += step
+            moved[1][row, column] -= step
+            up, down = (
+                _plain(q, candidates, targets, weights)[0] for q in moved
+            )
+            self.assertAlmostEqual(
+                float(gradients[0][row, column]),
+                (up - down) / (2 * step),
+                places=4,
+            )
+
+
+if __name__ == "__main__":
+    absltest.main()
