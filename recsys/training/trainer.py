@@ -124,7 +124,7 @@ class Trainer:
         self._recommender = Recommender(
             self.model, data.vocabulary, config.max_history_length
         )
-        self._train_step = tf.function(
+        self.train_step = tf.function(
             self._step, jit_compile=config.jit_compile, reduce_retracing=True
         )
         self._checkpoints = Checkpoints(
@@ -197,17 +197,12 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         """Runs the steps of an epoch that are not done yet."""
         plan = self._plan(progress.epoch)
-        train_ds = pipeline.train_dataset(
-            self._data.split.train,
-            plan,
-            positions_per_batch=self._config.positions_per_batch,
-            first_step=progress.step,
-        )
+        train_ds = self._train_dataset(plan, progress.step)
         with ProgressDisplay(
             progress, self._config.num_epochs, len(plan), self._verbose
         ) as display:
             for batch in train_ds:
-                loss, num_targets = self._train_step(batch)
+                loss, num_targets = self.train_step(batch)
                 self._count(progress, float(loss), float(num_targets))
                 display.update(progress)
                 if progress.step % self._config.checkpoint_steps == 0:
@@ -253,6 +248,20 @@ class Trainer:
             f"validation_{name}": value
             for name, value in evaluation.metrics(metrics).items()
         }
+
+    def batches(self, epoch: int) -> tf.data.Dataset:
+        """Returns the batches of an epoch, from its first."""
+        return self._train_dataset(self._plan(epoch), first_step=0)
+
+    def _train_dataset(
+        self, plan: pipeline.EpochPlan, first_step: int
+    ) -> tf.data.Dataset:
+        return pipeline.train_dataset(
+            self._data.split.train,
+            plan,
+            positions_per_batch=self._config.positions_per_batch,
+            first_step=first_step,
+        )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
         return pipeline.plan_epoch(

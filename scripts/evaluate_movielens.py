@@ -1,0 +1,162 @@
+"""Reproduces the README's accuracy table: several seeds, mean and spread.
+
+Run it from the checkout:
+
+    python scripts/evaluate_movielens.py
+    python scripts/evaluate_movielens.py --preset=movielens-1m --data=ml-1m \
+        --seeds=0,1,2
+
+Each seed is trained into a workdir of its own, `<workdir>/seed-<n>`, by the
+same function as `python -m recsys.train`; a run that is there is resumed or
+left as it is. Training looks at the validation queries only. The test queries
+are read here, after the last seed is trained, once for each seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recsys.command_line import Command, load_tensorflow
+from recsys.config_flags import add_config_flags, given_fields
+from recsys.errors import InputError
+from recsys.training.config import PRESETS, TrainConfig, make_config
+from recsys.training.files import write_json
+
+if TYPE_CHECKING:
+    from recsys.training.trainer import TrainResult
+
+_METRICS = ("recall@10", "ndcg@10")
+
+COMMAND = Command(
+    "evaluate_movielens",
+    "Trains with several seeds and prints each test result, their mean and "
+    "spread, beside the baselines.",
+    ["scripts/evaluate_movielens.py --seeds=0,1,2"],
+)
+COMMAND.add_flag(
+    str,
+    "preset",
+    f"One of {', '.join(PRESETS)}.",
+    group="Run",
+    default="movielens-small",
+)
+COMMAND.add_flag(
+    str, "seeds", "With commas between.", group="Run", default="0,1,2"
+)
+COMMAND.add_flag(
+    str,
+    "workdir",
+    "Where the runs go. Default: runs/evaluate-<preset>.",
+    group="Run",
+)
+add_config_flags(COMMAND)
+
+
+def main(values: dict[str, Any]) -> int:
+    """Trains, evaluates and prints.
+
+    Args:
+        values: The value of every flag.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        seeds = [int(seed) for seed in values["seeds"].split(",")]
+    except ValueError as error:
+        raise InputError(
+            "--seeds must be whole numbers with commas between. "
+            f"Received: {values['seeds']!r}"
+        ) from error
+    config = make_config(values["preset"], given_fields(values))
+    workdir = pathlib.Path(
+        values["workdir"] or f"runs/evaluate-{values['preset']}"
+    )
+    load_tensorflow()
+    runs = [_train(config, seed, workdir) for seed in seeds]
+    rows, table = _test(config, runs)
+    print(f"seed {seeds[0]} beside baselines:\n\n{table}\n")
+    mean = {name: _mean_and_spread(rows, name) for name in _METRICS}
+    minutes = [sum(e["seconds"] for e in run.history) / 60 for run in runs]
+    for seed, row, run, time in zip(seeds, rows, runs, minutes, strict=True):
+        print(
+            f"seed {seed}: "
+            + "  ".join(f"{name} {row[name]:.4f}" for name in _METRICS)
+            + f"  ({len(run.history)} epochs, best {run.best_epoch + 1}, "
+            f"{time:.1f} minutes of training)"
+        )
+    for name, (average, spread) in mean.items():
+        print(f"mean of {len(seeds)} seeds: {name} {average:.4f} ± {spread:.4f}")
+    write_json(
+        workdir / "seeds.json",
+        {
+            "machine": platform.machine(),
+            "config": config.to_dict(),
+            "seeds": seeds,
+            "results": rows,
+            "minutes": minutes,
+            "mean": {name: value[0] for name, value in mean.items()},
+            "standard_deviation": {
+                name: value[1] for name, value in mean.items()
+            },
+        },
+    )
+    return 0
+
+
+def _train(
+    config: TrainConfig, seed: int, workdir: pathlib.Path
+) -> TrainResult:
+    from recsys.training.trainer import train
+
+    return train(
+        dataclasses.replace(config, seed=seed), workdir / f"seed-{seed}"
+    )
+
+
+def _test(
+    config: TrainConfig, runs: list[TrainResult]
+) -> tuple[list[dict[str, float]], str]:
+    """Returns the test metrics of each run, and a table with baselines."""
+    import recsys
+    from recsys.evaluation import evaluate
+    from recsys.results import asked_queries, compare_with_baselines
+
+    exclude_history = config.repeats != "all"
+    first, *others = runs
+    results = compare_with_baselines(
+        recsys.load(first.workdir),
+        first.data.split,
+        first.data.vocabulary.size,
+        exclude_history=exclude_history,
+    )
+    rows = [results.model.metrics()]
+    for run in others:
+        evaluation = evaluate(
+            recsys.load(run.workdir),
+            asked_queries(run.data.split)[0],
+            protocol=run.data.split.protocol,
+            exclude_history=exclude_history,
+            lists=False,
+        )
+        rows.append(evaluation.metrics())
+    return rows, results.table(intervals=True)
+
+
+def _mean_and_spread(
+    rows: list[dict[str, float]], name: str
+) -> tuple[float, float]:
+    """Mean and sample standard deviation over the seeds."""
+    values = np.array([row[name] for row in rows])
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    return float(values.mean()), float(spread)
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(main))
