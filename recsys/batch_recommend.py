@@ -103,16 +103,16 @@ def check_files(histories: pathlib.Path, output: pathlib.Path) -> None:
     """
     if not histories.exists() or histories.is_dir():
         raise InputError(
-            f"--histories must be a file, received {str(histories)!r}"
+            f"--histories must be a file. Received: {str(histories)!r}"
         )
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(
-            "--output must be a file in a folder that exists, received "
+            "--output must be a file in a folder that exists. Received: "
             f"{str(output)!r}"
         )
     if output.exists() and output.samefile(histories):
         raise InputError(
-            "--output must be another file than --histories, received "
+            "--output must be another file than --histories. Received: "
             f"{str(output)!r} for both"
         )
 
@@ -209,7 +209,7 @@ def _decoded(text: bytes, source: str, number: int) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{source}:{number}: expected UTF-8, received {text[:40]!r}"
+            f"{source}:{number}: expected UTF-8. Received: {text[:40]!r}"
         ) from error
 
 
@@ -236,8 +236,8 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
 def _malformed(text: bytes, source: str, number: int) -> InputError:
     received = text[:80].decode(errors="replace")
     return InputError(
-        f"{source}:{number}: {_EXPECTED} with strings or integers as ids, "
-        f"received {received}" + ("…" if len(text) > 80 else "")
+        f"{source}:{number}: {_EXPECTED} with strings or integers as ids. "
+        f"Received: {received}" + ("…" if len(text) > 80 else "")
     )
 
 

@@ -118,7 +118,7 @@ class Command:
         if left_over:
             raise InputError(
                 "expected flags only, such as --name=value (a value with "
-                f"blanks in quotes), received {' '.join(left_over)!r}"
+                f"blanks in quotes). Received: {' '.join(left_over)!r}"
             )
         return values.flag_values_dict()
 
@@ -215,7 +215,7 @@ class Command:
             "float": "a number",
             "bool": "true or false",
         }.get(self._flags[name].flag_type(), "text")
-        return f"--{name} must be {kind}, received {value!r}"
+        return f"--{name} must be {kind}. Received: {value!r}"
 
 
 def plain(value: Any) -> str:

@@ -155,7 +155,7 @@ def _kind(annotation: Any) -> type:
         ]
     if not isinstance(annotation, type):
         raise TypeError(
-            "a configuration field must have a plain type, received "
+            "a configuration field must have a plain type. Received: "
             f"{annotation}"
         )
     return annotation

@@ -88,7 +88,7 @@ def main(values: dict[str, Any]) -> int:
         The exit code.
     """
     if not values["workdir"]:
-        raise InputError("--workdir must name a trained model, received none")
+        raise InputError("--workdir must name a trained model. Received: none")
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys import evaluation_run
 

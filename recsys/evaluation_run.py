@@ -165,7 +165,7 @@ class EvaluationRun:
 
     def _finished(self) -> Results:
         if self.results is None:
-            raise ValueError("`evaluate` must come first, received no results")
+            raise ValueError("`evaluate` must come first. Received: no results")
         return self.results
 
     def _load(self, workdir: pathlib.Path) -> Recommender:
@@ -268,8 +268,8 @@ def prepare_run(
     check_baselines(names)
     if protocol is not None and protocol not in SPLITS:
         raise InputError(
-            f"--protocol must be one of {', '.join(SPLITS)}, "
-            f"received {protocol!r}"
+            f"--protocol must be one of {', '.join(SPLITS)}. "
+            f"Received: {protocol!r}"
         )
     rival = None if compare is None else pathlib.Path(compare)
     if rival is not None:
@@ -277,8 +277,8 @@ def prepare_run(
     target = None if write_rankings is None else pathlib.Path(write_rankings)
     if target is not None and not target.absolute().parent.is_dir():
         raise InputError(
-            "--write_rankings must name a file in a folder that exists, "
-            f"received {str(target)!r}"
+            "--write_rankings must name a file in a folder that exists. "
+            f"Received: {str(target)!r}"
         )
     vocabulary = Vocabulary.load(folder.vocabulary)
     asked = evaluation_data(config, vocabulary, source, protocol)
@@ -302,8 +302,8 @@ def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
     """
     if not rival.exists():
         raise InputError(
-            f"--compare must be a workdir or a rankings file, received "
-            f"{str(rival)!r}, which does not exist"
+            "--compare must be a workdir or a rankings file that exists. "
+            f"Received: {str(rival)!r}"
         )
     if not rival.is_dir():
         return
@@ -319,8 +319,8 @@ def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
     if differing:
         raise InputError(
             f"--compare={rival}: expected a model of the same data and split, "
-            "since another may have been trained on what is asked; "
-            f"received {', '.join(differing)}"
+            "since another may have been trained on what is asked. "
+            f"Received: {', '.join(differing)}"
         )
 
 

@@ -93,22 +93,22 @@ def main(values: dict[str, Any]) -> int:
 def _check(values: dict[str, Any]) -> None:
     """Raises InputError for flags that do not go together."""
     if not values["workdir"]:
-        raise InputError("--workdir must name a trained model, received none")
+        raise InputError("--workdir must name a trained model. Received: none")
     if values["k"] < 1:
-        raise InputError(f"--k must be at least 1, received {values['k']}")
+        raise InputError(f"--k must be at least 1. Received: {values['k']}")
     if values["histories"] is None:
         if values["output"] is not None:
             raise InputError(
-                "--output goes with --histories=FILE, received "
+                "--output goes with --histories=FILE. Received: "
                 f"--output={values['output']} alone"
             )
     elif values["history"]:
         raise InputError(
-            "expected either --history or --histories, received both"
+            "expected either --history or --histories. Received: both"
         )
     elif not values["output"]:
         raise InputError(
-            "--histories needs --output=FILE for its answers, received none"
+            "--histories needs --output=FILE for its answers. Received: none"
         )
 
 

@@ -257,8 +257,8 @@ def load(workdir: str | os.PathLike[str]) -> Recommender:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(
-            f"{folder.model}: expected a model of this version of recsys, "
-            f"received a file that cannot be loaded: {reason}"
+            f"{folder.model}: expected a model of this version of recsys. "
+            f"Received: a file that cannot be loaded: {reason}"
         ) from error
     return Recommender(
         model, Vocabulary.load(folder.vocabulary), config.max_history_length

@@ -144,8 +144,8 @@ def check_baselines(names: Collection[str]) -> None:
     unknown = [name for name in names if name not in BASELINES]
     if unknown or not names:
         raise InputError(
-            f"--baselines must be one or more of {', '.join(BASELINES)}, "
-            f"received {', '.join(unknown) or 'none'}"
+            f"--baselines must be one or more of {', '.join(BASELINES)}. "
+            f"Received: {', '.join(unknown) or 'none'}"
         )
 
 

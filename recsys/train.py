@@ -59,7 +59,7 @@ def main(values: dict[str, Any]) -> int:
     """
     config = make_config(values["preset"], given_fields(values))
     if values["workdir"] == "":
-        raise InputError("--workdir must name a folder, received ''")
+        raise InputError("--workdir must name a folder. Received: ''")
     workdir = pathlib.Path(values["workdir"] or f"runs/{values['preset']}")
     _train_and_report(config, workdir)
     return 0

@@ -79,7 +79,7 @@ class ReadQueriesTest(parameterized.TestCase):
     def test_malformed(self, line):
         lines = [b'{"history": ["a"]}\n', b"\n", line]
         with self.assertRaisesRegex(
-            InputError, '^file:3: expected {"query_id".* received '
+            InputError, '^file:3: expected {"query_id".* Received: '
         ):
             list(batch_recommend.read_queries(lines, "file"))
 

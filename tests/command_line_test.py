@@ -77,14 +77,14 @@ class CommandTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--nubmer=5"], "no such flag; did you mean --number. Received: --nubmer"),
         (["--zzz=5"], "no such flag; see --help. Received: --zzz"),
-        (["--number=x"], "--number must be a whole number, received 'x'"),
-        (["--number=1.5"], "--number must be a whole number, received '1.5'"),
-        (["--number="], "--number must be a whole number, received ''"),
-        (["--rate=fast"], "--rate must be a number, received 'fast'"),
-        (["--quickly=7"], "--quickly must be true or false, received '7'"),
+        (["--number=x"], "--number must be a whole number. Received: 'x'"),
+        (["--number=1.5"], "--number must be a whole number. Received: '1.5'"),
+        (["--number="], "--number must be a whole number. Received: ''"),
+        (["--rate=fast"], "--rate must be a number. Received: 'fast'"),
+        (["--quickly=7"], "--quickly must be true or false. Received: '7'"),
         (["--number"], "Missing value for flag --number"),
         (["--noquickly=1"], "--noquickly=1 does not take an argument"),
-        (["a", "b"], "expected flags only, .*, received 'a b'"),
+        (["a", "b"], "expected flags only, .*. Received: 'a b'"),
         (["--word=Toy", "Story"], "expected flags only, .* 'Story'"),
         (["--flagfile=/no/such"], "Unable to open flagfile.*/no/such"),
     )
@@ -235,10 +235,10 @@ class MistakesTest(parameterized.TestCase):
         (["--preset=netflix"], "--preset must be one of movielens-small"),
         (["--split=random"], "--split must be one of .* Received: 'random'"),
         (["--encoder=lstm"], "--encoder must be one of .* Received: 'lstm'"),
-        (["--dropout=1"], "--dropout must be below 1, received 1"),
-        (["--num_epochs=0"], "--num_epochs must be at least 1, received 0"),
-        (["--learning_rate=nan"], "--learning_rate must be .* received nan"),
-        (["--workdir="], "--workdir must name a folder, received ''"),
+        (["--dropout=1"], "--dropout must be below 1. Received: 1"),
+        (["--num_epochs=0"], "--num_epochs must be at least 1. Received: 0"),
+        (["--learning_rate=nan"], "--learning_rate must be .* Received: nan"),
+        (["--workdir="], "--workdir must name a folder. Received: ''"),
         (["--data={folder}/nothing.csv"], "data.*nothing.csv"),
         (["--data={folder}/empty.csv"], "empty.csv"),
         (["--data={folder}/header.csv"], "header.csv"),
@@ -268,7 +268,7 @@ class MistakesTest(parameterized.TestCase):
         self.check(train, arguments, message)
 
     @parameterized.parameters(
-        ([], "--workdir must name a trained model, received none"),
+        ([], "--workdir must name a trained model. Received: none"),
         (["--workdir={folder}/new"], r"no such folder"),
         (["--workdir={folder}/other_run"], r"no model"),
         (["--wrokdir=x"], "did you mean --workdir"),
@@ -278,7 +278,7 @@ class MistakesTest(parameterized.TestCase):
         self.check(recommend, arguments, message)
 
     @parameterized.parameters(
-        (["--k=0"], "--k must be at least 1, received 0"),
+        (["--k=0"], "--k must be at least 1. Received: 0"),
         (["--output=x"], "--output goes with --histories=FILE"),
         (["--histories=x"], "--histories needs --output=FILE"),
         (["--history=1", "--histories=x"], "either --history or --histories"),

@@ -92,7 +92,7 @@ class Checkpoints:
             except tf.errors.OpError as error:
                 raise OSError(
                     f"{self._folder}: the checkpoint could not be written: "
-                    f"{error.message}"
+                    f"{_reason(error)}"
                 ) from error
             files.write_json(
                 temporary / "progress.json", dataclasses.asdict(progress)
@@ -123,6 +123,12 @@ class Checkpoints:
                 f"{str(error).splitlines()[0]}"
             ) from error
         return Progress(**fields)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns the system's reason, without TensorFlow's names around it."""
+    reason = str(error.message).rpartition(";")[2]
+    return reason.partition("[Op:")[0].strip()
 
 
 def checkpoint_paths(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -35,6 +35,11 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write, unlike a failed open, does not say where.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 
