@@ -169,13 +169,17 @@ _LOWEST: dict[str, float] = {
 # The values of `--preset`: what differs from the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "movielens-small": {
-        "positions_per_batch": 3200,
-        "learning_rate": 0.002,
-        "warmup_steps": 100,
-        "dropout": 0.4,
+        "table_init": "co_occurrence",
+        "num_blocks": 1,
+        "num_heads": 1,
+        "dropout": 0.3,
+        "num_epochs": 8,
+        "positions_per_batch": 1600,
+    },
+    "movielens-1m": {
+        "table_init": "co_occurrence",
         "num_epochs": 20,
     },
-    "movielens-1m": {},
 }
 
 
