@@ -44,7 +44,9 @@ def full_softmax(
     """
     # Queries that count come first, so that the loop can stop after them.
     order = tf.argsort(tf.cast(weights == 0, tf.int32), stable=True)
-    targets = tf.clip_by_value(targets, 0, tf.shape(candidates)[0] - 1)
+    targets = tf.clip_by_value(
+        tf.cast(targets, tf.int32), 0, tf.shape(candidates)[0] - 1
+    )
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),

@@ -106,6 +106,16 @@ class FullSoftmaxTest(parameterized.TestCase):
         np.testing.assert_array_equal(gradients[0], 0 * queries)
         np.testing.assert_array_equal(gradients[1], 0 * candidates)
 
+    def test_targets_of_64_bits(self):
+        queries, candidates, targets, weights = _case(4)
+        value = losses.full_softmax(
+            *map(tf.constant, (queries, candidates)),
+            tf.constant(targets.astype(np.int64)),
+            tf.constant(weights),
+        )
+        expected = _plain(queries, candidates, targets, weights)[0]
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
     def test_no_queries(self):
         value, gradients = _fused(*map(tf.constant, _case(0)), 3)
         self.assertEqual(float(value), 0)
