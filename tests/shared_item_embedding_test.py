@@ -198,11 +198,21 @@ class ErrorsTest(parameterized.TestCase):
         ):
             _table()(np.array([[2]]), weights=np.array([[1.0]]))
 
-    def test_ids_that_are_no_integers(self):
+    @parameterized.parameters(
+        (tf.float16, 2**11), (tf.bfloat16, 2**8), (tf.float32, 2**24)
+    )
+    def test_floats_count_as_far_as_they_are_exact(self, dtype, largest):
+        table = SharedItemEmbedding(largest, 1, dtype=dtype.name)
+        table.table.built = True
+        table.table.embeddings = tf.constant([[0.0], [10.0], [20.0]])
+        ids = tf.constant([[2, 0]], dtype)
+        self.assertEqual(np.ravel(table(ids)).tolist(), [20, 0])
+        table.vocabulary_size += 1
         with self.assertRaisesRegex(
-            TypeError, "`ids` must be integers, .* Received dtype: float32"
+            TypeError,
+            f"`ids` must be integers, .* Received dtype: {dtype.name}",
         ):
-            _table()(np.array([[2.0]], np.float32))
+            table(ids)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ class SelfAttentionEncoder(keras.layers.Layer):
         ]
         for block in self.blocks:
             block.build(input_shape)
+            # tf.train.Checkpoint passes over Keras layers in a list.
+            setattr(self, block.name, block)
         self.norm = RMSNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build(input_shape)
         self.built = True

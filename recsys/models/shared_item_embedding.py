@@ -11,6 +11,14 @@ from recsys.models import layer_sharing
 
 POOLINGS = ("mean", "sum", "sqrtn")
 
+# Up to where each type counts without gaps.
+_EXACT_IDS = {
+    tf.bfloat16: 2**8,
+    tf.float16: 2**11,
+    tf.float32: 2**24,
+    tf.float64: 2**53,
+}
+
 
 @keras.saving.register_keras_serializable(package="recsys")
 class ItemTable(keras.layers.Layer):
@@ -66,7 +74,9 @@ class SharedItemEmbedding(keras.layers.Layer):
 
     Id 0 is padding: its vector is exactly zero and it is masked. Id 1 is
     the unknown item. Calling one instance in several places shares the
-    table between them; two instances never share.
+    table between them; two instances never share. Saving and loading keeps it
+    so; `keras.models.clone_model` copies the layers of a model one by one, so
+    that towers of one table get a table each (`TwoTower` sees to its own).
 
     A multi-valued feature (`[..., num_values]` ids) can be pooled into one
     vector, which is what `tf.feature_column.shared_embedding_columns` did:
@@ -176,7 +186,7 @@ class SharedItemEmbedding(keras.layers.Layer):
             pooled axis. Ragged ids without pooling give a ragged tensor.
 
         Raises:
-            TypeError: `ids` are not integers.
+            TypeError: `ids` are of a type that cannot tell all ids apart.
             ValueError: An unknown `pooling`, or `weights` without one.
         """
         if pooling is not None and pooling not in POOLINGS:
@@ -189,13 +199,13 @@ class SharedItemEmbedding(keras.layers.Layer):
                 "`weights` must be given with `pooling` only. Received: "
                 "weights and pooling=None"
             )
+        ids = self.integer_ids(ids)
         if isinstance(ids, tf.RaggedTensor):
             if pooling is None:
                 return tf.ragged.map_flat_values(self._lookup, ids)
             ids = ids.to_tensor()
         if isinstance(weights, tf.RaggedTensor):
             weights = weights.to_tensor()
-        ids = tf.convert_to_tensor(ids)
         vectors = self._lookup(ids)
         if pooling is not None:
             vectors = self._pool(ids, vectors, weights, pooling)
@@ -203,6 +213,30 @@ class SharedItemEmbedding(keras.layers.Layer):
         if mask is not None:
             vectors._keras_mask = mask
         return vectors
+
+    def integer_ids(
+        self, ids: tf.Tensor | tf.RaggedTensor
+    ) -> tf.Tensor | tf.RaggedTensor:
+        """Returns ids of any numeric type as int32 or int64.
+
+        Keras makes floats of them where someone's input or signature names no
+        type; these are as good as long as they count without gaps.
+
+        Raises:
+            TypeError: `ids` are of a type that cannot tell all ids apart.
+        """
+        if not isinstance(ids, tf.RaggedTensor):
+            ids = tf.convert_to_tensor(ids)
+        if ids.dtype in (tf.int32, tf.int64):
+            return ids
+        largest = _EXACT_IDS.get(ids.dtype, 0)
+        if not ids.dtype.is_integer and self.vocabulary_size > largest:
+            raise TypeError(
+                "`ids` must be integers, as from keras.Input(…, "
+                f'dtype="int32"). Received dtype: {ids.dtype.name}, which is '
+                f"exact up to {largest}, for {self.vocabulary_size} ids"
+            )
+        return tf.cast(ids, tf.int64)
 
     def compute_output_spec(
         self,
@@ -250,13 +284,6 @@ class SharedItemEmbedding(keras.layers.Layer):
         return super().from_config({**config, "table": table})
 
     def _lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        if not ids.dtype.is_integer:
-            raise TypeError(
-                "`ids` must be integers, as from keras.Input(…, "
-                f'dtype="int32"). Received dtype: {ids.dtype.name}'
-            )
-        if ids.dtype not in (tf.int32, tf.int64):
-            ids = tf.cast(ids, tf.int64)
         table = tf.convert_to_tensor(self.embeddings)
         vectors = tf.cast(tf.gather(table, ids), self.compute_dtype)
         return vectors * tf.cast(ids != 0, vectors.dtype)[..., tf.newaxis]

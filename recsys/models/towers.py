@@ -74,6 +74,7 @@ class HistoryTower(keras.layers.Layer):
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_tensor()
+        ids = self.embedding.integer_ids(ids)
         mask = tf.not_equal(ids, 0)
         # The mask goes to the encoder as an argument, if it takes one. Attached
         # to the vectors too, it would make Keras warn where it does not.
@@ -159,6 +160,7 @@ class CandidateTower(keras.layers.Layer):
         Returns:
             `[..., embedding_dim]`.
         """
+        ids = self.embedding.integer_ids(ids)
         # Without the table's mask, which a sum with features would not have.
         vectors = tf.identity(self.embedding(ids))
         if self.item_features is not None:

@@ -128,12 +128,7 @@ class TwoTower(keras.Model):
         return loss, tf.reduce_sum(weights)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of Keras's `fit`.
-
-        Raises:
-            ValueError: The model was compiled with a loss or with metrics.
-        """
-        self._check_compiled()
+        """One step of Keras's `fit`."""
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         with tf.GradientTape() as tape:
             loss, count = self.next_item_loss(inputs)
@@ -147,12 +142,25 @@ class TwoTower(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `evaluate`."""
-        self._check_compiled()
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         loss, count = self.next_item_loss(inputs, training=False)
         loss = tf.math.divide_no_nan(loss, count)
         self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Returns the function of `fit`, which Keras asks for before it.
+
+        Raises:
+            ValueError: The model was compiled with a loss or with metrics.
+        """
+        self._check_compiled()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Returns the function of `evaluate`, as `make_train_function`."""
+        self._check_compiled()
+        return super().make_test_function(force)
 
     def _check_compiled(self) -> None:
         arguments = self.get_compile_config() or {}
