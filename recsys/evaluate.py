@@ -58,8 +58,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     bool,
     "audit",
-    "Prove from the data that the split holds no leak; exit code 1 if it "
-    "does.",
+    "Prove from the data that the split holds no leak; exit code 1 if it does.",
     group="More",
     default=False,
 )
@@ -74,6 +73,13 @@ COMMAND.add_flag(
     str,
     "write_rankings",
     "Write the model's lists to this file, as JSON lines.",
+    group="More",
+)
+COMMAND.add_flag(
+    str,
+    "report",
+    "Write a page of HTML with figures, index.html, into this folder. Needs "
+    "the extra [report].",
     group="More",
 )
 
@@ -103,6 +109,7 @@ def main(values: dict[str, Any]) -> int:
         baselines=values["baselines"],
         compare=values["compare"],
         write_rankings=values["write_rankings"],
+        report=values["report"],
     )
     if values["audit"] and not _audit(run):
         return EXIT_FAILED
@@ -110,6 +117,8 @@ def main(values: dict[str, Any]) -> int:
     run.evaluate(values["rankings"] or [])
     print(run.report(slices=values["slices"]))
     run.write()
+    if values["report"] is not None:
+        print(f"\nThe report is in {run.write_report()}.")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from recsys.errors import InputError
 from recsys.evaluation import (
     Comparison,
     Evaluation,
-    Recommender,
     Slice,
     by_history_length,
     by_item_popularity,
@@ -28,6 +27,7 @@ from recsys.evaluation import (
     write_rankings,
 )
 from recsys.evaluation.table import aligned
+from recsys.evaluation_report import check_report, write_report
 from recsys.metrics import parse_metric
 from recsys.results import (
     DEFAULT_BASELINES,
@@ -41,6 +41,9 @@ from recsys.stored_model import OtherCatalogue, evaluation_data
 from recsys.training import files
 from recsys.training.config import SPLITS, TrainConfig
 from recsys.training.workdir import Workdir
+
+if TYPE_CHECKING:
+    from recsys.recommender import Recommender as TwoTowerRecommender
 
 _METRICS = ("recall@10", "ndcg@10")
 
@@ -58,6 +61,9 @@ class EvaluationRun:
         baselines: Which.
         rival: A workdir or rankings file to compare with, or None.
         rankings_file: Where the model's lists go, or None.
+        report_folder: Where the report goes, or None.
+        item_vectors: `[vocabulary_size, embedding_dim]` float32, once the
+            model is loaded; None where it is of another catalogue.
         results: The results, once there are any.
         comparison: The comparison with the rival, by metric.
     """
@@ -70,10 +76,10 @@ class EvaluationRun:
     baselines: list[str]
     rival: pathlib.Path | None = None
     rankings_file: pathlib.Path | None = None
+    report_folder: pathlib.Path | None = None
+    item_vectors: np.ndarray | None = None
     results: Results | None = None
-    comparison: dict[str, Comparison] = dataclasses.field(
-        default_factory=dict
-    )
+    comparison: dict[str, Comparison] = dataclasses.field(default_factory=dict)
 
     def evaluate(self, rankings: Sequence[str]) -> None:
         """Measures the model, its baselines and whatever it stands beside.
@@ -89,8 +95,11 @@ class EvaluationRun:
         rival = None
         if self.rival is not None and not self.rival.is_dir():
             rival = self._read_rankings(self.rival)
+        recommender = self._load(self.folder.path)
+        if not isinstance(recommender, OtherCatalogue):
+            self.item_vectors = recommender.item_vectors()
         results = compare_with_baselines(
-            self._load(self.folder.path),
+            recommender,
             self.data.split,
             self.data.vocabulary.size,
             baselines=self.baselines,
@@ -114,7 +123,7 @@ class EvaluationRun:
         Args:
             slices: Whether parts of the queries are shown as well.
         """
-        results = self._finished()
+        results = self.finished()
         parts = [results.table(intervals=True), *self.notes]
         if self.comparison:
             parts.append(self._comparison_table())
@@ -128,7 +137,7 @@ class EvaluationRun:
 
     def write(self) -> None:
         """Writes metrics.json and, where asked, the model's lists."""
-        results = self._finished()
+        results = self.finished()
         model = results.model
         write_metrics(
             self.folder.metrics,
@@ -151,6 +160,12 @@ class EvaluationRun:
             with files.atomic_path(self.rankings_file) as path:
                 write_rankings(model, self.data.vocabulary, path)
 
+    def write_report(self) -> pathlib.Path:
+        """Writes the page of HTML and returns its path."""
+        if self.report_folder is None:
+            raise ValueError("`report_folder` must be set. Received: None")
+        return write_report(self, self.report_folder)
+
     def _training_entries(self) -> dict[str, Any]:
         """Returns what recsys.train wrote of the training, to be kept."""
         if not self.folder.metrics.is_file():
@@ -163,12 +178,15 @@ class EvaluationRun:
     def _exclude_history(self) -> bool:
         return self.config.repeats != "all"
 
-    def _finished(self) -> Results:
+    def finished(self) -> Results:
+        """Returns the results, which `evaluate` must have found."""
         if self.results is None:
             raise ValueError("`evaluate` must come first. Received: no results")
         return self.results
 
-    def _load(self, workdir: pathlib.Path) -> Recommender:
+    def _load(
+        self, workdir: pathlib.Path
+    ) -> TwoTowerRecommender | OtherCatalogue:
         """Loads a model so that it answers about the items of the data."""
         from recsys.recommender import load
 
@@ -178,7 +196,9 @@ class EvaluationRun:
             return recommender
         return OtherCatalogue(recommender, known, self.data.vocabulary)
 
-    def _measure(self, recommender: Recommender) -> Evaluation:
+    def _measure(
+        self, recommender: TwoTowerRecommender | OtherCatalogue
+    ) -> Evaluation:
         return evaluate(
             recommender,
             asked_queries(self.data.split)[0],
@@ -209,16 +229,15 @@ class EvaluationRun:
         ]
         header = ["metric", "model", "other", "difference", "95 %", "p"]
         return (
-            f"Against {self.rival}, query by query:\n\n"
-            f"{aligned(header, rows)}"
+            f"Against {self.rival}, query by query:\n\n{aligned(header, rows)}"
         )
 
     def _slices(self) -> dict[str, list[Slice]]:
-        model = self._finished().model
+        model = self.finished().model
         queries, _ = asked_queries(self.data.split)
         return {
             "popularity of the relevant item": by_item_popularity(
-                model, self._item_counts()
+                model, self.item_counts()
             ),
             "length of the history": by_history_length(
                 model, queries.history_ends - queries.history_starts
@@ -226,10 +245,12 @@ class EvaluationRun:
         }
 
     def _health(self) -> dict[str, Any]:
-        found = health(self._finished().model, self._item_counts())
+        found = health(
+            self.finished().model, self.item_counts(), self.item_vectors
+        )
         return dataclasses.asdict(found)
 
-    def _item_counts(self) -> np.ndarray:
+    def item_counts(self) -> np.ndarray:
         """`[vocabulary_size]` int64, interactions in training."""
         counts = self.data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
         return np.append(np.zeros(FIRST_ITEM_INDEX, np.int64), counts)
@@ -243,6 +264,7 @@ def prepare_run(
     baselines: str | None,
     compare: str | None,
     write_rankings: str | None,
+    report: str | None = None,
 ) -> EvaluationRun:
     """Reads everything but the model, and finds the mistakes.
 
@@ -253,6 +275,7 @@ def prepare_run(
         baselines: Names with commas between; None for the usual ones.
         compare: A workdir or rankings file to compare with, or None.
         write_rankings: Where the model's lists go, or None.
+        report: Where the report goes, or None.
 
     Returns:
         The run, ready to be evaluated.
@@ -280,6 +303,8 @@ def prepare_run(
             "--write_rankings must name a file in a folder that exists. "
             f"Received: {str(target)!r}"
         )
+    if report is not None:
+        check_report(report)
     vocabulary = Vocabulary.load(folder.vocabulary)
     asked = evaluation_data(config, vocabulary, source, protocol)
     return EvaluationRun(
@@ -291,6 +316,7 @@ def prepare_run(
         baselines=names,
         rival=rival,
         rankings_file=target,
+        report_folder=None if report is None else pathlib.Path(report),
     )
 
 
