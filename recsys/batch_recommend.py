@@ -293,6 +293,8 @@ def _open_output(path: pathlib.Path) -> Iterator[IO[str]]:
         with path.open("w", encoding="utf-8") as out:
             yield out
         return
-    with files.atomic_path(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as out:
-            yield out
+    with (
+        files.atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8") as out,
+    ):
+        yield out

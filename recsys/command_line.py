@@ -199,10 +199,7 @@ class Command:
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, list(self._flags), n=1)
-        if close:
-            advice = f"did you mean --{close[0]}?"
-        else:
-            advice = "see --help."
+        advice = f"did you mean --{close[0]}?" if close else "see --help."
         return f"no such flag; {advice} Received: --{name}"
 
     def _illegal(self, message: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m recsys.recommend`: items for one history, or for a file of them."""
+"""`python -m recsys.recommend`: items for a history, or for many."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMAND = Command(
     "Recommends items for one history, named by titles or ids, or for each "
     "line of a file.",
     [
-        'python -m recsys.recommend --workdir=runs/movielens-small \\\n'
+        "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         '      --history="Toy Story (1995)" --history="Alien (1979)"',
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         "      --histories=histories.jsonl --output=items.jsonl",
@@ -46,9 +46,7 @@ COMMAND.add_flag(
     'The file that gets a line {"query_id", "items", "scores"} per query.',
     group="Many histories",
 )
-COMMAND.add_flag(
-    int, "k", "How many items, at most.", group="Both", default=10
-)
+COMMAND.add_flag(int, "k", "How many items, at most.", group="Both", default=10)
 COMMAND.add_flag(
     bool,
     "exclude_history",
@@ -158,7 +156,7 @@ def _recommend_one(
     rank_width = len(str(len(found)))
     width = max(map(len, names), default=0)
     for rank, (name, item_id, score) in enumerate(
-        zip(names, ids, scores[0]), start=1
+        zip(names, ids, scores[0][: len(found)], strict=True), start=1
     ):
         print(
             f"{rank:>{rank_width}}  {name:<{width}}  id {item_id:<8}  "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -149,9 +149,7 @@ def check_baselines(names: Collection[str]) -> None:
         )
 
 
-def write_metrics(
-    path: pathlib.Path, results: Results, **more: Any
-) -> None:
+def write_metrics(path: pathlib.Path, results: Results, **more: Any) -> None:
     """Writes metrics.json.
 
     Args:

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from recsys.config_flags import SOURCE_FIELDS
 from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, same_training_items
 from recsys.data.splits import Queries, Split
-from recsys.data.vocabulary import UNKNOWN_INDEX, Vocabulary
+from recsys.data.vocabulary import (
+    FIRST_ITEM_INDEX,
+    PADDING_INDEX,
+    UNKNOWN_INDEX,
+    Vocabulary,
+)
 from recsys.errors import InputError
 from recsys.evaluation import Recommender, audit
 from recsys.results import asked_queries
@@ -61,10 +67,9 @@ def evaluation_data(
     log = read_log(config)
     own = prepare_log(log, config)
     is_known = same_training_items(own.vocabulary, vocabulary)
-    other_protocol = protocol not in (None, config.split)
-    notes = []
+    notes: list[str] = []
     data = own
-    if other_protocol:
+    if protocol is not None and protocol != config.split:
         data = _with_protocol(log, config, own, protocol, is_known, notes)
     if not is_known:
         notes.append(
@@ -89,7 +94,10 @@ class OtherCatalogue:
     """
 
     def __init__(
-        self, recommender: Recommender, vocabulary: Vocabulary, other: Vocabulary
+        self,
+        recommender: Recommender,
+        vocabulary: Vocabulary,
+        other: Vocabulary,
     ) -> None:
         self.name = recommender.name
         self._recommender = recommender
@@ -114,9 +122,8 @@ class OtherCatalogue:
 
 def indices_in(vocabulary: Vocabulary, other: Vocabulary) -> np.ndarray:
     """Returns `[other.size]` int32, the index of each item of `other`."""
-    return np.concatenate(
-        [np.array([0, UNKNOWN_INDEX], np.int32), vocabulary.encode(other.item_ids)]
-    )
+    special = np.array([PADDING_INDEX, UNKNOWN_INDEX], np.int32)
+    return np.concatenate([special, vocabulary.encode(other.item_ids)])
 
 
 def _at_other_source(
@@ -125,17 +132,7 @@ def _at_other_source(
     """Names another log: its columns are looked for anew, filters stay."""
     fresh: dict[str, Any] = {}
     if source.get("data", config.data) != config.data:
-        fresh = dict.fromkeys(
-            (
-                "user_column",
-                "item_column",
-                "timestamp_column",
-                "rating_column",
-                "items_file",
-                "tfds_data_dir",
-                "tfds_manual_dir",
-            )
-        )
+        fresh = dict.fromkeys(SOURCE_FIELDS)
     return dataclasses.replace(config, **{**fresh, **source})
 
 
@@ -186,7 +183,7 @@ def _num_in_common(queries: Queries, others: Queries) -> int:
 def _unknown_items(data: PreparedData, vocabulary: Vocabulary) -> list[str]:
     """Says how much of a log the model does not know."""
     unknown = indices_in(vocabulary, data.vocabulary) == UNKNOWN_INDEX
-    num_unknown = int(np.count_nonzero(unknown[2:]))
+    num_unknown = int(np.count_nonzero(unknown[FIRST_ITEM_INDEX:]))
     if not num_unknown:
         return []
     queries, _ = asked_queries(data.split)

@@ -169,9 +169,7 @@ class RecommendFileTest(parameterized.TestCase):
         )
         reader.start()
         self.histories.write_text("a\n")
-        batch_recommend.recommend_file(
-            Latest(), self.histories, self.output, 1
-        )
+        batch_recommend.recommend_file(Latest(), self.histories, self.output, 1)
         reader.join()
         self.assertEqual(json.loads(answers[0])["items"], ["7"])
 

@@ -21,14 +21,16 @@ def describe(data: PreparedData) -> str:
     num_test = "nothing tests"
     if split.test is not None:
         num_test = _count(len(split.test), "query tests", "queries test")
+    num_validation = _count(
+        len(split.validation), "query validates", "queries validate"
+    )
     lines = [
         f"{data.name}: {_count(sequences.num_users, 'user')}, "
         f"{_count(data.vocabulary.num_items, 'item')}, "
         f"{_count(sequences.num_interactions, 'interaction')}",
         f"split {split.protocol}: "
         f"{_count(split.train.num_interactions, 'interaction')} to train on, "
-        f"{_count(len(split.validation), 'query validates', 'queries validate')}"
-        f", {num_test}",
+        f"{num_validation}, {num_test}",
     ]
     if data.num_dropped:
         lines.append(

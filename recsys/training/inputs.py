@@ -6,8 +6,7 @@ seconds have gone into loading TensorFlow.
 
 from __future__ import annotations
 
-from recsys.data import sources
-from recsys.data import splits
+from recsys.data import sources, splits
 from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, prepare
 from recsys.training.config import TrainConfig
