@@ -45,6 +45,10 @@ class HistoryTower(keras.layers.Layer):
         self._encoder_arguments = set(
             inspect.signature(self.encoder.call).parameters
         )
+        if "mask" in self._encoder_arguments:
+            # A keras.Sequential takes masks but does not say so, and Keras
+            # would warn at every call.
+            self.encoder.supports_masking = True
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the weights of the table, features and encoder."""
@@ -79,8 +83,9 @@ class HistoryTower(keras.layers.Layer):
         # The mask goes to the encoder as an argument, if it takes one. Attached
         # to the vectors too, it would make Keras warn where it does not.
         vectors = tf.identity(self.embedding(ids))
+        vectors = tf.cast(vectors, self.compute_dtype)
         if self.item_features is not None:
-            vectors += self.item_features(ids)
+            vectors += tf.cast(self.item_features(ids), vectors.dtype)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
         outputs = self.encoder(
             vectors,
@@ -90,6 +95,7 @@ class HistoryTower(keras.layers.Layer):
                 if name in self._encoder_arguments
             },
         )
+        outputs = tf.cast(outputs, self.compute_dtype)
         if not return_sequences:
             return _last_position(outputs, mask)
         return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
@@ -163,8 +169,9 @@ class CandidateTower(keras.layers.Layer):
         ids = self.embedding.integer_ids(ids)
         # Without the table's mask, which a sum with features would not have.
         vectors = tf.identity(self.embedding(ids))
+        vectors = tf.cast(vectors, self.compute_dtype)
         if self.item_features is not None:
-            vectors += self.item_features(ids)
+            vectors += tf.cast(self.item_features(ids), vectors.dtype)
         return vectors
 
     def all_candidates(self) -> tf.Tensor:
@@ -179,7 +186,7 @@ class CandidateTower(keras.layers.Layer):
         vectors = tf.cast(table, self.compute_dtype)
         if self.item_features is not None:
             ids = tf.range(self.embedding.vocabulary_size)
-            vectors += self.item_features(ids)
+            vectors += tf.cast(self.item_features(ids), vectors.dtype)
         return vectors
 
     def get_config(self) -> dict[str, Any]:

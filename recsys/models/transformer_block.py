@@ -65,7 +65,7 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.max_distance = max_distance
-        self.dropout = keras.layers.Dropout(dropout)
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
@@ -77,7 +77,7 @@ class TransformerBlock(keras.layers.Layer):
         dim = input_shape[-1]
         if dim % self.num_heads:
             raise ValueError(
-                f"`num_heads` must divide the vectors' dim {dim}, received "
+                f"`num_heads` must divide the vectors' dim {dim}. Received: "
                 f"{self.num_heads}"
             )
         self.attention_norm = RMSNorm(dtype=self.dtype_policy)
