@@ -28,7 +28,8 @@ class Health:
             varied.
         norm_popularity_correlation: Spearman's correlation between the norm
             of an item's vector and its training interactions, over the items
-            that have any; None without vectors.
+            that have any; None without vectors, or where either is the same
+            for all.
         warning: What is wrong, for the user; None when nothing is.
     """
 
@@ -86,9 +87,10 @@ def health(
         seen = item_counts > 0
         seen[:FIRST_ITEM_INDEX] = False
         norms = np.linalg.norm(item_vectors[seen], axis=1)
-        correlation = float(
-            scipy.stats.spearmanr(norms, item_counts[seen]).statistic
-        )
+        counts = item_counts[seen]
+        # Constant counts have no ranks; one user's training set has no others.
+        if len(counts) and np.ptp(norms) and np.ptp(counts):
+            correlation = float(scipy.stats.spearmanr(norms, counts).statistic)
     return Health(
         k=k,
         num_distinct_items=num_distinct,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import importlib.util
 import io
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from recsys.errors import InputError
@@ -99,12 +101,20 @@ def check_matplotlib() -> None:
         )
 
 
-def style() -> Any:
-    """Returns a context manager: within it, figures look as they should."""
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Within it, figures look as they should."""
     import matplotlib.style
 
-    # Nothing of the user's own settings.
-    return matplotlib.style.context(["default", _STYLE])
+    with (
+        # Nothing of the user's own settings.
+        matplotlib.style.context(["default", _STYLE]),
+        warnings.catch_warnings(),
+    ):
+        # The reader's fonts have the letters that ours lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", ".* does not support .* natively")
+        yield
 
 
 def new_figure(width: int, height: int) -> Figure:
@@ -135,17 +145,14 @@ def render(figure: Figure, *, halo: bool = False) -> Image:
         halo: Whether text gets a white rim, to be read on top of points.
     """
     file = io.StringIO()
-    with warnings.catch_warnings():
-        # The reader's fonts have what ours lack.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(
-            file,
-            format="svg",
-            # Of the parts that are pixels: three for each of CSS.
-            dpi=3 * _PIXELS_PER_INCH,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-            facecolor="none",
-        )
+    figure.savefig(
+        file,
+        format="svg",
+        # Of the parts that are pixels: three for each of CSS.
+        dpi=3 * _PIXELS_PER_INCH,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        facecolor="none",
+    )
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", _PAGE_FONTS)
     if halo:
