@@ -239,6 +239,7 @@ class MistakesTest(parameterized.TestCase):
         (["--dropout=1"], "--dropout must be below 1. Received: 1"),
         (["--num_epochs=0"], "--num_epochs must be at least 1. Received: 0"),
         (["--learning_rate=nan"], "--learning_rate must be .* Received: nan"),
+        (["--seed=4294967296"], "--seed must be at most 4294967295"),
         (["--workdir="], "--workdir must name a folder. Received: ''"),
         (["--data={folder}/nothing.csv"], "data.*nothing.csv"),
         (["--data={folder}/empty.csv"], "empty.csv"),

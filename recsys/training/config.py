@@ -93,6 +93,11 @@ class TrainConfig:
                 raise InputError(
                     f"--{name} must be at least {lowest}. Received: {value}"
                 )
+        if self.seed > _HIGHEST_SEED:
+            raise InputError(
+                f"--seed must be at most {_HIGHEST_SEED}. "
+                f"Received: {self.seed}"
+            )
         for name in ("dropout", "adam_beta_2"):
             value = getattr(self, name)
             if not value < 1:
@@ -146,6 +151,8 @@ class TrainConfig:
             raise InputError(f"{source}: {error}") from error
 
 
+# What NumPy's generators take.
+_HIGHEST_SEED = 2**32 - 1
 _LOWEST: dict[str, float] = {
     "min_item_count": 1,
     "min_user_count": 1,
