@@ -165,7 +165,9 @@ class Recommender:
                 title=self.vocabulary.describe(int(index)),
                 score=float(score),
             )
-            for index, score in zip(items[0][found], scores[0][found])
+            for index, score in zip(
+                items[0][found], scores[0][found], strict=True
+            )
         ]
 
     def recommend_indices(

@@ -113,7 +113,14 @@ class Checkpoints:
         paths = checkpoint_paths(self._folder)
         if not paths:
             return None
-        fields: dict[str, Any] = files.read_json(paths[-1] / "progress.json")
+        path = paths[-1] / "progress.json"
+        fields: dict[str, Any] = files.read_json(path)
+        try:
+            progress = Progress(**fields)
+        except TypeError as error:
+            raise InputError(
+                f"{path}: expected the progress of a run. Received: {error}"
+            ) from error
         try:
             status = self._state.read(str(paths[-1] / "variables"))
             status.assert_consumed()
@@ -122,7 +129,7 @@ class Checkpoints:
                 f"{paths[-1]}: expected a checkpoint of this model. Received: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return Progress(**fields)
+        return progress
 
 
 def _reason(error: tf.errors.OpError) -> str:
