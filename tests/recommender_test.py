@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import pathlib
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import InputError
+from recsys.recommender import Recommender
+from recsys.training import files
+from recsys.training.config import TrainConfig
+from recsys.training.workdir import Workdir
+
+# Indices 2 to 7.
+ITEM_IDS = ["10", "20", "30", "40", "50", "60"]
+TITLES = ["Alien (1979)", "Brazil (1985)", "Cube (1997)", "Dune (1984)", None]
+COUNTS = [3, 9, 1, 9, 0, 5]
+
+
+def _vocabulary() -> Vocabulary:
+    return Vocabulary(
+        ITEM_IDS,
+        pa.table(
+            {
+                "item_id": ITEM_IDS,
+                "title": [*TITLES, "Fargo (1996)"],
+                "train_count": COUNTS,
+            }
+        ),
+    )
+
+
+def _model(rows: int = 8) -> recsys.TwoTower:
+    table = recsys.SharedItemEmbedding(rows, 3)
+    model = recsys.TwoTower(
+        recsys.HistoryTower(table, encoder=recsys.MeanPooling()),
+        recsys.CandidateTower(table),
+    )
+    model.build()
+    table.embeddings.assign(np.random.default_rng(0).normal(size=(rows, 3)))
+    return model
+
+
+def _plain_scores(
+    recommender: Recommender, history: list[int]
+) -> dict[int, float]:
+    """The dot product of the mean of the history with every item."""
+    table = recommender.model.variables[0].numpy()
+    query = np.mean([table[item] for item in history], axis=0)
+    return {item: float(query @ table[item]) for item in range(2, 8)}
+
+
+class RecommenderTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.recommender = Recommender(_model(), _vocabulary(), 4)
+
+    def test_the_ranking_is_that_of_the_dot_products(self):
+        scores = _plain_scores(self.recommender, [2, 5, 4])
+        expected = sorted(scores, key=scores.get, reverse=True)
+        got = self.recommender.recommend(
+            ["10", "40", "30"], k=6, exclude_history=False
+        )
+        self.assertEqual(
+            [r.item_id for r in got], [ITEM_IDS[i - 2] for i in expected]
+        )
+        np.testing.assert_allclose(
+            [r.score for r in got], [scores[i] for i in expected], rtol=1e-5
+        )
+
+    def test_titles_and_ids_name_the_same_items(self):
+        by_title = self.recommender.recommend(["alien (1979)", "Cube (1997)"])
+        self.assertEqual(by_title, self.recommender.recommend(["10", "30"]))
+        titles = {r.item_id: r.title for r in by_title}
+        self.assertEqual(
+            titles,
+            {
+                "20": "Brazil (1985)",
+                "40": "Dune (1984)",
+                "50": "50",
+                "60": "Fargo (1996)",
+            },
+        )
+
+    def test_the_history_is_left_out(self):
+        got = self.recommender.recommend(["10", "20", "10"], k=3)
+        self.assertLen(got, 3)
+        self.assertTrue({"10", "20"}.isdisjoint(r.item_id for r in got))
+
+    def test_k_larger_than_what_is_left(self):
+        got = self.recommender.recommend(["10", "20"], k=100)
+        self.assertCountEqual(
+            [r.item_id for r in got], ["30", "40", "50", "60"]
+        )
+        self.assertLen(self.recommender.recommend(ITEM_IDS, k=5), 0)
+
+    def test_an_empty_history_gets_what_is_popular(self):
+        got = self.recommender.recommend([], k=4)
+        # Equal counts in the order of the vocabulary.
+        self.assertEqual([r.item_id for r in got], ["20", "40", "60", "10"])
+        self.assertEqual([r.score for r in got], [9, 9, 5, 3])
+
+    def test_many_histories_at_once(self):
+        histories = [[2, 5], [], [1, 7], [1, 1], [3, 4, 5, 6, 7]]
+        items, scores = self.recommender.recommend_indices(
+            np.concatenate(histories).astype(np.int32),
+            np.cumsum([0, *map(len, histories)]),
+            k=5,
+        )
+        self.assertEqual(items.shape, (5, 5))
+        # Nothing known: the most popular. An unknown item is never listed.
+        popular = [3, 5, 7, 2, 4]
+        self.assertEqual(items[1].tolist(), popular)
+        self.assertEqual(items[3].tolist(), popular)
+        self.assertFalse((items == 1).any())
+        # One item is left, then nothing: 0 with a score of -inf.
+        self.assertEqual(items[4].tolist(), [2, 0, 0, 0, 0])
+        self.assertTrue(np.isneginf(scores[4, 1:]).all())
+        for row, history in ((0, [2, 5]), (2, [7])):
+            left = {
+                item: score
+                for item, score in _plain_scores(
+                    self.recommender, history
+                ).items()
+                if item not in history
+            }
+            expected = sorted(left, key=left.get, reverse=True)[:5]
+            got = items[row][items[row] > 0]
+            self.assertEqual(got.tolist(), expected)
+
+    def test_only_the_newest_items_are_read_but_all_are_left_out(self):
+        # max_history_length is 4.
+        history = ["10", "20", "30", "40", "50"]
+        [got] = self.recommender.recommend(history)
+        self.assertEqual(got.item_id, "60")
+        expected = _plain_scores(self.recommender, [3, 4, 5, 6])[7]
+        self.assertAlmostEqual(got.score, expected, places=5)
+
+    def test_scores_and_vectors(self):
+        items = np.array([2, 5, 3], np.int32)
+        offsets = np.array([0, 2, 2, 3])
+        scores = self.recommender.scores(items, offsets)
+        self.assertEqual(scores.shape, (3, 8))
+        for row, history in ((0, [2, 5]), (2, [3])):
+            expected = _plain_scores(self.recommender, history)
+            np.testing.assert_allclose(
+                scores[row, 2:], list(expected.values()), rtol=1e-5
+            )
+        vectors = self.recommender.user_vectors(items, offsets)
+        np.testing.assert_array_equal(vectors[1], np.zeros(3))
+        np.testing.assert_allclose(
+            vectors @ self.recommender.item_vectors().T, scores, rtol=1e-5
+        )
+
+    def test_follows_further_training(self):
+        recommender = Recommender(_model(), _vocabulary(), 4)
+        before = recommender.scores(np.array([2, 3]), np.array([0, 2]))
+        recommender.model.variables[0].assign_add(np.ones((8, 3)))
+        after = recommender.scores(np.array([2, 3]), np.array([0, 2]))
+        self.assertGreater(np.abs(after - before).min(), 0)
+
+    @parameterized.parameters(0, -3)
+    def test_k_must_be_positive(self, k):
+        with self.assertRaisesRegex(
+            InputError, f"`k` must be positive. Received: {k}"
+        ):
+            self.recommender.recommend(["10"], k=k)
+
+    def test_an_unknown_title_gets_suggestions(self):
+        with self.assertRaisesRegex(InputError, "close: 'Brazil.*Received: "):
+            self.recommender.recommend(["Brasil (1985)"])
+
+    def test_the_vocabulary_must_fit_the_table(self):
+        with self.assertRaisesRegex(
+            ValueError, "`vocabulary` must have the 9 rows .*Received: 8"
+        ):
+            Recommender(_model(rows=9), _vocabulary(), 4)
+
+
+class LoadTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Workdir(
+            pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        )
+
+    def _write(self) -> Recommender:
+        model, vocabulary = _model(), _vocabulary()
+        files.write_json(
+            self.workdir.config, TrainConfig(max_history_length=4).to_dict()
+        )
+        vocabulary.save(self.workdir.vocabulary)
+        model.save(self.workdir.model)
+        return Recommender(model, vocabulary, 4)
+
+    def test_recommends_as_before(self):
+        saved = self._write()
+        loaded = recsys.load(str(self.workdir.path))
+        self.assertIsInstance(loaded, recsys.Recommender)
+        history = ["Alien (1979)", "20", "30", "40", "50"]
+        self.assertEqual(loaded.recommend(history), saved.recommend(history))
+        self.assertEqual(loaded.recommend([]), saved.recommend([]))
+
+    def test_no_such_folder(self):
+        with self.assertRaisesRegex(InputError, r"\(no such folder\)"):
+            recsys.load(self.workdir.path / "nowhere")
+
+    def test_no_model(self):
+        with self.assertRaisesRegex(InputError, r"\(no model\)"):
+            recsys.load(self.workdir.path)
+
+    def test_a_damaged_model(self):
+        self._write()
+        self.workdir.model.write_bytes(b"PK\3\4 half")
+        with self.assertRaisesRegex(
+            InputError, "model.keras: expected a model of this version"
+        ):
+            recsys.load(self.workdir.path)
+
+    def test_a_missing_vocabulary(self):
+        self._write()
+        self.workdir.vocabulary.unlink()
+        with self.assertRaisesRegex(InputError, "a vocabulary file must exist"):
+            recsys.load(self.workdir.path)
+
+
+if __name__ == "__main__":
+    absltest.main()
