@@ -211,7 +211,7 @@ class PageTest(parameterized.TestCase):
         found = compare(self.data.model, best)["ndcg@10"]
         self.assertIn(
             f"{abs(found.difference.mean):.4f} "
-            f"{'above' if found.difference.mean >= 0 else 'below'} the best "
+            f"{'above' if found.difference.mean > 0 else 'below'} the best "
             f"of the others, {best.name}",
             self.page.text,
         )

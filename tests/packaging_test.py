@@ -185,7 +185,7 @@ class ContentsTest(absltest.TestCase):
         }
         self.assertEqual(modules - self.files, set())
 
-    def test_holds_the_bundled_data_with_its_terms(self):
+    def test_holds_the_bundled_data_with_its_terms_and_the_report_s_style(self):
         data = {file for file in self.files if not file.endswith(".py")}
         self.assertEqual(
             data,
@@ -194,6 +194,7 @@ class ContentsTest(absltest.TestCase):
                 "recsys/data/movielens_small/README.txt",
                 "recsys/data/movielens_small/movies.csv.gz",
                 "recsys/data/movielens_small/ratings.csv.gz",
+                "recsys/evaluation/report/page.css",
             },
         )
 

@@ -127,6 +127,9 @@ def norms(data: ReportData, correlation: float | None) -> Markup | None:
             *zip(*middles, strict=True),
             color=INK,
             linewidth=1.8,
+            # Where all are equally popular, a point is all there is.
+            marker="o",
+            markersize=3.5,
             label="median",
         )
         axes.set_xscale("log")

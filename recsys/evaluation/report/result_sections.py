@@ -179,7 +179,10 @@ def _against_best(data: ReportData) -> Markup | None:
         return None
     best = max(rivals, key=lambda each: average(each, metric))
     found = compare(data.model, best, [metric])[str(metric)]
-    verb = "above" if found.difference.mean >= 0 else "below"
+    gap = found.difference.mean
+    where = f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}"
+    if not gap:
+        where = "equal to"
     clear = (
         "which chance does not explain"
         if found.difference.low > 0 or found.difference.high < 0
@@ -188,7 +191,7 @@ def _against_best(data: ReportData) -> Markup | None:
     return element(
         "p",
         f"{title} of {data.model.name} is {found.first:.4f}, "
-        f"{abs(found.difference.mean):.4f} {verb} the best of the others, "
+        f"{where} the best of the others, "
         f"{best.name} (95 % interval of the difference {_span(found)}), "
         f"{clear}.",
         class_="lead",
