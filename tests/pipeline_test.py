@@ -38,9 +38,7 @@ def _batches(
         seed=seed,
         epoch=epoch,
     )
-    train_ds = pipeline.train_dataset(
-        sequences, plan, positions_per_batch=positions, first_step=first_step
-    )
+    train_ds = pipeline.train_dataset(sequences, plan, first_step=first_step)
     return list(train_ds.as_numpy_iterator())
 
 
@@ -139,10 +137,18 @@ class TrainDatasetTest(parameterized.TestCase):
 
     def test_few_shapes_each_with_a_constant_number_of_rows(self):
         shapes = {b["history_ids"].shape for b in _batches(_sequences())}
-        # 24 positions in rows of 1, 2, 4 and 8: the last, partial batch of
-        # each length is filled up with padding.
-        self.assertLessEqual(shapes, {(24, 1), (12, 2), (6, 4), (3, 8)})
+        # 24 positions are 24, 12, 6 and 3 rows of 1, 2, 4 and 8. There are
+        # fewer rows of the short lengths than that, and more of length 8: the
+        # last of its batches is filled up with padding.
+        self.assertLen({length for _, length in shapes}, len(shapes))
         self.assertIn((3, 8), shapes)
+        for rows, length in shapes:
+            self.assertLessEqual(rows * length, 24)
+
+    def test_a_batch_has_no_more_rows_than_the_epoch(self):
+        [batch] = _batches(_sequences((4, 3)), positions=10**12, max_length=1)
+        # Five targets, each in a row of its own.
+        self.assertEqual(batch["history_ids"].shape, (5, 1))
 
     def test_the_last_partial_batch_is_included(self):
         # Five rows of one target each, four to a batch.

@@ -91,8 +91,9 @@ class EpochPlan:
     Attributes:
         windows: All rows of the epoch.
         lengths: `[num_batches]` int64, the row length of each batch.
-        rows: `[num_batches, …]`, as a flat array with `offsets`: which
-            windows each batch holds.
+        rows: `[num_rows]` int64, which windows the batches hold, one batch
+            after the other; the number of windows itself stands for a row of
+            padding, which fills up a short batch.
         offsets: `[num_batches + 1]` int64.
     """
 
@@ -119,8 +120,9 @@ def plan_epoch(
         sequences: The training sequences.
         max_length: Longest history of a row.
         positions_per_batch: Positions of a batch; a batch of rows of length L
-            holds `positions_per_batch // L` rows, the last batch of each
-            bucket fewer.
+            holds `positions_per_batch // L` rows, but no more than there are
+            of that length. The last such batch is filled up with padding, so
+            that all batches of one length have one shape.
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
 
@@ -135,7 +137,8 @@ def plan_epoch(
     batches: list[np.ndarray] = []
     for number, length in enumerate(buckets):
         rows = rng.permutation(np.flatnonzero(bucket == number))
-        size = max(1, positions_per_batch // length)
+        size = max(1, min(positions_per_batch // length, len(rows)))
+        rows = np.append(rows, np.full(-len(rows) % size, len(windows.starts)))
         for begin in range(0, len(rows), size):
             lengths.append(length)
             batches.append(rows[begin : begin + size])
@@ -155,7 +158,6 @@ def train_dataset(
     sequences: Sequences,
     plan: EpochPlan,
     *,
-    positions_per_batch: int,
     first_step: int = 0,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
@@ -163,8 +165,6 @@ def train_dataset(
     Args:
         sequences: The sequences that the plan was drawn from.
         plan: The epoch's batches.
-        positions_per_batch: As given to `plan_epoch`: batches of one length
-            all have the same shape, short ones being filled with padding.
         first_step: How many batches to pass over.
 
     Returns:
@@ -173,8 +173,7 @@ def train_dataset(
         where nothing is to be learned.
     """
     items = tf.constant(sequences.items)
-    # One more window, of padding only, for rows that fill up a short batch.
-    no_window = tf.constant(len(plan.windows.starts), tf.int64)
+    # One more window, of padding only.
     starts, ends, first_targets = (
         tf.constant(np.append(column, 0))
         for column in (
@@ -188,13 +187,7 @@ def train_dataset(
 
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         length = lengths[step]
-        size = tf.maximum(positions_per_batch // length, 1)
         batch_rows = rows[offsets[step] : offsets[step + 1]]
-        filling = size - tf.shape(batch_rows, tf.int64)[0]
-        batch_rows = tf.concat(
-            [batch_rows, tf.repeat(no_window, filling)],
-            axis=0,
-        )
         position = (
             tf.gather(starts, batch_rows)[:, tf.newaxis]
             + tf.range(length)[tf.newaxis]

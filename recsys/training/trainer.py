@@ -257,10 +257,7 @@ class Trainer:
         self, plan: pipeline.EpochPlan, first_step: int
     ) -> tf.data.Dataset:
         return pipeline.train_dataset(
-            self._data.split.train,
-            plan,
-            positions_per_batch=self._config.positions_per_batch,
-            first_step=first_step,
+            self._data.split.train, plan, first_step=first_step
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
