@@ -300,6 +300,7 @@ class VariationsTest(parameterized.TestCase):
         split = make_split("validation_only")
         page = Page(render_page(report_data(split)))
         self.assertIn("validation queries", page.text)
+        self.assertNotIn("other queries than the test", page.text)
 
     def test_several_relevant_items(self):
         split = make_split("held_out_users")

@@ -56,6 +56,11 @@ def training(data: ReportData) -> Markup:
         for name in last
         if name.startswith("validation_")
     ]
+    asked = (
+        "Validation asks other queries than the test does."
+        if data.part == "test"
+        else "The results above are of the validation queries as well."
+    )
     took = f" They took {seconds:,.0f} seconds in all." if seconds else ""
     return element(
         "div",
@@ -64,8 +69,7 @@ def training(data: ReportData) -> Markup:
             "div",
             element(
                 "p",
-                f"{len(data.history)} epochs were trained.{took} Validation "
-                "asks other queries than the test does.",
+                f"{len(data.history)} epochs were trained.{took} {asked}",
             ),
             table(
                 "Epochs (first, best and last)",
