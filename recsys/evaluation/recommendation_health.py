@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pyarrow.compute as pc
 import scipy.sparse
-import scipy.stats
 
 from recsys import list_metrics
 from recsys.data.splits import Queries
@@ -68,6 +67,9 @@ def health(
     Raises:
         ValueError: The evaluation has no lists, or shorter ones than k.
     """
+    # Takes a second to import, which commands that need no health spare.
+    import scipy.stats
+
     top_items = _lists(evaluation, k)
     listed = list_metrics.times_listed(top_items, evaluation.num_items)
     num_distinct = int(np.count_nonzero(listed))

@@ -97,7 +97,8 @@ class Checkpoints:
             files.write_json(
                 temporary / "progress.json", dataclasses.asdict(progress)
             )
-        for path in checkpoint_paths(self._folder):
+        # Older checkpoints, and what a process killed in this function left.
+        for path in self._folder.iterdir():
             if path != target:
                 shutil.rmtree(path)
 

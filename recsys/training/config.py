@@ -184,6 +184,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "positions_per_batch": 1600,
     },
     "movielens-1m": {
+        "data": "tfds:movielens/1m-ratings",
         "table_init": "co_occurrence",
         "num_epochs": 20,
     },

@@ -205,7 +205,11 @@ class Trainer:
                 loss, num_targets = self.train_step(batch)
                 self._count(progress, float(loss), float(num_targets))
                 display.update(progress)
-                if progress.step % self._config.checkpoint_steps == 0:
+                # The epoch's last step is saved after its validation.
+                if (
+                    progress.step % self._config.checkpoint_steps == 0
+                    and progress.step < len(plan)
+                ):
                     self._checkpoints.save(progress)
 
     def _count(
