@@ -8,7 +8,7 @@ import gzip
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.resources.abc import Traversable
 
 import pyarrow as pa
@@ -74,7 +74,7 @@ def arrow_stream(file: Traversable) -> pa.NativeFile:
 
 def lines(
     file: Traversable, fallback_encoding: str | None = None
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yields the lines of a text file, plain or gzip.
 
     Args:
@@ -116,17 +116,25 @@ def header(file: Traversable) -> tuple[list[str], str]:
     return next(csv.reader([first], delimiter=delimiter)), delimiter
 
 
-def open_zip(path: Traversable) -> Traversable:
-    """Returns the folder that a zip archive holds.
+@contextlib.contextmanager
+def open_zip(path: Traversable) -> Iterator[Traversable]:
+    """Gives the folder that a zip archive holds, while it is open.
 
     Raises:
         InputError: The file is not a zip archive.
     """
-    with readable(path):
-        archive = zipfile.ZipFile(path.open("rb"))  # pylint: disable=R1732
-    # The name is only for messages: a member is shown as archive/member.
-    archive.filename = str(path)
-    folder: Traversable = zipfile.Path(archive)
+    with contextlib.ExitStack() as stack:
+        # What is done inside the archive raises errors of its own.
+        with readable(path):
+            stream = stack.enter_context(path.open("rb"))
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+        # The name is only for messages: a member is shown as archive/member.
+        archive.filename = str(path)
+        yield _inmost(zipfile.Path(archive))
+
+
+def _inmost(folder: Traversable) -> Traversable:
+    """Goes down while a folder holds nothing but one folder."""
     while True:
         children = [
             child

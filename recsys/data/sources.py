@@ -9,14 +9,10 @@ from importlib.resources.abc import Traversable
 
 import pyarrow as pa
 
-from recsys.data import files
-from recsys.data import grouplens
+from recsys.data import files, grouplens, tabular, tfds
 from recsys.data import items as items_lib
-from recsys.data import tabular
-from recsys.data import tfds
 from recsys.data.columns import ColumnNames
-from recsys.data.interactions import Interactions
-from recsys.data.interactions import Log
+from recsys.data.interactions import Interactions, Log
 from recsys.errors import InputError
 
 BUNDLED = "movielens-small"
@@ -143,8 +139,8 @@ def _read_folder(
     ]
     archives = [name for name in members if name.lower().endswith(".zip")]
     if not parts and len(archives) == 1:
-        archive = files.open_zip(members[archives[0]])
-        return _read_folder(archive, given, items_file)
+        with files.open_zip(members[archives[0]]) as archive:
+            return _read_folder(archive, given, items_file)
     if not parts:
         raise InputError(
             f"{folder}: expected ratings.csv, ratings.dat, u.data, or CSV, "
@@ -158,7 +154,8 @@ def _read_file(
     path: pathlib.Path, given: ColumnNames, items_file: str | None
 ) -> tuple[Interactions, pa.Table | None]:
     if files.kind(path) == "zip":
-        return _read_folder(files.open_zip(path), given, items_file)
+        with files.open_zip(path) as archive:
+            return _read_folder(archive, given, items_file)
     members = files.members(path.parent)
     layout = path.name.removesuffix(".gz")
     if layout in grouplens.LAYOUTS:
