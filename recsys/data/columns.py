@@ -54,10 +54,9 @@ class ColumnNames:
             InputError: A column is missing or ambiguous, or is used twice.
         """
         found = ColumnNames(
-            *(
-                find_column(header, role, getattr(self, role), file)
-                for role in ("user", "item", "timestamp")
-            ),
+            find_column(header, "user", self.user, file),
+            find_column(header, "item", self.item, file),
+            find_column(header, "timestamp", self.timestamp, file),
             self._rating(header, file),
         )
         names = [name for name in dataclasses.astuple(found) if name]
@@ -71,19 +70,12 @@ class ColumnNames:
     def _rating(self, header: Sequence[str], file: object) -> str | None:
         if self.rating == "":
             return None
-        return find_column(
-            header, "rating", self.rating, file, required=False
-        )
+        return find_optional_column(header, "rating", self.rating, file)
 
 
 def find_column(
-    header: Sequence[str],
-    role: str,
-    given: str | None,
-    file: object,
-    *,
-    required: bool = True,
-) -> str | None:
+    header: Sequence[str], role: str, given: str | None, file: object
+) -> str:
     """Returns the name of the one column that has a role.
 
     Args:
@@ -91,12 +83,33 @@ def find_column(
         role: A key of `SPELLINGS`.
         given: The name that the user gave, if any.
         file: The name of the file, for messages.
-        required: Whether a file without such a column is an error.
 
     Raises:
         InputError: The column is missing or ambiguous.
     """
-    columns = ", ".join(map(repr, header))
+    found = find_optional_column(header, role, given, file)
+    if found is None:
+        raise InputError(
+            f"{file}: expected one {role} column in the header: name it with "
+            f"--{role}_column. Received columns: {_quoted(header)}"
+        )
+    return found
+
+
+def find_optional_column(
+    header: Sequence[str], role: str, given: str | None, file: object
+) -> str | None:
+    """Returns the name of the one column that has a role, if there is one.
+
+    Args:
+        header: The column names of the file.
+        role: A key of `SPELLINGS`.
+        given: The name that the user gave, if any.
+        file: The name of the file, for messages.
+
+    Raises:
+        InputError: The column is ambiguous, or the given one is missing.
+    """
     if given is not None:
         matches = [name for name in header if name.strip() == given.strip()]
     else:
@@ -111,16 +124,15 @@ def find_column(
         raise InputError(
             f"{file}: expected one {role} column, found "
             f"{' and '.join(map(repr, matches))}: name it with "
-            f"--{role}_column. Received columns: {columns}"
+            f"--{role}_column. Received columns: {_quoted(header)}"
         )
     if given is not None:
         raise InputError(
             f"{file}: expected the column {given!r} that --{role}_column "
-            f"names. Received columns: {columns}"
-        )
-    if required:
-        raise InputError(
-            f"{file}: expected one {role} column in the header: name it with "
-            f"--{role}_column. Received columns: {columns}"
+            f"names. Received columns: {_quoted(header)}"
         )
     return None
+
+
+def _quoted(header: Sequence[str]) -> str:
+    return ", ".join(map(repr, header))

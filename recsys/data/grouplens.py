@@ -7,9 +7,8 @@ from importlib.resources.abc import Traversable
 
 import pyarrow as pa
 
-from recsys.data import files
+from recsys.data import files, tabular
 from recsys.data import items as items_lib
-from recsys.data import tabular
 from recsys.data.bad_rows import TextForm
 from recsys.data.columns import ColumnNames
 from recsys.data.interactions import Interactions
@@ -25,9 +24,7 @@ _DAT = TextForm(
     blank_columns=("_1", "_2", "_3"),
     fallback_encoding="latin-1",
 )
-_TAB = TextForm(
-    _HEADER, "\t", has_header=False, fallback_encoding="latin-1"
-)
+_TAB = TextForm(_HEADER, "\t", has_header=False, fallback_encoding="latin-1")
 # Ratings file, how its rows are written, items file.
 LAYOUTS = {
     "ratings.csv": (None, "movies.csv"),
@@ -67,9 +64,15 @@ def read(
 
     Raises:
         InputError: A file is damaged or a row malformed.
+        ValueError: The ratings file is not among the files.
     """
     form, items_name = LAYOUTS[layout]
     ratings = _member(members, layout)
+    if ratings is None:
+        raise ValueError(
+            f"`layout` must be the name of one of `members`. "
+            f"Received: {layout!r}"
+        )
     if form is None:
         interactions, names = tabular.read_tables([ratings], given)
     else:
@@ -86,9 +89,7 @@ def read(
     return interactions, _read_u_item(films, _member(members, "u.genre"))
 
 
-def _member(
-    members: dict[str, Traversable], name: str
-) -> Traversable | None:
+def _member(members: dict[str, Traversable], name: str) -> Traversable | None:
     return members.get(name) or members.get(name + ".gz")
 
 

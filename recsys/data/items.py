@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recsys.data import bad_rows
-from recsys.data import files
-from recsys.data.columns import find_column
+from recsys.data import bad_rows, files
+from recsys.data.columns import find_column, find_optional_column
 from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
@@ -88,7 +87,7 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
             f"{file}: expected every item once. "
             f"Received twice: {repeated[0].as_py()!r}"
         )
-    columns = dict(zip(table.column_names, table.columns))
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     columns["item_id"] = ids
     for role, convert in (("title", _as_text), ("genres", _split)):
         if role in columns:
@@ -133,7 +132,7 @@ def _item_column(
 ) -> str:
     if given in header:
         return given
-    usual = find_column(header, "item", None, file, required=False)
+    usual = find_optional_column(header, "item", None, file)
     if usual is None:
         usual = _find(header, ("id",))
     return usual or find_column(header, "item", None, file)

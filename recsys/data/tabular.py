@@ -12,11 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recsys.data import bad_rows
-from recsys.data import files
+from recsys.data import bad_rows, files
 from recsys.data.columns import ColumnNames
-from recsys.data.interactions import Interactions
-from recsys.data.interactions import number_by_appearance
+from recsys.data.interactions import Interactions, number_by_appearance
 from recsys.errors import InputError
 
 _ID_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -38,24 +36,28 @@ def read_tables(
     Raises:
         InputError: A file cannot be read, or the parts do not fit together.
     """
-    tables = []
-    names = None
-    for part in parts:
-        if files.kind(part) == "parquet":
-            table, found = _read_parquet(part, given)
-        else:
-            header, delimiter = files.header(part)
-            found = given.find(header, part)
-            form = bad_rows.TextForm(header, delimiter)
-            table = read_text(part, found, form)
-        if names is not None and found != names:
+    table, names = _read_part(parts[0], given)
+    tables = [table]
+    for part in parts[1:]:
+        table, found = _read_part(part, given)
+        if found != names:
             raise InputError(
                 f"{part}: expected the columns of {parts[0]}, "
                 f"{_spell(names)}. Received: {_spell(found)}"
             )
-        names = found
         tables.append(table)
     return assemble(tables, parts), names
+
+
+def _read_part(
+    part: Traversable, given: ColumnNames
+) -> tuple[pa.Table, ColumnNames]:
+    if files.kind(part) == "parquet":
+        return _read_parquet(part, given)
+    header, delimiter = files.header(part)
+    names = given.find(header, part)
+    form = bad_rows.TextForm(header, delimiter)
+    return read_text(part, names, form), names
 
 
 def read_text(
@@ -105,9 +107,7 @@ def _parse(
     types.update((name, pa.null()) for name in form.blank_columns)
     if names.rating:
         types[names.rating] = pa.float32()
-    wanted = [
-        name for name in dataclasses.astuple(names) if name is not None
-    ]
+    wanted = [name for name in dataclasses.astuple(names) if name is not None]
     return pa_csv.read_csv(
         stream,
         pa_csv.ReadOptions(
@@ -144,9 +144,7 @@ def _read_parquet(
     table = _with_roles(table, names)
     for role in ("user", "item"):
         ids = bad_rows.ids_as_strings(table[role], file, names, role)
-        table = table.set_column(
-            table.column_names.index(role), role, ids
-        )
+        table = table.set_column(table.column_names.index(role), role, ids)
     table = table.set_column(2, "timestamp", _typed(table["timestamp"]))
     if names.rating:
         with files.readable(file):
@@ -216,7 +214,9 @@ def assemble(
             f"{parts[0]}: expected interactions. Received: a header and no row"
         )
     filled = [
-        (table, part) for table, part in zip(tables, parts) if len(table)
+        (table, part)
+        for table, part in zip(tables, parts, strict=True)
+        if len(table)
     ]
     timestamps, per_second = _timestamps(
         [table["timestamp"] for table, _ in filled],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 _YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)$")
 _IN_PARENTHESES = re.compile(r"\s*\(([^()]*)\)")
@@ -23,7 +23,7 @@ class TitleIndex:
         titles: `[num_items]` str or None where an item has no title.
     """
 
-    def __init__(self, titles: Sequence[str | None]) -> None:
+    def __init__(self, titles: Iterable[str | None]) -> None:
         self._full: dict[str, list[int]] = {}
         self._short: dict[str, list[int]] = {}
         for row, title in enumerate(titles):
@@ -59,14 +59,14 @@ class TitleIndex:
         candidates.sort()
         matcher = difflib.SequenceMatcher(b=wanted, autojunk=False)
         ranked = []
-        for inside, _, form, rows in candidates[:100]:
+        for order, _, form, rows in candidates[:100]:
             matcher.set_seq1(form)
             ratio = matcher.ratio()
-            if inside or ratio >= 0.6:
-                ranked.append((inside, -ratio, form, rows))
+            if order or ratio >= 0.6:
+                ranked.append((order, -ratio, form, rows))
         ranked.sort()
-        rows = dict.fromkeys(row for *_, rows in ranked for row in rows)
-        return list(rows)[:count]
+        closest = dict.fromkeys(row for *_, rows in ranked for row in rows)
+        return list(closest)[:count]
 
 
 def _forms(title: str) -> Iterator[str]:

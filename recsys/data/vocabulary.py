@@ -183,12 +183,13 @@ class Vocabulary:
         index = int(self.encode([text])[0])
         if index != UNKNOWN_INDEX:
             return index
-        if self.titles is None:
+        titles = self._title_index
+        if titles is None:
             raise InputError(
                 f"an item must be named by one of the {self.num_items} known "
                 f"ids (no titles are known). Received: {text!r}"
             )
-        rows = self._title_index.find(text)
+        rows = titles.find(text)
         if len(rows) == 1:
             return rows[0] + FIRST_ITEM_INDEX
         if rows:
@@ -196,7 +197,7 @@ class Vocabulary:
                 f"a title must name one item; name one of these by its id: "
                 f"{self._list(rows[:10])}. Received: {text!r}"
             )
-        close = self._title_index.suggest(text)
+        close = titles.suggest(text)
         raise InputError(
             "an item must be named by its id or title"
             + (f" (close: {self._list(close)})" if close else "")
@@ -263,13 +264,16 @@ class Vocabulary:
         }
 
     @functools.cached_property
-    def _title_index(self) -> titles_lib.TitleIndex:
+    def _title_index(self) -> titles_lib.TitleIndex | None:
+        if self.titles is None:
+            return None
         return titles_lib.TitleIndex(self.titles)
 
     def _list(self, rows: Sequence[int]) -> str:
         """Returns titles with their ids, for a message."""
+        titles = self.items.column("title")
         return ", ".join(
-            f"{self.titles[row]!r} (id {self.item_ids[row]})" for row in rows
+            f"{titles[row].as_py()!r} (id {self.item_ids[row]})" for row in rows
         )
 
 

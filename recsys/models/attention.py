@@ -87,8 +87,8 @@ def _attend(
         # Σ over keys of weight * its gradient, for each query.
         inner = tf.reduce_sum(upstream * output, axis=-1, keepdims=True)
         query_gradients = []
-        key_gradients = [[] for _ in ends]
-        value_gradients = [[] for _ in ends]
+        key_gradients: list[list[tf.Tensor]] = [[] for _ in ends]
+        value_gradients: list[list[tf.Tensor]] = [[] for _ in ends]
         bias_gradients = []
         for block, (start, end) in enumerate(zip(starts, ends, strict=True)):
             above = upstream[:, :, start:end]

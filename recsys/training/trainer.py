@@ -139,13 +139,15 @@ class Trainer:
             initialize_table(self._config, self.model, self._data.split.train)
         if self._verbose:
             show_start(progress, self._config.num_epochs)
-        if progress.finished:
-            return progress
+        if not progress.finished:
+            self._run_epochs(progress)
+        return progress
+
+    def _run_epochs(self, progress: Progress) -> None:
         writer = tf.summary.create_file_writer(str(self._folder.logs))
         with writer.as_default():
             while not progress.finished:
                 self._run_epoch(progress)
-        return progress
 
     def _run_epoch(self, progress: Progress) -> None:
         """Finishes the epoch that is under way, validates and saves."""
@@ -165,6 +167,7 @@ class Trainer:
                 }
             )
             best = progress.best_epoch
+            assert best is not None  # There is this epoch at least.
             if best == progress.epoch:
                 with files.atomic_path(self._folder.model) as path:
                     self.model.save(path)
@@ -226,9 +229,7 @@ class Trainer:
                 f"Received: {loss}"
             )
 
-    def _step(
-        self, batch: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _step(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """One update; returns the summed loss and the number of targets."""
         with tf.GradientTape() as tape:
             loss, num_targets = self.model.next_item_loss(batch)
