@@ -92,7 +92,9 @@ def main(values: dict[str, Any]) -> int:
             f"{time:.1f} minutes of training)"
         )
     for name, (average, spread) in mean.items():
-        print(f"mean of {len(seeds)} seeds: {name} {average:.4f} ± {spread:.4f}")
+        print(
+            f"mean of {len(seeds)} seeds: {name} {average:.4f} ± {spread:.4f}"
+        )
     write_json(
         workdir / "seeds.json",
         {

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys.data.interactions import Interactions
-from recsys.data.interactions import filter_interactions
-from recsys.data.interactions import number_by_appearance
+from recsys.data.interactions import (
+    Interactions,
+    filter_interactions,
+    number_by_appearance,
+)
 from recsys.errors import InputError
 
 

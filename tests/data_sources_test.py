@@ -52,11 +52,18 @@ _U_ITEM = (
 )
 _U_GENRE = "".join(f"{n}|{i}\n" for i, n in enumerate(_GENRE_NAMES)) + "\n"
 _LAYOUTS = {
-    "csv": {"ratings.csv": _RATINGS_CSV, "movies.csv": _MOVIES_CSV,
-            "tags.csv": "userId,movieId,tag,timestamp\n1,2,x,3\n"},
+    "csv": {
+        "ratings.csv": _RATINGS_CSV,
+        "movies.csv": _MOVIES_CSV,
+        "tags.csv": "userId,movieId,tag,timestamp\n1,2,x,3\n",
+    },
     "dat": {"ratings.dat": _RATINGS_DAT, "movies.dat": _MOVIES_DAT},
-    "tab": {"u.data": _U_DATA, "u.item": _U_ITEM, "u.genre": _U_GENRE,
-            "u1.base": "not looked at"},
+    "tab": {
+        "u.data": _U_DATA,
+        "u.item": _U_ITEM,
+        "u.genre": _U_GENRE,
+        "u1.base": "not looked at",
+    },
     "tab without u.genre": {"u.data": _U_DATA, "u.item": _U_ITEM},
 }
 _ITEMS = [

@@ -201,8 +201,9 @@ class SaveAndLoadTest(absltest.TestCase):
         loaded = Vocabulary.load(self.path)
         self.assertTrue(loaded.items.equals(_films().items))
         self.assertEqual(loaded.encode(["x", "q"]).tolist(), [4, 1])
-        self.assertEqual([p.name for p in self.folder.iterdir()],
-                         ["vocabulary.parquet"])
+        self.assertEqual(
+            [p.name for p in self.folder.iterdir()], ["vocabulary.parquet"]
+        )
 
     def test_same_vocabulary_same_bytes(self):
         _films().save(self.path)

@@ -116,9 +116,7 @@ def _check_length(
         )
 
 
-def _rows(
-    file: Traversable, form: TextForm
-) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Traversable, form: TextForm) -> Iterator[tuple[int, list[str]]]:
     """Yields line numbers and rows, without the header and blank lines."""
     all_lines = files.lines(file, form.fallback_encoding)
     if form.has_header:

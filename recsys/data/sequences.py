@@ -100,9 +100,7 @@ def build_sequences(
     )
 
 
-def concatenated_ranges(
-    starts: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
+def concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Returns `starts[i], starts[i] + 1, …` for every `i`, concatenated.
 
     Args:

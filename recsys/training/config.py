@@ -95,8 +95,7 @@ class TrainConfig:
                 )
         if self.seed > _HIGHEST_SEED:
             raise InputError(
-                f"--seed must be at most {_HIGHEST_SEED}. "
-                f"Received: {self.seed}"
+                f"--seed must be at most {_HIGHEST_SEED}. Received: {self.seed}"
             )
         for name in ("dropout", "adam_beta_2"):
             value = getattr(self, name)
