@@ -43,6 +43,16 @@ FIELD_HELP: dict[str, dict[str, str]] = {
             f"{', '.join(REPEATS)}."
         ),
         "split": f"What is held out: {', '.join(SPLITS)}.",
+        "validation_from": (
+            "Where the validation queries of --split=temporal begin, and the "
+            "training set ends: a share of the interactions between 0 and 1, "
+            "an ISO date such as 2015-06-30, or a time in the log's unit."
+        ),
+        "test_from": "Where its test queries begin, likewise.",
+        "queries_per_user": (
+            "At most so many queries of one user in each of the two, the "
+            "earliest; 0: all."
+        ),
     },
     "Model": {
         "encoder": f"What reads a history: {', '.join(ENCODERS)}.",

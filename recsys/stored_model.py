@@ -20,7 +20,7 @@ from recsys.data.vocabulary import (
 from recsys.errors import InputError
 from recsys.evaluation import Recommender, audit
 from recsys.results import asked_queries
-from recsys.training.config import TrainConfig
+from recsys.training.config import TEMPORAL_FIELDS, TrainConfig
 from recsys.training.inputs import prepare_log, read_log
 
 
@@ -145,7 +145,14 @@ def _with_protocol(
     notes: list[str],
 ) -> PreparedData:
     """Splits the log by another protocol and looks for leaks."""
-    data = prepare_log(log, dataclasses.replace(config, split=protocol))
+    defaults: dict[str, Any] = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name in TEMPORAL_FIELDS
+    }
+    data = prepare_log(
+        log, dataclasses.replace(config, split=protocol, **defaults)
+    )
     if not is_known:
         return data
     queries, _ = asked_queries(data.split)

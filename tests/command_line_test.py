@@ -235,6 +235,12 @@ class MistakesTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--preset=netflix"], "--preset must be one of movielens-small"),
         (["--split=random"], "--split must be one of .* Received: 'random'"),
+        (["--split=temporal", "--test_from=soon"], "--test_from must be a sh"),
+        (
+            ["--split=temporal", "--test_from=2030-06-30"],
+            "--test_from must lie within the times of the log.*2030-06-30$",
+        ),
+        (["--test_from=0.95"], "--test_from must go with --split=temporal"),
         (["--encoder=lstm"], "--encoder must be one of .* Received: 'lstm'"),
         (["--dropout=1"], "--dropout must be below 1. Received: 1"),
         (["--num_epochs=0"], "--num_epochs must be at least 1. Received: 0"),

@@ -79,10 +79,33 @@ class TrainConfigTest(parameterized.TestCase):
         ("max_history_length", 0, "must be at least 1. Received: 0"),
         ("positions_per_batch", 0, "must be at least 1. Received: 0"),
         ("min_item_count", 0, "must be at least 1. Received: 0"),
+        ("queries_per_user", -1, "must be at least 0. Received: -1"),
     )
     def test_a_field_out_of_range(self, name, value, message):
         with self.assertRaisesRegex(InputError, f"^--{name} {message}$"):
             TrainConfig(**{name: value})
+
+    @parameterized.parameters(
+        ({"validation_from": "0.9"}, "validation_from", "below .* 0.9$"),
+        ({"test_from": "0.5"}, "validation_from", "below --test_from=0.5"),
+        ({"test_from": "soon"}, "test_from", "a share .*Received: 'soon'$"),
+        ({"test_from": "nan"}, "test_from", "a share .*Received: 'nan'$"),
+        ({"test_from": ""}, "test_from", "a share .*Received: ''$"),
+        ({"test_from": "2015-02-30"}, "test_from", ".*: '2015-02-30'$"),
+    )
+    def test_cutoffs(self, fields, name, message):
+        with self.assertRaisesRegex(InputError, f"^--{name} must be {message}"):
+            TrainConfig(split="temporal", **fields)
+
+    @parameterized.parameters(
+        {"validation_from": "0.7"}, {"test_from": "5"}, {"queries_per_user": 1}
+    )
+    def test_cutoffs_are_for_the_temporal_split_alone(self, **fields):
+        TrainConfig(split="temporal", **{"test_from": "0.95", **fields})
+        with self.assertRaisesRegex(
+            InputError, "must go with --split=temporal. Received: .*_last_out$"
+        ):
+            TrainConfig(**fields)
 
     def test_heads_are_for_attention_alone(self):
         config = TrainConfig(encoder="gru", num_heads=3)

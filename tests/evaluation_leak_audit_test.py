@@ -11,6 +11,8 @@ from recsys.data import splits
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries, Split
 from recsys.evaluation import LeakError, audit
+from recsys.training.config import SPLITS, TrainConfig
+from recsys.training.inputs import make_split
 
 
 def _sequences(num_users: int = 30, repeats: bool = False) -> Sequences:
@@ -44,10 +46,14 @@ def _longer(queries: Queries, by: int) -> Queries:
     )
 
 
+def _split(protocol: str, sequences: Sequences) -> Split:
+    return make_split(sequences, TrainConfig(split=protocol))
+
+
 class AuditTest(parameterized.TestCase):
-    @parameterized.product(protocol=tuple(splits.SPLITS), repeats=(False, True))
+    @parameterized.product(protocol=SPLITS, repeats=(False, True))
     def test_honest_splits_pass(self, protocol, repeats):
-        split = splits.SPLITS[protocol](_sequences(repeats=repeats), 0)
+        split = _split(protocol, _sequences(repeats=repeats))
         report = audit(split)
         self.assertTrue(report.passed, str(report))
         report.raise_for_leaks()
@@ -77,7 +83,7 @@ class AuditTest(parameterized.TestCase):
     @parameterized.parameters("leave_last_out", "validation_only", "temporal")
     def test_training_on_everything_is_caught(self, protocol):
         sequences = _sequences()
-        split = splits.SPLITS[protocol](sequences, 0)
+        split = _split(protocol, sequences)
         report = audit(dataclasses.replace(split, train=sequences))
         self.assertFalse(report.passed)
         found = {
@@ -152,7 +158,7 @@ class AuditTest(parameterized.TestCase):
         )
 
     def test_training_at_the_time_of_a_query_is_caught(self):
-        split = splits.temporal(_sequences())
+        split = _split("temporal", _sequences())
         earliest = split.validation.sequences.timestamps[
             split.validation.history_ends
         ].min()
@@ -212,7 +218,7 @@ class AuditTest(parameterized.TestCase):
         self.assertEqual(found[0].num_violations, len(split.validation))
 
     def test_validation_at_the_time_of_test_is_caught(self):
-        split = splits.temporal(_sequences())
+        split = _split("temporal", _sequences())
         report = audit(
             dataclasses.replace(
                 split, validation=split.test, test=split.validation

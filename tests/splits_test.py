@@ -44,6 +44,18 @@ def _queries(queries: splits.Queries) -> list[tuple[int, list, list]]:
     ]
 
 
+def _temporal(
+    sequences: Sequences, begin=0.8, end=0.9, queries_per_user=0
+) -> splits.Split:
+    """The temporal split by shares of the interactions."""
+    return splits.temporal(
+        sequences,
+        splits.time_quantile(sequences, begin),
+        splits.time_quantile(sequences, end),
+        queries_per_user,
+    )
+
+
 def _users(sequences: Sequences) -> list[list[int]]:
     ends = sequences.offsets[1:-1]
     return [part.tolist() for part in np.split(sequences.items, ends)]
@@ -109,7 +121,7 @@ class TemporalTest(parameterized.TestCase):
             [(2, 0), (3, 2), (4, 4), (5, 8), (6, 9)],
             [(7, 1), (8, 3), (9, 5), (10, 6), (11, 7)],
         )
-        split = splits.temporal(sequences)
+        split = _temporal(sequences)
         self.assertEqual(split.protocol, "temporal")
         self.assertEqual(_users(split.train), [[2, 3, 4], [7, 8, 9, 10, 11]])
         self.assertEqual(_queries(split.validation), [(0, [2, 3, 4], [5])])
@@ -122,7 +134,7 @@ class TemporalTest(parameterized.TestCase):
             [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5), (8, 5)],
             [(9, 0), (10, 5), (11, 6)],
         )
-        split = splits.temporal(sequences)
+        split = _temporal(sequences)
         self.assertEqual(_users(split.train), [[2, 3, 4, 5, 6], [9]])
         self.assertEqual(
             _queries(split.validation),
@@ -135,11 +147,11 @@ class TemporalTest(parameterized.TestCase):
         self.assertEqual(_queries(split.test), [(1, [9, 10], [11])])
 
     @parameterized.parameters(
-        (0.3, 0.3, 4, 7), (0.1, 0.2, 7, 8), (0.25, 0.25, 5, 7)
+        (0.4, 0.7, 4, 7), (0.7, 0.8, 7, 8), (0.5, 0.75, 5, 7)
     )
-    def test_fractions(self, validation, test, first_validation, first_test):
+    def test_shares(self, begin, end, first_validation, first_test):
         sequences = _sequences([(item, item - 2) for item in range(2, 12)])
-        split = splits.temporal(sequences, validation, test)
+        split = _temporal(sequences, begin, end)
         items = sequences.items.tolist()
         self.assertEqual(_users(split.train), [items[:first_validation]])
         self.assertEqual(
@@ -154,14 +166,14 @@ class TemporalTest(parameterized.TestCase):
     def test_a_first_interaction_is_no_query(self):
         rows = [(item, item) for item in range(2, 10)]
         sequences = _sequences([*rows, (10, 10)], [(3, 11)], [(4, 12)])
-        split = splits.temporal(sequences, 0.2, 0.2)
+        split = _temporal(sequences, 0.6, 0.8)
         for queries in (split.validation, split.test):
             for _, history, _ in _queries(queries):
                 self.assertNotEmpty(history)
 
     def test_at_most_so_many_queries_per_user_the_earliest(self):
         sequences = _sequences([(item, item) for item in range(2, 22)])
-        split = splits.temporal(sequences, 0.2, 0.2, max_queries_per_user=2)
+        split = _temporal(sequences, 0.6, 0.8, queries_per_user=2)
         self.assertEqual(
             [targets for _, _, targets in _queries(split.validation)],
             [[14], [15]],
@@ -170,19 +182,34 @@ class TemporalTest(parameterized.TestCase):
             [targets for _, _, targets in _queries(split.test)], [[18], [19]]
         )
 
+    def test_cutoffs_by_time(self):
+        sequences = _sequences(
+            [(2, 10), (3, 20), (4, 30), (5, 40)], [(6, 15), (7, 35)]
+        )
+        split = splits.temporal(sequences, 20, 35)
+        self.assertEqual(_users(split.train), [[2], [6]])
+        self.assertEqual(
+            _queries(split.validation), [(0, [2], [3]), (0, [2, 3], [4])]
+        )
+        self.assertEqual(
+            _queries(split.test), [(0, [2, 3, 4], [5]), (1, [6], [7])]
+        )
+
     @parameterized.parameters(
-        (0.0, 0.1, "must be positive. Received: 0.0 and 0.1"),
-        (0.1, -1, "must be positive. Received: 0.1 and -1"),
-        (0.5, 0.5, "must leave something to train on. Received: 0.5 and 0.5"),
+        (5, 5, "must be before `test_from`. Received: the times 5 and 5"),
+        (6, 5, "must be before `test_from`. Received: the times 6 and 5"),
+        (2, 5, "before its cutoff to train on. Received: none before time 2"),
+        (11, 12, "after its cutoffs by users with a history. Received: none"),
+        (4, 12, "after its cutoffs by users with a history. Received: none"),
     )
-    def test_bad_fractions(self, validation, test, message):
+    def test_bad_cutoffs(self, begin, end, message):
         with self.assertRaisesRegex(InputError, message):
-            splits.temporal(_of_lengths(10), validation, test)
+            splits.temporal(_of_lengths(10), begin, end)
 
     def test_all_at_one_time(self):
         sequences = _sequences([(item, 5) for item in range(2, 12)])
-        with self.assertRaisesRegex(InputError, "Received: none"):
-            splits.temporal(sequences)
+        with self.assertRaisesRegex(InputError, "Received: the times 5 and 5"):
+            _temporal(sequences)
 
     def test_no_one_with_a_history_comes_back(self):
         sequences = _sequences(
@@ -191,13 +218,13 @@ class TemporalTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             InputError, "by users with a history. Received: none"
         ):
-            splits.temporal(sequences)
+            _temporal(sequences)
 
     def test_no_interactions(self):
         with self.assertRaisesRegex(
             InputError, "must have interactions. Received: none"
         ):
-            splits.temporal(_of_lengths(0))
+            splits.time_quantile(_of_lengths(0), 0.5)
 
 
 class HeldOutUsersTest(parameterized.TestCase):
@@ -249,11 +276,7 @@ class HeldOutUsersTest(parameterized.TestCase):
             splits.held_out_users(_of_lengths(3, 3, 1, 0))
 
 
-class SplitsTest(parameterized.TestCase):
-    def test_names_are_protocols(self):
-        for name, make in splits.SPLITS.items():
-            self.assertEqual(make(_of_lengths(*[9] * 9), 0).protocol, name)
-
+class QueriesTest(parameterized.TestCase):
     def test_select(self):
         test = splits.leave_last_out(_of_lengths(2, 3, 4)).test
         self.assertEqual(

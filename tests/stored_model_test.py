@@ -33,9 +33,9 @@ class EvaluationDataTest(parameterized.TestCase):
         )
         self.log = write_log(self.folder / "log.csv")
 
-    def asked(self, split, protocol, source=None):
+    def asked(self, split, protocol, source=None, **fields):
         """Returns the data asked of a model that was trained on the log."""
-        config = TrainConfig(data=self.log, split=split)
+        config = TrainConfig(data=self.log, split=split, **fields)
         vocabulary = build_data(config).vocabulary
         return stored_model.evaluation_data(
             config, vocabulary, source or {}, protocol
@@ -47,6 +47,18 @@ class EvaluationDataTest(parameterized.TestCase):
             asked = self.asked(split, protocol)
             self.assertEqual(asked.data.split.protocol, split)
             self.assertEqual(asked.notes, [])
+
+    def test_cutoffs_are_those_of_the_training(self):
+        fields = {"validation_from": "100", "test_from": "0.9"}
+        asked = self.asked("temporal", None, queries_per_user=1, **fields)
+        train, test = asked.data.split.train, asked.data.split.test
+        # Times are multiples of five, but 95 is none of the log's.
+        self.assertEqual(train.timestamps.max(), 90)
+        self.assertLen(test, len(np.unique(test.users)))
+        # They do not stand in the way of another protocol; the user that is
+        # drawn did nothing before them.
+        asked = self.asked("temporal", "held_out_users", **fields)
+        self.assertEqual(asked.data.split.protocol, "held_out_users")
 
     @parameterized.parameters(
         ("leave_last_out", "temporal"),

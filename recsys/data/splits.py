@@ -9,7 +9,6 @@ query's history.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
@@ -152,69 +151,78 @@ def validation_only(sequences: Sequences) -> Split:
 
 def temporal(
     sequences: Sequences,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
-    max_queries_per_user: int = 0,
+    validation_from: int,
+    test_from: int,
+    queries_per_user: int = 0,
 ) -> Split:
-    """Splits by one cutoff in time for all users.
+    """Splits by cutoffs in time that are the same for all users.
 
-    With the defaults the training set is what happened strictly before the
-    0.8 quantile of all timestamps; interactions from there to strictly
-    before the 0.9 quantile validate, and those from the 0.9 quantile on
-    test. Each later interaction is one query with everything that its user
-    did before it as history; a first interaction has no history and is not a
-    query.
+    The training set is what happened strictly before the first cutoff;
+    interactions from there to strictly before the second validate, and those
+    from the second on test. Each later interaction is one query with
+    everything that its user did before it as history; a first interaction
+    has no history and is not a query.
 
     Args:
         sequences: The whole log.
-        validation_fraction: Share of the interactions that validates.
-        test_fraction: Share of the interactions that tests.
-        max_queries_per_user: At most so many queries for each user in
-            validation and in test, the earliest; 0 means all.
+        validation_from: The first cutoff, a timestamp; see `time_quantile`.
+        test_from: The second, later.
+        queries_per_user: At most so many queries for each user in validation
+            and in test, the earliest; 0 means all.
 
     Returns:
         The split.
 
     Raises:
-        InputError: A fraction is out of range, or a part would be empty.
+        InputError: The cutoffs are not in order, or a part would be empty.
     """
-    if validation_fraction <= 0 or test_fraction <= 0:
+    if validation_from >= test_from:
         raise InputError(
-            "`validation_fraction` and `test_fraction` must be positive. "
-            f"Received: {validation_fraction} and {test_fraction}"
+            "`validation_from` must be before `test_from`. Received: the "
+            f"times {validation_from} and {test_from}"
         )
-    if validation_fraction + test_fraction >= 1:
+    times = sequences.timestamps
+    in_train = times < validation_from
+    in_test = times >= test_from
+    if not in_train.any():
         raise InputError(
-            "`validation_fraction` and `test_fraction` must leave something "
-            f"to train on. Received: {validation_fraction} and {test_fraction}"
+            "split `temporal` must find interactions before its cutoff to "
+            f"train on. Received: none before time {validation_from}"
         )
+    before = np.append(0, np.cumsum(in_train))
+    train_lengths = np.diff(before[sequences.offsets])
+    return Split(
+        protocol="temporal",
+        train=sequences.prefixes(train_lengths),
+        validation=_queries_where(
+            sequences, ~in_train & ~in_test, queries_per_user
+        ),
+        test=_queries_where(sequences, in_test, queries_per_user),
+    )
+
+
+def time_quantile(sequences: Sequences, share: float) -> int:
+    """Finds a cutoff in time for `temporal`.
+
+    Args:
+        sequences: The whole log.
+        share: How much of it should lie before the cutoff, from 0 to 1;
+            interactions at one time stay together, so less may.
+
+    Returns:
+        The timestamp from which on the rest lies.
+
+    Raises:
+        InputError: There are no interactions.
+    """
     if not sequences.num_interactions:
         raise InputError(
             "split `temporal` must have interactions. Received: none"
         )
-    test_start = _time_quantile(sequences, 1 - test_fraction)
-    validation_start = _time_quantile(
-        sequences, 1 - test_fraction - validation_fraction
-    )
-    times = sequences.timestamps
-    in_train = times < validation_start
-    in_test = times >= test_start
-    before = np.append(0, np.cumsum(in_train))
-    train_lengths = np.diff(before[sequences.offsets])
-    split = Split(
-        protocol="temporal",
-        train=sequences.prefixes(train_lengths),
-        validation=_queries_where(
-            sequences, ~in_train & ~in_test, max_queries_per_user
-        ),
-        test=_queries_where(sequences, in_test, max_queries_per_user),
-    )
-    if not split.train.num_interactions:
-        raise InputError(
-            "split `temporal` must find interactions before its cutoff to "
-            f"train on. Received: none before {validation_start}"
-        )
-    return split
+    times = np.sort(sequences.timestamps)
+    # Rounded first: 10 * 0.7 must not end below 7.
+    row = int(round(len(times) * share, 6))
+    return int(times[min(len(times) - 1, row)])
 
 
 def held_out_users(
@@ -273,15 +281,6 @@ def held_out_users(
         validation=_fold_in(sequences, validation, fold_in),
         test=_fold_in(sequences, test, fold_in),
     )
-
-
-# The values of `--split`. `held_out_users` draws users, hence the seed.
-SPLITS: dict[str, Callable[[Sequences, int], Split]] = {
-    "leave_last_out": lambda sequences, seed: leave_last_out(sequences),
-    "temporal": lambda sequences, seed: temporal(sequences),
-    "held_out_users": lambda sequences, seed: held_out_users(sequences, seed),
-    "validation_only": lambda sequences, seed: validation_only(sequences),
-}
 
 
 def _single_targets(
@@ -345,11 +344,3 @@ def _fold_in(
         history_ends=starts + given,
         target_ends=starts + lengths,
     )
-
-
-def _time_quantile(sequences: Sequences, quantile: float) -> int:
-    """The timestamp below which this share of the interactions lies."""
-    times = np.sort(sequences.timestamps)
-    # Rounded first: 1 - 0.3 - 0.3 is a little below 0.4.
-    row = int(round(len(times) * quantile, 6))
-    return int(times[min(len(times) - 1, row)])

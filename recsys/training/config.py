@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from recsys.data.cutoffs import parse_cutoff
 from recsys.errors import InputError
 
 ENCODERS = ("self_attention", "gru", "mean_pooling")
 TABLE_INITS = ("random", "co_occurrence")
 REPEATS = ("first", "last", "all")
 SPLITS = ("leave_last_out", "temporal", "held_out_users", "validation_only")
+# The fields that only `split="temporal"` reads.
+TEMPORAL_FIELDS = ("validation_from", "test_from", "queries_per_user")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,11 @@ class TrainConfig:
     # Which of several interactions of one user with one item stays.
     repeats: str = "first"
     split: str = "leave_last_out"
+    # Where the parts of the temporal split begin (see recsys.data.cutoffs),
+    # and how many queries it takes of a user in each, the earliest; 0: all.
+    validation_from: str = "0.8"
+    test_from: str = "0.9"
+    queries_per_user: int = 0
 
     # Model.
     encoder: str = "self_attention"
@@ -109,6 +117,28 @@ class TrainConfig:
                 f"{self.embedding_dim}. Received: {self.num_heads}"
             )
 
+        self._check_temporal_fields()
+
+    def _check_temporal_fields(self) -> None:
+        if self.split != "temporal":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in TEMPORAL_FIELDS and value != field.default:
+                    raise InputError(
+                        f"--{field.name} must go with --split=temporal. "
+                        f"Received: --{field.name}={value} "
+                        f"--split={self.split}"
+                    )
+            return
+        begin = parse_cutoff(self.validation_from, "validation_from").share
+        end = parse_cutoff(self.test_from, "test_from").share
+        if begin is not None and end is not None and begin >= end:
+            raise InputError(
+                "--validation_from must be below "
+                f"--test_from={self.test_from}. "
+                f"Received: {self.validation_from}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, as JSON can hold them."""
         return dataclasses.asdict(self)
@@ -155,6 +185,7 @@ _HIGHEST_SEED = 2**32 - 1
 _LOWEST: dict[str, float] = {
     "min_item_count": 1,
     "min_user_count": 1,
+    "queries_per_user": 0,
     "embedding_dim": 1,
     "num_blocks": 1,
     "num_heads": 1,

@@ -6,9 +6,15 @@ seconds have gone into loading TensorFlow.
 
 from __future__ import annotations
 
+import datetime
+import math
+
 from recsys.data import sources, splits
+from recsys.data.cutoffs import parse_cutoff
 from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, prepare
+from recsys.data.sequences import Sequences
+from recsys.errors import InputError
 from recsys.training.config import TrainConfig
 
 
@@ -47,9 +53,82 @@ def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
     """
     return prepare(
         log,
-        lambda sequences: splits.SPLITS[config.split](sequences, config.seed),
+        lambda sequences: make_split(
+            sequences, config, log.interactions.timestamps_per_second
+        ),
         min_rating=config.min_rating,
         min_item_count=config.min_item_count,
         min_user_count=config.min_user_count,
         repeats=config.repeats,
     )
+
+
+def make_split(
+    sequences: Sequences, config: TrainConfig, timestamps_per_second: int = 1
+) -> splits.Split:
+    """Splits a log as the configuration says.
+
+    Args:
+        sequences: The whole log.
+        config: The configuration.
+        timestamps_per_second: What a second is in the log's timestamps.
+
+    Returns:
+        The split.
+
+    Raises:
+        InputError: The log does not allow for the split.
+    """
+    match config.split:
+        case "leave_last_out":
+            return splits.leave_last_out(sequences)
+        case "temporal":
+            start, end = (
+                _cutoff(sequences, text, name, timestamps_per_second)
+                for name, text in (
+                    ("validation_from", config.validation_from),
+                    ("test_from", config.test_from),
+                )
+            )
+            return splits.temporal(
+                sequences, start, end, config.queries_per_user
+            )
+        case "held_out_users":
+            return splits.held_out_users(sequences, config.seed)
+        case "validation_only":
+            return splits.validation_only(sequences)
+    raise ValueError(f"`split` must be known. Received: {config.split!r}")
+
+
+def _cutoff(
+    sequences: Sequences, text: str, name: str, timestamps_per_second: int
+) -> int:
+    """Returns the timestamp from which on a part of the log begins."""
+    cutoff = parse_cutoff(text, name)
+    if cutoff.share is not None:
+        return splits.time_quantile(sequences, cutoff.share)
+    assert cutoff.seconds is not None  # One of the two is there.
+    time = math.ceil(cutoff.seconds * timestamps_per_second)
+    times = sequences.timestamps
+    if len(times) and not times.min() < time <= times.max():
+        as_dates = cutoff.is_date or timestamps_per_second > 1
+        first, last = (
+            _told(int(each), timestamps_per_second) if as_dates else str(each)
+            for each in (times.min(), times.max())
+        )
+        raise InputError(
+            f"--{name} must lie within the times of the log, {first} to "
+            f"{last}. Received: {text}"
+        )
+    return time
+
+
+def _told(timestamp: int, timestamps_per_second: int) -> str:
+    """Writes a timestamp as a date, or as it is where it cannot be one."""
+    try:
+        moment = datetime.datetime.fromtimestamp(
+            timestamp / timestamps_per_second, datetime.UTC
+        )
+    except (OverflowError, ValueError, OSError):
+        return str(timestamp)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
