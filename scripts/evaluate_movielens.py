@@ -91,9 +91,13 @@ def main(values: dict[str, Any]) -> int:
             + f"  ({len(run.history)} epochs, best {run.best_epoch + 1}, "
             f"{time:.1f} minutes of training)"
         )
-    for name, (average, spread) in mean.items():
+    if len(seeds) > 1:
         print(
-            f"mean of {len(seeds)} seeds: {name} {average:.4f} ± {spread:.4f}"
+            f"mean of {len(seeds)} seeds ± standard deviation: "
+            + "  ".join(
+                f"{name} {average:.4f} ± {spread:.4f}"
+                for name, (average, spread) in mean.items()
+            )
         )
     write_json(
         workdir / "seeds.json",
