@@ -38,8 +38,18 @@ COMMAND.add_flag(
     str,
     "baselines",
     "Names with commas between: popularity, recent_popularity, markov, "
-    "item_knn, ease. Default: popularity,markov,ease.",
+    "item_knn, ease, and als and bpr, which need the extra [baselines] and "
+    "have their settings chosen on the validation queries. Default: "
+    "popularity,markov,ease.",
     group="Comparison",
+)
+COMMAND.add_flag(
+    bool,
+    "tune_baselines",
+    "Choose the settings of the other baselines on the validation queries too, "
+    "instead of taking their defaults.",
+    group="Comparison",
+    default=False,
 )
 COMMAND.add_flag(
     list,
@@ -114,7 +124,9 @@ def main(values: dict[str, Any]) -> int:
     if values["audit"] and not _audit(run):
         return EXIT_FAILED
     load_tensorflow()
-    run.evaluate(values["rankings"] or [])
+    run.evaluate(
+        values["rankings"] or [], tune_baselines=values["tune_baselines"]
+    )
     print(run.report(slices=values["slices"]))
     run.write()
     if values["report"] is not None:

@@ -72,7 +72,7 @@ def write_report(run: EvaluationRun, folder: pathlib.Path) -> pathlib.Path:
         item_vectors=run.item_vectors,
         history=history,
         best_epoch=best_epoch,
-        notes=run.notes,
+        notes=[*run.notes, *results.tuning_notes()],
         skipped=results.skipped,
         rival=None if run.rival is None else str(run.rival),
         comparison=run.comparison,

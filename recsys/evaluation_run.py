@@ -16,13 +16,17 @@ from recsys.errors import InputError
 from recsys.evaluation import (
     Comparison,
     Evaluation,
+    Health,
     Slice,
     by_history_length,
     by_item_popularity,
     compare,
+    describe_lists,
     evaluate,
+    genre_matrix,
     health,
     intervals,
+    list_summary,
     read_rankings,
     write_rankings,
 )
@@ -81,11 +85,15 @@ class EvaluationRun:
     results: Results | None = None
     comparison: dict[str, Comparison] = dataclasses.field(default_factory=dict)
 
-    def evaluate(self, rankings: Sequence[str]) -> None:
+    def evaluate(
+        self, rankings: Sequence[str], *, tune_baselines: bool = False
+    ) -> None:
         """Measures the model, its baselines and whatever it stands beside.
 
         Args:
             rankings: Files of other systems on the same queries.
+            tune_baselines: Whether the settings of all baselines are chosen
+                on the validation queries; see `compare_with_baselines`.
 
         Raises:
             InputError: A rankings file cannot be used.
@@ -103,6 +111,7 @@ class EvaluationRun:
             self.data.split,
             self.data.vocabulary.size,
             baselines=self.baselines,
+            tune_all=tune_baselines,
             exclude_history=self._exclude_history,
             lists=True,
         )
@@ -131,8 +140,9 @@ class EvaluationRun:
             for name, members in self._slices().items():
                 parts.append(f"By {name}:\n\n{_slices_table(members)}")
         found = self._health()
-        if found["warning"]:
-            parts.append(f"Warning: {found['warning']}.")
+        parts.append(describe_lists(found, self._list_metrics()))
+        if found.warning:
+            parts.append(f"Warning: {found.warning}.")
         return "\n\n".join(parts)
 
     def write(self) -> None:
@@ -154,7 +164,8 @@ class EvaluationRun:
                 name: dataclasses.asdict(each)
                 for name, each in self.comparison.items()
             },
-            health=self._health(),
+            lists=self._list_metrics(),
+            health=dataclasses.asdict(self._health()),
         )
         if self.rankings_file is not None:
             with files.atomic_path(self.rankings_file) as path:
@@ -244,11 +255,24 @@ class EvaluationRun:
             ),
         }
 
-    def _health(self) -> dict[str, Any]:
-        found = health(
+    def _health(self) -> Health:
+        return health(
             self.finished().model, self.item_counts(), self.item_vectors
         )
-        return dataclasses.asdict(found)
+
+    def _list_metrics(self) -> dict[str, float | None]:
+        """Returns the metrics of the lists, None where not defined."""
+        found = list_summary(
+            self.finished().model,
+            asked_queries(self.data.split)[0],
+            self.item_counts(),
+            int(np.count_nonzero(self.data.split.train.lengths)),
+            genre_matrix(self.data.vocabulary),
+        )
+        return {
+            name: None if np.isnan(value) else value
+            for name, value in found.items()
+        }
 
     def item_counts(self) -> np.ndarray:
         """`[vocabulary_size]` int64, interactions in training."""

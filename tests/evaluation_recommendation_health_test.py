@@ -9,7 +9,13 @@ from absl.testing import absltest
 from recsys.data.sequences import Sequences
 from recsys.data.splits import leave_last_out
 from recsys.data.vocabulary import Vocabulary
-from recsys.evaluation import Evaluation, genre_matrix, health, list_summary
+from recsys.evaluation import (
+    Evaluation,
+    describe_lists,
+    genre_matrix,
+    health,
+    list_summary,
+)
 
 
 def _evaluation(top_items: np.ndarray | None, num_items: int) -> Evaluation:
@@ -98,6 +104,22 @@ class ListSummaryTest(absltest.TestCase):
         self.assertAlmostEqual(found["history_popularity"], 1.5)
         self.assertAlmostEqual(found["diversity@2"], 1 - 1 / np.sqrt(2))
         self.assertIn("gini@2", found)
+
+    def test_told_in_lines(self):
+        found = health(
+            _evaluation(np.array([[2, 3], [2, 4]]), 4), np.arange(6), k=2
+        )
+        lines = describe_lists(
+            found, {"coverage@2": 0.75, "diversity@2": None}
+        ).splitlines()
+        self.assertEqual(lines[0], "The model's lists of 2:")
+        # Twice one item and two others once: 2^1.5 = 2.8 alike.
+        self.assertEqual(
+            lines[2],
+            "coverage@2             0.75  3 items on any list, as varied as 3 "
+            "listed equally often",
+        )
+        self.assertRegex(lines[3], r"^diversity@2 +–  1 - cosine")
 
     def test_without_genres_there_is_no_diversity(self):
         self.assertIsNone(genre_matrix(Vocabulary(["w", "x"])))

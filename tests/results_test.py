@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
+import sys
 import tempfile
+import unittest
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from recsys import results
-from recsys.baselines import Markov
+from recsys.baselines import EASE, Markov
 from recsys.data import splits
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
+from recsys.evaluation import evaluate
+
+_HAS_IMPLICIT = importlib.util.find_spec("implicit") is not None
 
 
 def circle() -> Sequences:
@@ -80,6 +86,52 @@ class ResultsTest(parameterized.TestCase):
     def test_unknown_baselines(self, *names):
         with self.assertRaisesRegex(InputError, "--baselines must be one or"):
             results.check_baselines(names[0] if names else [])
+
+    def test_settings_are_chosen_on_the_validation_queries(self):
+        split = splits.leave_last_out(circle())
+        measured = self.measure(
+            split, baselines=("popularity", "item_knn", "ease"), tune_all=True
+        )
+        # Popularity has none.
+        self.assertCountEqual(measured.tuned, ["item_knn", "ease"])
+        written = measured.to_dict()["tuned_baselines"]["ease"]
+        self.assertEqual(written["num_tried"], 5)
+        self.assertIn(written["options"]["regularization"], (50, 100, 250))
+        best = max(
+            evaluate(
+                EASE.fit(split.train, 9, regularization=value),
+                split.validation,
+                protocol="p",
+                ks=(10,),
+            ).metrics()["ndcg@10"]
+            for value in (50, 100, 250, 500, 1000)
+        )
+        self.assertEqual(written["validation_ndcg@10"], best)
+        self.assertRegex(
+            measured.table(),
+            r"\nEASE: regularization=\d+, the best of 5 on the validation que",
+        )
+
+    @unittest.skipUnless(_HAS_IMPLICIT, "needs recsys[baselines]")
+    def test_als_and_bpr_are_always_tuned(self):
+        measured = self.measure(
+            splits.leave_last_out(circle()), baselines=("als", "bpr")
+        )
+        self.assertCountEqual(measured.tuned, ["als", "bpr"])
+        for name, options in (("ALS", "num_factors"), ("BPR", "num_epochs")):
+            self.assertIn(f"\n{name}: {options}=", measured.table())
+
+    @parameterized.parameters("als", "bpr")
+    def test_without_implicit_the_extra_is_named(self, name):
+        with (
+            mock.patch.dict(sys.modules, {"implicit": None}),
+            self.assertRaisesRegex(
+                InputError,
+                rf"^--baselines={name} needs the extra \[baselines\] .*"
+                "Received: no package `implicit`$",
+            ),
+        ):
+            results.check_baselines(["popularity", name])
 
     def assertContainsInOrder(self, parts, text):
         places = [text.index(part) for part in parts]

@@ -224,5 +224,5 @@ def _implicit(module: str) -> types.ModuleType:
     except ImportError as error:
         raise InputError(
             "the ALS and BPR baselines need the package `implicit`: install "
-            f"recsys[baselines], received {error}"
+            f"recsys[baselines]. Received: {error}"
         ) from error

@@ -10,6 +10,7 @@ from recsys.evaluation.leak_audit import (
 from recsys.evaluation.rankings_files import read_rankings, write_rankings
 from recsys.evaluation.recommendation_health import (
     Health,
+    describe_lists,
     genre_matrix,
     health,
     list_summary,
@@ -46,6 +47,7 @@ __all__ = [
     "by_history_length",
     "by_item_popularity",
     "compare",
+    "describe_lists",
     "evaluate",
     "genre_matrix",
     "health",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow.compute as pc
@@ -150,6 +151,40 @@ def list_summary(
             list_metrics.intra_list_diversity(top_items, item_genres)
         )
     return values
+
+
+def describe_lists(found: Health, metrics: Mapping[str, float | None]) -> str:
+    """Says in some lines what the lists are like.
+
+    Args:
+        found: The health of the same lists.
+        metrics: What `list_summary` returned for them; None where a value is
+            not defined.
+
+    Returns:
+        Aligned lines without a trailing newline.
+    """
+    k = found.k
+    correlation = found.norm_popularity_correlation
+    told = {
+        f"coverage@{k}": f"{found.num_distinct_items:,} items on any list, "
+        f"as varied as {found.effective_num_items:,.0f} listed equally often",
+        f"gini@{k}": "0: all items listed alike; 1: one alone",
+        f"novelty@{k}": "bits of self-information of a listed item",
+        f"popularity@{k}": "training interactions of a listed item",
+        "history_popularity": "training interactions of an item in a history",
+        f"diversity@{k}": "1 - cosine between the genres of two listed items",
+    }
+    lines = [f"The model's lists of {k}:", ""]
+    for name, value in metrics.items():
+        number = "–" if value is None else f"{value:,.4g}"
+        lines.append(f"{name:<19} {number:>7}  {told[name]}")
+    if correlation is not None:
+        lines.append(
+            f"{'norm_popularity':<19} {correlation:>7.3f}  rank correlation "
+            "of items' vector lengths and interactions"
+        )
+    return "\n".join(lines)
 
 
 def genre_matrix(vocabulary: Vocabulary) -> scipy.sparse.csr_array | None:
