@@ -56,7 +56,7 @@ def _candidates(
 
     The highest scores of the groups of columns are scores of different
     columns, so the `width`-th highest of them is a score that the `width`
-    best columns reach. On two cores this takes a third of the time of looking
+    best columns reach. This takes about a sixth of the time of looking
     for the best among all.
 
     Args:
