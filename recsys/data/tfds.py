@@ -102,7 +102,9 @@ def _prepare(
     )
     by_hand = manual_dir and (pathlib.Path(manual_dir) / archive).is_file()
     downloads = pathlib.Path(builder.data_dir).parents[2] / "downloads"
-    if not by_hand and not any(downloads.rglob("*.zip")):
+    # What TFDS extracts goes into folders that are called .zip as well.
+    cached = any(path.is_file() for path in downloads.rglob("*.zip"))
+    if not by_hand and not cached:
         reason = _why_unreachable(url)
         if reason:
             raise InputError(
