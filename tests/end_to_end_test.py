@@ -338,13 +338,26 @@ class BundledTest(absltest.TestCase):
             "--audit",
             "--slices",
             f"--write_rankings={rankings}",
+            f"--report={self.folder / 'report'}",
         )
         self.assertEqual(code, 0, err)
+        page = self.folder / "report" / "index.html"
+        self.assertIn(f"The report is in {page}.", out)
+        self.assertIn("two-tower on movielens-small", page.read_text("utf-8"))
+        self.assertRegex(out, r"coverage@10 +0\.\d+  \d+ items on any list")
+        self.assertRegex(out, r"diversity@10 +0\.\d+")
         self.assertIn("Leak audit of split leave_last_out: passed", out)
         self.assertIn("By length of the history", out)
         after = self.metrics()
         self.assertEqual(after["metrics"], before["metrics"])
         self.assertEqual(after["training"], before["training"])
+        self.assertContainsSubset(
+            {"coverage@10", "gini@10", "novelty@10", "popularity@10"},
+            after["lists"],
+        )
+        self.assertEqual(
+            after["lists"]["coverage@10"], after["health"]["catalogue_share"]
+        )
         # The lists that it wrote, read again, are as good as the model.
         code, out, err = run(
             evaluate,

@@ -238,6 +238,29 @@ class SelfAttentionEncoderTest(parameterized.TestCase):
                 got[row][real[row]], expected[real[row]], rtol=1e-3, atol=1e-4
             )
 
+    @parameterized.product(dtype=("float32", "bfloat16"), num_blocks=(1, 2))
+    def test_one_position_is_as_among_all(self, dtype, num_blocks):
+        encoder = SelfAttentionEncoder(
+            num_blocks=num_blocks, num_heads=2, max_distance=4, dtype=dtype
+        )
+        vectors = tf.cast(_vectors(4, 7), dtype)
+        encoder.build(vectors.shape)
+        _randomize(encoder)
+        # Padding on the right, on the left, nowhere and everywhere.
+        mask = np.ones((4, 7), bool)
+        mask[0, 5:] = mask[1, :2] = mask[3] = False
+        every = tf.cast(encoder(vectors, mask=mask), "float32").numpy()
+        positions = np.array([4, 6, 3, -1], np.int32)
+        one = encoder(vectors, mask=mask, only_positions=positions)
+        self.assertEqual(one.dtype, dtype)
+        np.testing.assert_allclose(
+            tf.cast(one, "float32")[:3],
+            every[np.arange(3), positions[:3]],
+            rtol=1e-5 if dtype == "float32" else 0.1,
+            atol=1e-5 if dtype == "float32" else 0.1,
+        )
+        np.testing.assert_array_equal(np.isfinite(one[3]), True)
+
     def test_beyond_max_distance_only_the_bias_is_shared(self):
         # One head, bias 0 but for the farthest distance: with max_distance
         # 2, an item ten places back and one two places back weigh the same.

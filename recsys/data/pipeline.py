@@ -84,6 +84,10 @@ def cut_windows(
     )
 
 
+# Histories to be encoded are padded to a multiple of so many items.
+_LENGTH_STEP = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class EpochPlan:
     """The batches of one epoch.
@@ -227,10 +231,11 @@ def history_batches(
         int32, padded with 0 on the right. Every query is in one batch.
     """
     lengths = np.minimum(np.diff(offsets), max_length)
-    buckets = bucket_lengths(max_length)
-    bucket = np.searchsorted(buckets, lengths, "left")
-    for number, length in enumerate(buckets):
-        chosen = np.flatnonzero(bucket == number)
+    # A history's padding depends on itself alone, and so does its vector.
+    padded = np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, max_length)
+    padded = np.maximum(padded, 1)
+    for length in np.unique(padded):
+        chosen = np.flatnonzero(padded == length)
         size = max(1, positions_per_batch // length)
         for begin in range(0, len(chosen), size):
             rows = chosen[begin : begin + size]

@@ -197,6 +197,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         vectors: tf.Tensor,
         mask: tf.Tensor | None = None,
         training: bool | None = None,
+        only_positions: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Encodes.
 
@@ -204,15 +205,23 @@ class SelfAttentionEncoder(keras.layers.Layer):
             vectors: `[batch, length, dim]`.
             mask: `[batch, length]` boolean, or None if nothing is padding.
             training: Whether dropout is active.
+            only_positions: `[batch]` int32, the one position of each row that
+                is wanted, which spares most of the last block; -1 where none
+                is. Default: all.
 
         Returns:
-            `[batch, length, dim]`, normalized.
+            `[batch, length, dim]`, normalized; `[batch, dim]` with
+            `only_positions`.
         """
         # The table is initialised small; blocks work on unit scale.
         scale = tf.sqrt(tf.cast(tf.shape(vectors)[-1], vectors.dtype))
         hidden = self.dropout(vectors * scale, training=training)
-        for block in self.blocks:
+        *first_blocks, last_block = self.blocks
+        for block in first_blocks:
             hidden = block(hidden, mask=mask, training=training)
+        hidden = last_block(
+            hidden, mask=mask, training=training, only_positions=only_positions
+        )
         return self.norm(hidden)
 
     def get_config(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from recsys.models import layer_sharing
 from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.models.shared_item_embedding import SharedItemEmbedding
+from recsys.models.transformer_block import pick
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -86,7 +87,11 @@ class HistoryTower(keras.layers.Layer):
         vectors = tf.cast(vectors, self.compute_dtype)
         if self.item_features is not None:
             vectors += tf.cast(self.item_features(ids), vectors.dtype)
+        last = _last_positions(mask)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
+        if not return_sequences:
+            # Some encoders make little of all other positions.
+            arguments["only_positions"] = last
         outputs = self.encoder(
             vectors,
             **{
@@ -96,9 +101,11 @@ class HistoryTower(keras.layers.Layer):
             },
         )
         outputs = tf.cast(outputs, self.compute_dtype)
-        if not return_sequences:
-            return _last_position(outputs, mask)
-        return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
+        if return_sequences:
+            return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
+        if "only_positions" not in self._encoder_arguments:
+            return pick(last, outputs)
+        return tf.where(last[:, tf.newaxis] >= 0, outputs, 0)
 
     def compute_mask(
         self,
@@ -219,14 +226,10 @@ def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:
         layer.build(shape)
 
 
-def _last_position(outputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns `[batch, dim]`, the output at each row's last true position."""
-    length = tf.shape(mask)[1]
-    positions = tf.where(mask, tf.range(length), -1)
-    last = tf.reduce_max(positions, axis=1)
-    # One-hot rather than gather: -1, the empty history, picks no row.
-    picked = tf.one_hot(last, length, dtype=outputs.dtype)
-    return tf.einsum("bl,bld->bd", picked, outputs)
+def _last_positions(mask: tf.Tensor) -> tf.Tensor:
+    """Returns `[batch]` int32, each row's last true position, -1 if none."""
+    positions = tf.where(mask, tf.range(tf.shape(mask)[1]), -1)
+    return tf.reduce_max(positions, axis=1)
 
 
 def _with_layers(

@@ -106,6 +106,7 @@ class TransformerBlock(keras.layers.Layer):
         inputs: tf.Tensor,
         mask: tf.Tensor | None = None,
         training: bool | None = None,
+        only_positions: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Runs the block.
 
@@ -113,16 +114,23 @@ class TransformerBlock(keras.layers.Layer):
             inputs: `[batch, length, dim]`.
             mask: `[batch, length]` boolean, or None if nothing is padding.
             training: Whether dropout is active.
+            only_positions: `[batch]` int32, the one position of each row to
+                compute, for a sixth of the products; -1 where none is wanted.
+                Default: all.
 
         Returns:
-            `[batch, length, dim]`.
+            `[batch, length, dim]`; `[batch, dim]` with `only_positions`.
         """
         dim = inputs.shape[-1]
         normed = self.attention_norm(inputs)
-        queries, keys, values, gate = tf.split(
-            _product(normed, self.attention_in), 4, axis=-1
-        )
-        attended = self._attend(queries, keys, values, mask)
+        if only_positions is None:
+            queries, keys, values, gate = tf.split(
+                _product(normed, self.attention_in), 4, axis=-1
+            )
+            attended = self._attend(queries, keys, values, mask)
+        else:
+            attended, gate = self._attend_at(only_positions, normed, mask)
+            inputs = pick(only_positions, inputs)
         attended = _product(attended, self.attention_out)
         attended = self.dropout(attended, training=training)
         hidden = inputs + attended * tf.sigmoid(gate)
@@ -175,9 +183,72 @@ class TransformerBlock(keras.layers.Layer):
         )
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
 
+    def _attend_at(
+        self, positions: tf.Tensor, normed: tf.Tensor, mask: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same for one position of each row, with its gate.
+
+        Args:
+            positions: `[batch]` int32.
+            normed: `[batch, length, dim]`.
+            mask: `[batch, length]` boolean, or None.
+
+        Returns:
+            What is attended to and the gate's input, `[batch, dim]` both.
+        """
+        shape, dim = tf.shape(normed), normed.shape[-1]
+        matrix = keras.ops.convert_to_tensor(self.attention_in)
+        keys_and_values = _product(normed, matrix[:, dim : 3 * dim])
+        query, gate = tf.split(
+            _product(
+                pick(positions, normed),
+                tf.concat([matrix[:, :dim], matrix[:, 3 * dim :]], axis=1),
+            ),
+            2,
+            axis=-1,
+        )
+        head_dim = dim // self.num_heads
+        keys, values = (
+            tf.reshape(each, [shape[0], shape[1], self.num_heads, head_dim])
+            for each in tf.split(keys_and_values, 2, axis=-1)
+        )
+        query = tf.reshape(query, [shape[0], self.num_heads, head_dim])
+        distance = positions[:, tf.newaxis] - tf.range(shape[1])[tf.newaxis]
+        readable = distance >= 0
+        if mask is not None:
+            readable &= mask
+        bias = tf.gather(
+            tf.cast(self.distance_bias, query.dtype),
+            tf.clip_by_value(distance, 0, self.max_distance - 1),
+            axis=1,
+        )
+        logits = tf.einsum("bhd,blhd->bhl", query * head_dim**-0.5, keys)
+        logits = tf.where(
+            readable[:, tf.newaxis],
+            logits + tf.transpose(bias, [1, 0, 2]),
+            logits.dtype.min / 2,
+        )
+        attended = tf.einsum("bhl,blhd->bhd", tf.nn.softmax(logits), values)
+        return tf.reshape(attended, [shape[0], dim]), gate
+
+
+def pick(positions: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Takes one position of each row.
+
+    Args:
+        positions: `[batch]` int32; -1 picks none.
+        values: `[batch, length, dim]`; the length may be 0.
+
+    Returns:
+        `[batch, dim]`, zero where none is picked.
+    """
+    # One-hot rather than gather, which does not know of -1.
+    chosen = tf.one_hot(positions, tf.shape(values)[1], dtype=values.dtype)
+    return tf.einsum("bl,bld->bd", chosen, values)
+
 
 def _product(inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """`[batch, length, n]` times `[n, m]`, as one two-dimensional product."""
+    """`[..., n]` times `[n, m]`, as one two-dimensional product."""
     flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
     shape = tf.concat([tf.shape(inputs)[:-1], [matrix.shape[-1]]], axis=0)
     result = tf.reshape(tf.matmul(flat, matrix), shape)
