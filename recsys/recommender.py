@@ -7,6 +7,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -24,9 +25,11 @@ from recsys.evaluation.top_lists import top_lists
 from recsys.models.two_tower import TwoTower
 from recsys.training import workdir as workdir_lib
 
-# Positions encoded at once. Large enough to keep the cores busy, small
-# enough that the activations stay within some tens of megabytes.
-_POSITIONS_PER_BATCH = 12_800
+# Positions encoded at once. Large enough for few calls, small enough that the
+# activations stay within some tens of megabytes.
+_POSITIONS_PER_BATCH = 6_400
+# Batches encoded side by side: many operations use one core only.
+_NUM_WORKERS = min(4, os.cpu_count() or 1)
 # Scores ranked at once: 32 MB, whatever the number of queries.
 _SCORES_PER_PIECE = 2**23
 
@@ -104,13 +107,22 @@ class Recommender:
         items, offsets = _without_unknown(items, offsets)
         dim = self.model.history_tower.embedding.embedding_dim
         vectors = np.zeros((len(offsets) - 1, dim), np.float32)
-        for rows, history_ids in pipeline.history_batches(
+        batches = pipeline.history_batches(
             items,
             offsets,
             max_length=self._max_length,
             positions_per_batch=_POSITIONS_PER_BATCH,
-        ):
-            vectors[rows] = self._encode(history_ids).numpy()
+        )
+        # Traced here, once, rather than by whichever worker is first.
+        encode = self._encode.get_concrete_function()
+
+        def encode_batch(batch: tuple[np.ndarray, np.ndarray]) -> None:
+            rows, history_ids = batch
+            vectors[rows] = encode(tf.constant(history_ids)).numpy()
+
+        with futures.ThreadPoolExecutor(_NUM_WORKERS) as pool:
+            # Exhausted so that an error of a worker is raised.
+            list(pool.map(encode_batch, batches))
         return vectors
 
     def item_vectors(self) -> np.ndarray:
