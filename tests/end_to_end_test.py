@@ -371,6 +371,21 @@ class BundledTest(absltest.TestCase):
         self.assertEqual(code, 0, err)
         return self.metrics()
 
+    def test_rankings_recomputed_by_another_library(self):
+        process = subprocess.run(
+            [
+                sys.executable,
+                "scripts/verify_rankings.py",
+                f"--workdir={self.workdir}",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertRegex(process.stdout, r"ndcg@100 +0\.\d+ +0\.\d+")
+        self.assertRegex(process.stdout, "671 queries, .*difference .*e-1[0-9]")
+
     def test_evaluate_refuses_a_leak(self):
         before = self.metrics()
         code, _, err = run(
