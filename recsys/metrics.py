@@ -197,7 +197,7 @@ def parse_metric(text: str) -> Metric:
     if name not in METRICS or (k is None and name != "mrr"):
         names = ", ".join(f"{name}@k" for name in METRICS)
         raise ValueError(
-            f"`metric` must be one of {names} (k from 1) or mrr, received "
+            f"`metric` must be one of {names} (k from 1) or mrr. Received: "
             f"{text!r}"
         )
     return Metric(name, None if k is None else int(k))
@@ -212,16 +212,16 @@ def all_metrics(ks: Iterable[int]) -> list[Metric]:
 def _num_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
     """Counts the `[num_queries]` relevant items, after checking both."""
     if k < 1:
-        raise ValueError(f"`k` must be positive, received {k}")
+        raise ValueError(f"`k` must be positive. Received: {k}")
     if ranks.ndim != 2:
         raise ValueError(
-            "`ranks` must have the shape [num_queries, max_relevant], "
-            f"received {ranks.shape}"
+            "`ranks` must have the shape [num_queries, max_relevant]. "
+            f"Received: {ranks.shape}"
         )
     num_relevant = np.count_nonzero(~np.isnan(ranks), axis=1)
     if not num_relevant.all():
         raise ValueError(
-            "`ranks` must give every query a relevant item, received none "
+            "`ranks` must give every query a relevant item. Received: none "
             f"for query {int(np.argmin(num_relevant))}"
         )
     return num_relevant

@@ -54,7 +54,7 @@ def full_title(movie_id: int, title: str, year: float) -> str:
     if year == year:
         return f"{title} ({year:.0f})"
     if movie_id not in TITLES_WITHOUT_YEAR:
-        raise ValueError(f"film without title or year, received {movie_id}")
+        raise ValueError(f"film without title or year. Received: {movie_id}")
     return TITLES_WITHOUT_YEAR[movie_id]
 
 
@@ -96,7 +96,7 @@ def read_table() -> tuple[list[tuple], list[tuple]]:
     if counts != (NUM_RATINGS, NUM_USERS, NUM_MOVIES):
         raise ValueError(
             "expected (ratings, users, films) "
-            f"{(NUM_RATINGS, NUM_USERS, NUM_MOVIES)}, received {counts}"
+            f"{(NUM_RATINGS, NUM_USERS, NUM_MOVIES)}. Received: {counts}"
         )
     # GroupLens orders its file by user, then by film, and so is the table.
     # Interactions at the same second are told apart by this order alone.

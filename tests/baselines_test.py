@@ -69,9 +69,9 @@ class PopularityTest(parameterized.TestCase):
 
     def test_wrong_arguments_are_errors(self):
         train = _sequences([2, 3])
-        with self.assertRaisesRegex(ValueError, "`half_life`.* received 0"):
+        with self.assertRaisesRegex(ValueError, "`half_life`.* Received: 0"):
             baselines.RecentPopularity.fit(train, 5, half_life=0)
-        with self.assertRaisesRegex(ValueError, "`unit`.* received 'days'"):
+        with self.assertRaisesRegex(ValueError, "`unit`.* Received: 'days'"):
             baselines.RecentPopularity.fit(train, 5, unit="days")
 
 
@@ -90,7 +90,7 @@ class MarkovTest(parameterized.TestCase):
         self.assertEqual(scores.dtype, np.float32)
 
     def test_smoothing_must_be_positive(self):
-        with self.assertRaisesRegex(ValueError, "`smoothing`.* received 0"):
+        with self.assertRaisesRegex(ValueError, "`smoothing`.* Received: 0"):
             baselines.Markov.fit(_sequences([2, 3]), 5, smoothing=0)
 
 
@@ -132,7 +132,7 @@ class EaseTest(parameterized.TestCase):
         np.testing.assert_allclose(scores, weights[[5, 1000]], atol=1e-5)
 
     def test_regularization_must_be_positive(self):
-        with self.assertRaisesRegex(ValueError, "received -1"):
+        with self.assertRaisesRegex(ValueError, "Received: -1"):
             baselines.EASE.fit(_sequences([2, 3]), 5, regularization=-1)
 
 
@@ -261,7 +261,7 @@ class TuneTest(absltest.TestCase):
         self.assertEqual(tuned.num_tried, 3)
         # 4 is the best of 4, 5, 6 and ties with 2 and 3 in the other query.
         self.assertEqual(tuned.value, 0.5)
-        with self.assertRaisesRegex(ValueError, "received none"):
+        with self.assertRaisesRegex(ValueError, "Received: none"):
             baselines.tune(fit, train, 7, validation, [], protocol="p")
 
     def test_the_grids_are_of_arguments_of_fit(self):

@@ -176,7 +176,7 @@ class ScriptTest(parameterized.TestCase):
         )
 
     def test_full_title_rejects_an_unknown_film_without_year(self):
-        with self.assertRaisesRegex(ValueError, "received 7$"):
+        with self.assertRaisesRegex(ValueError, "Received: 7$"):
             load_script().full_title(7, "Sabrina", float("nan"))
 
     @parameterized.parameters("ratings.csv.gz", "movies.csv.gz")

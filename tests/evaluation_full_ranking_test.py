@@ -254,10 +254,10 @@ class EvaluateTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (([2], [2]), "own history.*item index 2 for query 'u1'"),
-        (([2], []), "received none for query 'u1'"),
+        (([2], []), "Received: none for query 'u1'"),
         (([2], [3, 4, 3]), "index 3 twice for query 'u1'"),
-        (([2], [1]), "received index 1 for query 'u1'"),
-        (([2], [0]), "received index 0 for query 'u1'"),
+        (([2], [1]), "Received: index 1 for query 'u1'"),
+        (([2], [0]), "Received: index 0 for query 'u1'"),
         (([2], [6]), "below the recommender's vocabulary size 6"),
     )
     def test_a_query_that_cannot_be_asked_is_an_error(self, user, message):
@@ -279,12 +279,12 @@ class EvaluateTest(parameterized.TestCase):
     def test_no_queries_and_wrong_arguments_are_errors(self):
         queries = _queries(([3], [4]))
         table = _Table(np.zeros((6, 6), np.float32))
-        with self.assertRaisesRegex(InputError, "received none"):
+        with self.assertRaisesRegex(InputError, "Received: none"):
             evaluate(table, queries.select(np.arange(0)), protocol="p")
         for wrong in ({"ks": ()}, {"ks": (0, 1)}, {"batch_size": 0}):
             with self.assertRaisesRegex(ValueError, "must be positive"):
                 evaluate(table, queries, protocol="p", **wrong)
-        with self.assertRaisesRegex(ValueError, r"received \(1,\)"):
+        with self.assertRaisesRegex(ValueError, r"Received: \(1,\)"):
             evaluate(_Table(np.zeros(6)), queries, protocol="p")
 
 

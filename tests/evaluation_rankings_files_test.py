@@ -207,28 +207,28 @@ class RankingsFilesTest(parameterized.TestCase):
         self.assertEqual(result.metrics()["recall@1"], 0.5)
 
     @parameterized.parameters(
-        ("{", r"mine.jsonl:2: expected .*received '{'"),
-        ("[1]", r"mine.jsonl:2: expected .*received '\[1\]'"),
-        ({"query_id": "u0"}, r":2: .*received the keys \['query_id'\]"),
-        ({"query_id": "u9", "items": ["i2"]}, r":2: .* received 'u9'"),
+        ("{", r"mine.jsonl:2: expected .*Received: '{'"),
+        ("[1]", r"mine.jsonl:2: expected .*Received: '\[1\]'"),
+        ({"query_id": "u0"}, r":2: .*Received: the keys \['query_id'\]"),
+        ({"query_id": "u9", "items": ["i2"]}, r":2: .* Received: 'u9'"),
         ({"query_id": "u1", "items": ["i2"]}, r":2: .*'u1' again \(line 1\)"),
         ({"query_id": "u0", "items": ["x"]}, r":2: .*vocabulary.* 'x'"),
         ({"query_id": "u0", "items": ["i2", "i2"]}, r":2: .*'i2' twice"),
         (
             {"query_id": "u0", "items": ["i2"], "scores": [1, 2]},
-            r":2: expected one score per item \(1\), received 2",
+            r":2: expected one score per item \(1\). Received: 2",
         ),
         (
             {"query_id": "u0", "items": ["i2", "i3"], "scores": [1, 2]},
-            r":2: .*received scores that rise",
+            r":2: .*Received: scores that rise",
         ),
         (
             '{"query_id": "u0", "items": ["i2"], "scores": [NaN]}',
-            r":2: .*received nan",
+            r":2: .*Received: nan",
         ),
         (
             {"query_id": "u0", "items": ["i2"], "scores": ["high"]},
-            r":2: .*received 'high'",
+            r":2: .*Received: 'high'",
         ),
     )
     def test_a_line_that_cannot_be_used_is_an_error(self, line, message):
@@ -255,7 +255,7 @@ class RankingsFilesTest(parameterized.TestCase):
     def test_a_query_without_a_line_is_an_error(self):
         self._write_lines({"query_id": "u1", "items": ["i2"]})
         with self.assertRaisesRegex(
-            InputError, "each of 3 queries, received none for 2, first 'u0'"
+            InputError, "each of 3 queries. Received: none for 2, first 'u0'"
         ):
             self._read(_queries(3), exclude_history=False)
 
@@ -275,7 +275,7 @@ class RankingsFilesTest(parameterized.TestCase):
 
     def test_lists_are_needed_for_writing(self):
         result = evaluate(_Scores(3), _queries(2), protocol="p", lists=False)
-        with self.assertRaisesRegex(ValueError, "received none"):
+        with self.assertRaisesRegex(ValueError, "Received: none"):
             write_rankings(result, _VOCABULARY, self.path)
 
 

@@ -69,9 +69,9 @@ class HealthTest(absltest.TestCase):
         self.assertAlmostEqual(report.norm_popularity_correlation, 1)
 
     def test_lists_are_needed(self):
-        with self.assertRaisesRegex(ValueError, "lists of 10.*received 0"):
+        with self.assertRaisesRegex(ValueError, "lists of 10.*Received: 0"):
             health(_evaluation(None, 5), np.ones(7))
-        with self.assertRaisesRegex(ValueError, "lists of 10.*received 2"):
+        with self.assertRaisesRegex(ValueError, "lists of 10.*Received: 2"):
             health(_evaluation(np.array([[2, 3]]), 5), np.ones(7))
 
 

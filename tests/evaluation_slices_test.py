@@ -43,7 +43,7 @@ class SlicesTest(absltest.TestCase):
             popularity_groups(_COUNTS, (0.6, 0.95)),
             [-1, -1, 0, 0, 1, 1, 2, 3],
         )
-        with self.assertRaisesRegex(ValueError, r"received \(0.8, 0.5\)"):
+        with self.assertRaisesRegex(ValueError, r"Received: \(0.8, 0.5\)"):
             popularity_groups(_COUNTS, (0.8, 0.5))
 
     def test_by_item_popularity_by_hand(self):
@@ -80,9 +80,9 @@ class SlicesTest(absltest.TestCase):
         np.testing.assert_array_equal(slices[1].evaluation.top_items, [[3, 4]])
 
     def test_wrong_arguments_are_errors(self):
-        with self.assertRaisesRegex(ValueError, "must be 3.*received 2"):
+        with self.assertRaisesRegex(ValueError, "must be 3.*Received: 2"):
             by_history_length(_evaluation(), np.array([1, 2]))
-        with self.assertRaisesRegex(ValueError, r"received \[1, 5\]"):
+        with self.assertRaisesRegex(ValueError, r"Received: \[1, 5\]"):
             by_history_length(_evaluation(), np.ones(3), edges=(1, 5))
 
 

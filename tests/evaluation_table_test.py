@@ -65,14 +65,14 @@ class ResultsTableTest(absltest.TestCase):
         self.assertIn("95% bootstrap interval", text)
 
     def test_results_of_different_queries_are_an_error(self):
-        with self.assertRaisesRegex(ValueError, "received .*temporal"):
+        with self.assertRaisesRegex(ValueError, "Received: .*temporal"):
             results_table(
                 [
                     _evaluation("a", [1, 2], "temporal"),
                     _evaluation("b", [1, 2], "leave_last_out"),
                 ]
             )
-        with self.assertRaisesRegex(ValueError, r"received \[\]"):
+        with self.assertRaisesRegex(ValueError, r"Received: \[\]"):
             results_table([])
 
 

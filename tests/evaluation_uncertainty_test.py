@@ -69,7 +69,7 @@ class BootstrapTest(parameterized.TestCase):
         self.assertEqual(
             bootstrap_interval(values), bootstrap_interval(values[[0, 2, 3]])
         )
-        with self.assertRaisesRegex(ValueError, "received none"):
+        with self.assertRaisesRegex(ValueError, "Received: none"):
             bootstrap_interval(np.array([np.nan]))
 
     def test_the_seed_decides(self):
@@ -90,11 +90,11 @@ class BootstrapTest(parameterized.TestCase):
         self.assertGreater(found["ndcg@10"].high, found["ndcg@10"].mean)
 
     def test_wrong_arguments_are_errors(self):
-        with self.assertRaisesRegex(ValueError, "`level`.* received 95"):
+        with self.assertRaisesRegex(ValueError, "`level`.* Received: 95"):
             bootstrap_interval(np.ones(3), level=95)
-        with self.assertRaisesRegex(ValueError, "received 0"):
+        with self.assertRaisesRegex(ValueError, "Received: 0"):
             bootstrap_interval(np.ones(3), num_resamples=0)
-        with self.assertRaisesRegex(ValueError, "received 0"):
+        with self.assertRaisesRegex(ValueError, "Received: 0"):
             sign_flip_p_value(np.ones(3), num_flips=0)
 
 
@@ -161,7 +161,7 @@ class CompareTest(absltest.TestCase):
         first = _evaluation(np.arange(1, 40))
         ids = first.query_ids.copy()
         ids[3] = "other"
-        with self.assertRaisesRegex(ValueError, "received query 'q"):
+        with self.assertRaisesRegex(ValueError, "Received: query 'q"):
             compare(first, dataclasses.replace(first, query_ids=ids))
         for change in (
             {"protocol": "held_out_users"},

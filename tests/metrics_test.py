@@ -143,15 +143,15 @@ class MetricsTest(parameterized.TestCase):
         "recall", "recall@0", "auc@10", "", "ndcg@-1", "recall@10 "
     )
     def test_an_unknown_name_is_an_error(self, name):
-        with self.assertRaisesRegex(ValueError, f"received {name!r}"):
+        with self.assertRaisesRegex(ValueError, f"Received: {name!r}"):
             metrics.parse_metric(name)
 
     def test_a_query_without_a_relevant_item_is_an_error(self):
-        with self.assertRaisesRegex(ValueError, "received none for query 1"):
+        with self.assertRaisesRegex(ValueError, "Received: none for query 1"):
             metrics.recall_at_k(np.array([[1.0], [_NAN]]), 10)
 
     def test_wrong_arguments_are_errors(self):
-        with self.assertRaisesRegex(ValueError, r"received \(3,\)"):
+        with self.assertRaisesRegex(ValueError, r"Received: \(3,\)"):
             metrics.ndcg_at_k(np.ones(3), 10)
         with self.assertRaisesRegex(ValueError, "`k` must be positive"):
             metrics.recall_at_k(np.ones((3, 1)), 0)

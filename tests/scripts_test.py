@@ -161,7 +161,7 @@ class ScriptsTest(parameterized.TestCase):
     def test_unknown_argument_is_an_error(self, name):
         process, calls = self.run_script(name, "--fast")
         self.assertEqual(process.returncode, 1)
-        self.assertEndsWith(process.stderr, "received: --fast\n")
+        self.assertEndsWith(process.stderr, "Received: --fast\n")
         self.assertEqual(calls, [])
 
     def test_lint_runs_every_check(self):

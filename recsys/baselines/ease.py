@@ -69,7 +69,7 @@ class EASE:
         """
         if not regularization > 0:
             raise ValueError(
-                f"`regularization` must be positive, received {regularization}"
+                f"`regularization` must be positive. Received: {regularization}"
             )
         matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
         seen_items = np.flatnonzero(matrix.sum(axis=0))

@@ -64,7 +64,7 @@ class ItemKNN:
         if num_neighbours < 1 or shrinkage < 0:
             raise ValueError(
                 "`num_neighbours` must be positive and `shrinkage` not "
-                f"negative, received {num_neighbours} and {shrinkage}"
+                f"negative. Received: {num_neighbours} and {shrinkage}"
             )
         matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
         norms = np.sqrt(matrix.sum(axis=0))

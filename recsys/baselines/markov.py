@@ -38,7 +38,7 @@ class Markov:
     ) -> None:
         if not smoothing > 0:
             raise ValueError(
-                f"`smoothing` must be positive, received {smoothing}"
+                f"`smoothing` must be positive. Received: {smoothing}"
             )
         self._transitions = transitions
         self._totals = np.asarray(transitions.sum(axis=1), np.float32)

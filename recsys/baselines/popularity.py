@@ -88,7 +88,7 @@ class RecentPopularity(Popularity):
         """
         if not half_life > 0:
             raise ValueError(
-                f"`half_life` must be positive, received {half_life}"
+                f"`half_life` must be positive. Received: {half_life}"
             )
         times = train.timestamps
         if unit == "interactions":
@@ -98,7 +98,7 @@ class RecentPopularity(Popularity):
             ages = times.max(initial=times.min(initial=0)) - times
         else:
             raise ValueError(
-                f'`unit` must be "interactions" or "time", received {unit!r}'
+                f'`unit` must be "interactions" or "time". Received: {unit!r}'
             )
         weights = np.exp2(-ages / half_life)
         totals = np.bincount(train.items, weights, minlength=vocabulary_size)

@@ -104,5 +104,5 @@ def tune(
         if best is None or value > best.value:
             best = Tuned(recommender, dict(options), value, num_tried)
     if best is None:
-        raise ValueError("`grid` must hold settings, received none")
+        raise ValueError("`grid` must hold settings. Received: none")
     return dataclasses.replace(best, num_tried=num_tried)

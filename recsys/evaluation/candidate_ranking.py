@@ -142,7 +142,7 @@ def _exclude(
             "a relevant item must be a candidate, but it is in the query's "
             "own history, which is excluded: keep one interaction of each "
             'user with each item (repeats="first"), or pass '
-            "`exclude_history=False`; received item index "
+            "`exclude_history=False`. Received: item index "
             f"{relevant_items[row, column]} for query "
             f"{names[first_query + row]!r}"
         )

@@ -88,7 +88,7 @@ def evaluate(
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1 or batch_size < 1:
         raise ValueError(
-            "`ks` and `batch_size` must be positive, received "
+            "`ks` and `batch_size` must be positive. Received: "
             f"{ks} and {batch_size}"
         )
     names = query_ids(queries)
@@ -165,20 +165,20 @@ def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
     Rows are padded with 0 behind their last item.
     """
     if not len(queries):
-        raise InputError("`queries` must hold at least one, received none")
+        raise InputError("`queries` must hold at least one. Received: none")
     items, offsets = queries.targets(np.arange(len(queries)))
     counts = np.diff(offsets)
     if counts.min() < 1:
         raise InputError(
-            "every query needs a relevant item, received none for query "
+            "every query needs a relevant item. Received: none for query "
             f"{names[np.argmin(counts)]!r}"
         )
     rows = np.repeat(np.arange(len(queries)), counts)
     unknown = np.flatnonzero(items < FIRST_ITEM_INDEX)
     if len(unknown):
         raise InputError(
-            "relevant items must be in the vocabulary (index 2 or above), "
-            f"received index {items[unknown[0]]} for query "
+            "relevant items must be in the vocabulary (index 2 or above). "
+            f"Received: index {items[unknown[0]]} for query "
             f"{names[rows[unknown[0]]]!r}"
         )
     padded = np.zeros((len(queries), counts.max()), np.int32)
@@ -189,7 +189,7 @@ def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
         row, column = np.argwhere(repeated)[0]
         raise InputError(
             "the relevant items of a query must differ (keep one interaction "
-            'of each user with each item, repeats="first"), received item '
+            'of each user with each item, repeats="first"). Received: item '
             f"index {ordered[row, column]} twice for query {names[row]!r}"
         )
     return padded
@@ -206,7 +206,7 @@ def _scores(
     if scores.ndim != 2 or len(scores) != len(names):
         raise ValueError(
             f"`scores` of recommender {recommender.name!r} must have the "
-            f"shape [{len(names)}, vocabulary_size], received {scores.shape}"
+            f"shape [{len(names)}, vocabulary_size]. Received: {scores.shape}"
         )
     # The highest score of a row is NaN when any is.
     highest = scores[:, FIRST_ITEM_INDEX:].max(axis=1)
@@ -214,7 +214,7 @@ def _scores(
     if len(wrong):
         raise ValueError(
             f"`scores` of recommender {recommender.name!r} must be finite or "
-            f"-inf, received {highest[wrong[0]]} for query "
+            f"-inf. Received: {highest[wrong[0]]} for query "
             f"{names[wrong[0]]!r}"
         )
     # Half precision is ranked as it is, only wider; double stays double, so
@@ -230,5 +230,5 @@ def _check_range(
     if largest >= vocabulary_size:
         raise InputError(
             "the items of all queries must be below the recommender's "
-            f"vocabulary size {vocabulary_size}, received index {largest}"
+            f"vocabulary size {vocabulary_size}. Received: index {largest}"
         )

@@ -43,7 +43,7 @@ def write_rankings(
         ValueError: The evaluation has no lists.
     """
     if evaluation.top_items is None or evaluation.top_scores is None:
-        raise ValueError("`evaluation` must have lists, received none")
+        raise ValueError("`evaluation` must have lists. Received: none")
     lengths = np.count_nonzero(evaluation.top_items, axis=1)
     with open(path, "w", encoding="utf-8") as file:
         for name, items, scores, length in zip(
@@ -103,15 +103,15 @@ def read_rankings(
     missing = [row for row in range(len(names)) if row not in lines]
     if missing:
         raise InputError(
-            f"{path}: expected a line for each of {len(names):,} queries, "
-            f"received none for {len(missing):,}, first "
+            f"{path}: expected a line for each of {len(names):,} queries. "
+            f"Received: none for {len(missing):,}, first "
             f"{names[missing[0]]!r}"
         )
     depth = max(len(line["items"]) for line in lines.values())
     if depth < ks[0]:
         raise InputError(
             f"{path}: expected lists of at least {ks[0]} items, the smallest "
-            f"cut of the metrics, received at most {depth}"
+            f"cut of the metrics. Received: at most {depth}"
         )
     ks = tuple(k for k in ks if k <= depth)
     items, scores = _lay_out(path, lines, vocabulary, depth)
@@ -148,7 +148,7 @@ def _read_lines(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: expected a file of JSON lines, received {error}"
+            f"{path}: expected a file of JSON lines. Received: {error}"
         ) from error
     for number, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
@@ -157,13 +157,13 @@ def _read_lines(
         line = _parse(where, raw)
         if line["query_id"] not in rows:
             raise InputError(
-                f"{where}: expected the id of a query, received "
+                f"{where}: expected the id of a query. Received: "
                 f"{line['query_id']!r}"
             )
         row = rows[line["query_id"]]
         if row in lines:
             raise InputError(
-                f"{where}: expected one line per query, received "
+                f"{where}: expected one line per query. Received: "
                 f"{line['query_id']!r} again (line {lines[row]['line']})"
             )
         lines[row] = {**line, "line": number}
@@ -176,14 +176,14 @@ def _parse(where: str, raw: str) -> dict[str, Any]:
         line = json.loads(raw)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}: {_EXPECTED}, received {raw[:80]!r}"
+            f"{where}: {_EXPECTED}. Received: {raw[:80]!r}"
         ) from error
     if not isinstance(line, dict):
-        raise InputError(f"{where}: {_EXPECTED}, received {raw[:80]!r}")
+        raise InputError(f"{where}: {_EXPECTED}. Received: {raw[:80]!r}")
     items = line.get("items")
     if "query_id" not in line or not isinstance(items, list):
         raise InputError(
-            f"{where}: {_EXPECTED}, received the keys {sorted(line)}"
+            f"{where}: {_EXPECTED}. Received: the keys {sorted(line)}"
         )
     items = [str(item) for item in items]
     scores = line.get("scores")
@@ -191,23 +191,23 @@ def _parse(where: str, raw: str) -> dict[str, Any]:
         scores = list(range(0, -len(items), -1))
     if not isinstance(scores, list) or len(scores) != len(items):
         raise InputError(
-            f"{where}: expected one score per item ({len(items)}), received "
+            f"{where}: expected one score per item ({len(items)}). Received: "
             f"{len(scores) if isinstance(scores, list) else scores!r}"
         )
     for score in scores:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise InputError(
-                f"{where}: expected scores that are finite numbers, received "
+                f"{where}: expected scores that are finite numbers. Received: "
                 f"{score!r}"
             )
     if sorted(scores, reverse=True) != scores:
         raise InputError(
-            f"{where}: expected the best item first, received scores that rise"
+            f"{where}: expected the best item first. Received: scores that rise"
         )
     if len(set(items)) != len(items):
         twice = next(item for item in items if items.count(item) > 1)
         raise InputError(
-            f"{where}: expected each item once, received {twice!r} twice"
+            f"{where}: expected each item once. Received: {twice!r} twice"
         )
     return {
         "query_id": str(line["query_id"]),
@@ -234,8 +234,8 @@ def _lay_out(
     if len(unknown):
         row, column = unknown[0]
         raise InputError(
-            f"{path}:{lines[row]['line']}: expected items of the vocabulary, "
-            f"received {lines[row]['items'][column]!r}"
+            f"{path}:{lines[row]['line']}: expected items of the vocabulary. "
+            f"Received: {lines[row]['items'][column]!r}"
         )
     scores = np.full(places.shape, -np.inf)
     scores[places] = [score for row in rows for score in lines[row]["scores"]]
@@ -260,7 +260,7 @@ def _check_histories(
         row, column = wrong[0]
         raise InputError(
             f"{path}:{lines[row]['line']}: expected no item of the query's "
-            "own history (or pass exclude_history=False), received "
+            "own history (or pass exclude_history=False). Received: "
             f"{lines[row]['items'][column]!r}"
         )
 

@@ -219,7 +219,7 @@ def _lists(evaluation: Evaluation, k: int) -> np.ndarray:
     width = 0 if top_items is None else top_items.shape[1]
     if top_items is None or width < k:
         raise ValueError(
-            f"`evaluation` must have lists of {k} items or more, received "
+            f"`evaluation` must have lists of {k} items or more. Received: "
             f"{width}"
         )
     return top_items[:, :k]

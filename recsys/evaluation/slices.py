@@ -50,7 +50,7 @@ def popularity_groups(
         ValueError: `shares` do not rise within [0, 1].
     """
     if not 0 <= shares[0] <= shares[1] <= 1:
-        raise ValueError(f"`shares` must rise from 0 to 1, received {shares}")
+        raise ValueError(f"`shares` must rise from 0 to 1. Received: {shares}")
     order = np.argsort(-item_counts, kind="stable")
     before = np.cumsum(item_counts[order]) - item_counts[order]
     groups = np.empty(len(item_counts), np.int8)
@@ -110,12 +110,12 @@ def by_history_length(
     """
     if len(lengths) != evaluation.num_queries:
         raise ValueError(
-            f"`lengths` must be {evaluation.num_queries}, one per query, "
-            f"received {len(lengths)}"
+            f"`lengths` must be {evaluation.num_queries}, one per query. "
+            f"Received: {len(lengths)}"
         )
     edges = list(edges)
     if edges[:1] != [0] or sorted(set(edges)) != edges:
-        raise ValueError(f"`edges` must rise from 0, received {edges}")
+        raise ValueError(f"`edges` must rise from 0. Received: {edges}")
     places = np.searchsorted(edges, lengths, "right") - 1
     is_relevant = ~np.isnan(evaluation.ranks)
     names = [

@@ -132,7 +132,7 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
     }
     if len(captions) != 1:
         raise ValueError(
-            "`evaluations` must be of the same queries, received "
+            "`evaluations` must be of the same queries. Received: "
             f"{sorted(captions)}"
         )
     return captions.pop()

@@ -91,7 +91,7 @@ def bootstrap_interval(
     _check(level, num_resamples)
     values = values[~np.isnan(values)]
     if not len(values):
-        raise ValueError("`values` must hold a number, received none")
+        raise ValueError("`values` must hold a number. Received: none")
     distinct, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(seed)
     shares = counts / len(values)
@@ -126,7 +126,7 @@ def sign_flip_p_value(
         The p-value, in (0, 1].
     """
     if num_flips < 1:
-        raise ValueError(f"`num_flips` must be positive, received {num_flips}")
+        raise ValueError(f"`num_flips` must be positive. Received: {num_flips}")
     sizes = np.abs(differences[differences != 0])
     distinct, counts = np.unique(sizes, return_counts=True)
     # One random word decides up to 64 signs of the same size.
@@ -234,7 +234,7 @@ def _matching_rows(first: Evaluation, second: Evaluation) -> np.ndarray:
         values = getattr(first, what), getattr(second, what)
         if values[0] != values[1]:
             raise ValueError(
-                f"`first` and `second` must have the same {what}, received "
+                f"`first` and `second` must have the same {what}. Received: "
                 f"{values[0]} and {values[1]}"
             )
     first_order = np.argsort(first.query_ids)
@@ -243,7 +243,7 @@ def _matching_rows(first: Evaluation, second: Evaluation) -> np.ndarray:
     if differs.any():
         row = first_order[np.argmax(differs)]
         raise ValueError(
-            "`first` and `second` must have the same queries, received "
+            "`first` and `second` must have the same queries. Received: "
             f"query {first.query_ids[row]!r} in one of them only"
         )
     rows = np.empty(len(first_order), np.int64)
@@ -252,18 +252,18 @@ def _matching_rows(first: Evaluation, second: Evaluation) -> np.ndarray:
     others = np.sort(second.relevant_items, axis=1)[rows]
     if relevant.shape != others.shape or (relevant != others).any():
         raise ValueError(
-            "`first` and `second` must have the same relevant items, "
-            "received different ones"
+            "`first` and `second` must have the same relevant items. "
+            "Received: different ones"
         )
     return rows
 
 
 def _check(level: float, num_resamples: int) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"`level` must be in (0, 1), received {level}")
+        raise ValueError(f"`level` must be in (0, 1). Received: {level}")
     if num_resamples < 1:
         raise ValueError(
-            f"`num_resamples` must be positive, received {num_resamples}"
+            f"`num_resamples` must be positive. Received: {num_resamples}"
         )
 
 
