@@ -163,11 +163,11 @@ class TrainDatasetTest(parameterized.TestCase):
         self.assertEqual(batches[0]["history_ids"].shape, (1, 8))
 
     @parameterized.parameters(
-        (200, (25, 50, 100, 200)),
-        (8, (1, 2, 4, 8)),
+        (200, (25, 50, 75, 100, 125, 150, 175, 200)),
+        (8, (1, 2, 3, 4, 5, 6, 7, 8)),
         (2, (1, 2)),
         (1, (1,)),
-        (10, (2, 3, 5, 10)),
+        (10, (2, 3, 4, 5, 7, 8, 9, 10)),
     )
     def test_bucket_lengths(self, max_length, expected):
         self.assertEqual(pipeline.bucket_lengths(max_length), expected)

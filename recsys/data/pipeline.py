@@ -19,29 +19,34 @@ from recsys.data.sequences import Sequences, concatenated_ranges
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
-    """Returns the row lengths, rising: an eighth of the longest to all."""
-    return tuple(sorted({-(-max_length // part) for part in (8, 4, 2, 1)}))
+    """Returns the row lengths, rising: the eighths of the longest."""
+    return tuple(sorted({-(-max_length * i // 8) for i in range(1, 9)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """Slices of sequences that training rows are made of.
 
-    Row r reads `items[starts[r]:ends[r]]` as its history and learns, at each
-    of its positions from `first_targets[r] - 1` on, the item that follows.
+    Row r learns the items `[first_targets[r], ends[r]]`, each from the
+    history before it. What it reads are the items before `ends[r]`, from
+    `first_targets[r] - 1` on, and older ones back to `earliest[r]` as far as
+    the row has room for them: context, which other rows have learned from.
 
     Attributes:
-        starts: `[num_rows]` int64, the first history position.
+        earliest: `[num_rows]` int64, where the user's sequence begins.
+        first_targets: `[num_rows]` int64, the first target, above `earliest`.
         ends: `[num_rows]` int64, one past the last history position. The item
             at `ends` is the last target, so it is within the user's sequence.
-        first_targets: `[num_rows]` int64, the position of the first item that
-            is a target in this row, above `starts`. Positions before it are
-            context that another row has learned from.
     """
 
-    starts: np.ndarray
-    ends: np.ndarray
+    earliest: np.ndarray
     first_targets: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def num_targets(self) -> np.ndarray:
+        """`[num_rows]` int64, the fewest positions that each row needs."""
+        return self.ends - self.first_targets + 1
 
 
 def cut_windows(
@@ -50,13 +55,11 @@ def cut_windows(
     """Cuts every user's sequence into windows that share no target.
 
     The first cut of a long sequence falls at a random place, so that each
-    epoch sees other windows. Where a window has room before it, it is
-    extended backwards over older interactions as context, which costs nothing
-    in a row that would else be padding.
+    epoch sees other windows.
 
     Args:
         sequences: The training sequences.
-        max_length: Longest history of a row.
+        max_length: Most targets of a window.
         rng: Draws the cuts.
 
     Returns:
@@ -76,11 +79,11 @@ def cut_windows(
     number = concatenated_ranges(np.zeros_like(num_windows), num_windows)
     begin = np.where(number == 0, 0, first[user] + (number - 1) * max_length)
     end = np.minimum(first[user] + number * max_length, num_targets[user])
-    base = sequences.offsets[:-1][user]
+    earliest = sequences.offsets[:-1][user]
     return Windows(
-        starts=base + np.maximum(end - max_length, 0),
-        ends=base + end,
-        first_targets=base + begin + 1,
+        earliest=earliest,
+        first_targets=earliest + begin + 1,
+        ends=earliest + end,
     )
 
 
@@ -120,13 +123,16 @@ def plan_epoch(
 ) -> EpochPlan:
     """Draws the windows of an epoch and deals them into batches.
 
+    A batch holds rows of one length. Rows that are left over when the full
+    batches of their length are made go up to the next length, so that only
+    the longest has a batch with padding in place of rows.
+
     Args:
         sequences: The training sequences.
         max_length: Longest history of a row.
         positions_per_batch: Positions of a batch; a batch of rows of length L
-            holds `positions_per_batch // L` rows, but no more than there are
-            of that length. The last such batch is filled up with padding, so
-            that all batches of one length have one shape.
+            holds `positions_per_batch // L` rows, or all rows of the epoch if
+            these are fewer.
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
 
@@ -136,16 +142,20 @@ def plan_epoch(
     rng = np.random.default_rng([seed, epoch])
     windows = cut_windows(sequences, max_length, rng)
     buckets = bucket_lengths(max_length)
-    bucket = np.searchsorted(buckets, windows.ends - windows.starts, "left")
+    bucket = np.searchsorted(buckets, windows.num_targets, "left")
+    num_windows = len(bucket)
     lengths: list[int] = []
     batches: list[np.ndarray] = []
+    left = np.zeros(0, np.int64)
     for number, length in enumerate(buckets):
-        rows = rng.permutation(np.flatnonzero(bucket == number))
-        size = max(1, min(positions_per_batch // length, len(rows)))
-        rows = np.append(rows, np.full(-len(rows) % size, len(windows.starts)))
-        for begin in range(0, len(rows), size):
-            lengths.append(length)
-            batches.append(rows[begin : begin + size])
+        rows = np.append(left, np.flatnonzero(bucket == number))
+        rows = rng.permutation(rows)
+        size = max(1, min(positions_per_batch // length, num_windows))
+        if number == len(buckets) - 1:
+            rows = np.append(rows, np.full(-len(rows) % size, num_windows))
+        full, left = np.split(rows, [len(rows) // size * size])
+        lengths.extend([length] * (len(full) // size))
+        batches.extend(full.reshape(-1, size))
     order = rng.permutation(len(batches))
     offsets = np.zeros(len(batches) + 1, np.int64)
     np.cumsum([len(batches[i]) for i in order], out=offsets[1:])
@@ -178,10 +188,10 @@ def train_dataset(
     """
     items = tf.constant(sequences.items)
     # One more window, of padding only.
-    starts, ends, first_targets = (
+    earliest, ends, first_targets = (
         tf.constant(np.append(column, 0))
         for column in (
-            plan.windows.starts,
+            plan.windows.earliest,
             plan.windows.ends,
             plan.windows.first_targets,
         )
@@ -192,11 +202,10 @@ def train_dataset(
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         length = lengths[step]
         batch_rows = rows[offsets[step] : offsets[step + 1]]
-        position = (
-            tf.gather(starts, batch_rows)[:, tf.newaxis]
-            + tf.range(length)[tf.newaxis]
-        )
-        inside = position < tf.gather(ends, batch_rows)[:, tf.newaxis]
+        row_ends = tf.gather(ends, batch_rows)
+        starts = tf.maximum(tf.gather(earliest, batch_rows), row_ends - length)
+        position = starts[:, tf.newaxis] + tf.range(length)[tf.newaxis]
+        inside = position < row_ends[:, tf.newaxis]
         first = tf.gather(first_targets, batch_rows)[:, tf.newaxis]
         learned = inside & (position + 1 >= first)
         position = tf.where(inside, position, 0)

@@ -42,19 +42,10 @@ def causal_attention(
     """
     length = tf.shape(queries)[2]
     queries *= tf.cast(queries.shape[-1], queries.dtype) ** -0.5
-    if mask is not None:
-        # One more dimension carries the mask into the product, which is
-        # cheaper than one more pass over all logits.
-        barrier = tf.where(
-            mask, tf.zeros([], keys.dtype), tf.constant(keys.dtype.min / 2)
-        )
-        barrier = tf.broadcast_to(
-            barrier[:, tf.newaxis, :, tf.newaxis], tf.shape(keys[..., :1])
-        )
-        queries = tf.concat([queries, tf.ones_like(queries[..., :1])], axis=-1)
-        keys = tf.concat([keys, barrier], axis=-1)
     bias = _bias_matrix(tf.cast(distance_bias, queries.dtype), length)
-    return _attend(queries, keys, values, bias)
+    if mask is None:
+        mask = tf.ones([tf.shape(queries)[0], length], tf.bool)
+    return _attend(queries, keys, values, bias, mask)
 
 
 def _bias_matrix(distance_bias: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -66,11 +57,26 @@ def _bias_matrix(distance_bias: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return tf.where(distance >= 0, bias, distance_bias.dtype.min / 2)
 
 
+def _maybe_add(
+    condition: tf.Tensor, wide: tf.Tensor, narrow: tf.Tensor
+) -> tf.Tensor:
+    """Adds only where it must, which spares a pass over all logits."""
+    return tf.cond(condition, lambda: wide + narrow, lambda: wide)
+
+
 @tf.custom_gradient
 def _attend(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, bias: tf.Tensor
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    bias: tf.Tensor,
+    mask: tf.Tensor,
 ) -> tuple[tf.Tensor, Callable]:
     length = tf.shape(queries)[2]
+    # Padding after a history is out of reach of its positions anyway.
+    masked = tf.reduce_any(mask[:, 1:] & ~mask[:, :-1])
+    barrier = tf.where(mask, tf.zeros([], bias.dtype), bias.dtype.min / 2)
+    barrier = barrier[:, tf.newaxis, tf.newaxis]
     ends = [length * (i + 1) // _NUM_BLOCKS for i in range(_NUM_BLOCKS)]
     starts = [0, *ends[:-1]]
     weights = []
@@ -79,7 +85,9 @@ def _attend(
         logits = tf.matmul(
             queries[:, :, start:end], keys[:, :, :end], transpose_b=True
         )
-        weights.append(tf.nn.softmax(logits + bias[:, start:end, :end]))
+        logits += bias[:, start:end, :end]
+        logits = _maybe_add(masked, logits, barrier[..., :end])
+        weights.append(tf.nn.softmax(logits))
         outputs.append(tf.matmul(weights[-1], values[:, :, :end]))
     output = tf.concat(outputs, axis=2)
 
@@ -115,6 +123,7 @@ def _attend(
             tf.concat([tf.add_n(parts) for parts in key_gradients], axis=2),
             tf.concat([tf.add_n(parts) for parts in value_gradients], axis=2),
             tf.concat(bias_gradients, axis=1),
+            None,
         )
 
     return output, gradient

@@ -16,6 +16,9 @@ from recsys.models.towers import CandidateTower, HistoryTower
 _HISTORIES = {
     "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
 }
+# The rows of a batch are computed in two halves side by side: two cores with a
+# half each are faster than two cores for every operation.
+_NUM_PARTS = 2
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -114,18 +117,29 @@ class TwoTower(keras.Model):
             The sum of the cross-entropies and the number of targets, both
             float32 scalars.
         """
-        queries = self.history_tower(
-            inputs["history_ids"], training=training, return_sequences=True
-        )
-        targets = tf.reshape(inputs["target_ids"], [-1])
-        weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
-        loss = losses.full_softmax(
-            tf.reshape(queries, [-1, queries.shape[-1]]),
-            self.candidate_tower.all_candidates()[FIRST_ITEM_INDEX:],
-            targets - FIRST_ITEM_INDEX,
-            weights,
-        )
-        return loss, tf.reduce_sum(weights)
+        candidates = self.candidate_tower.all_candidates()[FIRST_ITEM_INDEX:]
+        num_rows = tf.shape(inputs["history_ids"])[0]
+        loss = count = tf.zeros([])
+        for part in range(_NUM_PARTS):
+            rows = slice(
+                num_rows * part // _NUM_PARTS,
+                num_rows * (part + 1) // _NUM_PARTS,
+            )
+            queries = self.history_tower(
+                inputs["history_ids"][rows],
+                training=training,
+                return_sequences=True,
+            )
+            targets = tf.reshape(inputs["target_ids"][rows], [-1])
+            weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+            loss += losses.full_softmax(
+                tf.reshape(queries, [-1, queries.shape[-1]]),
+                candidates,
+                targets - FIRST_ITEM_INDEX,
+                weights,
+            )
+            count += tf.reduce_sum(weights)
+        return loss, count
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `fit`."""
