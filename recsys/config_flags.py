@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import types
 import typing
 from collections.abc import Collection
 from typing import Any
 
 from recsys.command_line import Command, plain
+from recsys.data.choices import REPEATS
+from recsys.errors import InputError
 from recsys.training.config import (
     ENCODERS,
     PRESETS,
-    REPEATS,
     SPLITS,
     TABLE_INITS,
     TrainConfig,
@@ -44,7 +46,7 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         ),
         "split": f"What is held out: {', '.join(SPLITS)}.",
         "validation_from": (
-            "Where the validation queries of --split=temporal begin, and the "
+            "Where the validation queries of the temporal split begin, and the "
             "training set ends: a share of the interactions between 0 and 1, "
             "an ISO date such as 2015-06-30, or a time in the log's unit."
         ),
@@ -90,6 +92,8 @@ FIELD_HELP: dict[str, dict[str, str]] = {
     },
 }
 
+_DEFAULT_PRESET = "movielens-small"
+
 # The fields that say where a log is and how it is read, not what is kept.
 SOURCE_FIELDS = (
     "data",
@@ -101,6 +105,36 @@ SOURCE_FIELDS = (
     "tfds_data_dir",
     "tfds_manual_dir",
 )
+
+
+def add_preset_flag(command: Command) -> None:
+    """Gives a command that trains the flag `--preset`."""
+    command.add_flag(
+        str,
+        "preset",
+        "Where the values of flags that are not given come from: "
+        f"{', '.join(PRESETS)}.",
+        group="Run",
+        default=_DEFAULT_PRESET,
+    )
+
+
+def add_model_flag(command: Command) -> None:
+    """Gives a command that reads a trained model the flag `--workdir`."""
+    command.add_flag(
+        str, "workdir", "Where recsys.train put the model.", group="Model"
+    )
+
+
+def model_folder(values: dict[str, Any]) -> pathlib.Path:
+    """Returns the folder that the flag of `add_model_flag` names.
+
+    Raises:
+        InputError: It names none.
+    """
+    if not values["workdir"]:
+        raise InputError("--workdir must name a trained model. Received: none")
+    return pathlib.Path(values["workdir"])
 
 
 def add_config_flags(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import EXIT_FAILED, Command, load_tensorflow
-from recsys.config_flags import SOURCE_FIELDS, add_config_flags, given_fields
-from recsys.errors import InputError
-from recsys.training.config import SPLITS
+from recsys.config_flags import (
+    SOURCE_FIELDS,
+    add_config_flags,
+    add_model_flag,
+    given_fields,
+    model_folder,
+)
+from recsys.training.config import SPLITS, TEMPORAL_FIELDS
 
 if TYPE_CHECKING:
     from recsys.evaluation_run import EvaluationRun
@@ -23,10 +27,7 @@ COMMAND = Command(
         "python -m recsys.evaluate --workdir=runs/a --compare=runs/b",
     ],
 )
-COMMAND.add_flag(
-    str, "workdir", "Where recsys.train put the model.", group="Model"
-)
-add_config_flags(COMMAND, SOURCE_FIELDS)
+add_model_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "protocol",
@@ -34,6 +35,7 @@ COMMAND.add_flag(
     "one must not ask for what the model was trained on.",
     group="Data",
 )
+add_config_flags(COMMAND, (*SOURCE_FIELDS, *TEMPORAL_FIELDS))
 COMMAND.add_flag(
     str,
     "baselines",
@@ -103,18 +105,13 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    if not values["workdir"]:
-        raise InputError("--workdir must name a trained model. Received: none")
+    folder = model_folder(values)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys import evaluation_run
 
     run = evaluation_run.prepare_run(
-        pathlib.Path(values["workdir"]),
-        source={
-            name: value
-            for name, value in given_fields(values).items()
-            if name in SOURCE_FIELDS
-        },
+        folder,
+        fields=given_fields(values),
         protocol=values["protocol"],
         baselines=values["baselines"],
         compare=values["compare"],

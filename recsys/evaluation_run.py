@@ -283,7 +283,7 @@ class EvaluationRun:
 def prepare_run(
     workdir: pathlib.Path,
     *,
-    source: dict[str, Any],
+    fields: dict[str, Any],
     protocol: str | None,
     baselines: str | None,
     compare: str | None,
@@ -294,7 +294,8 @@ def prepare_run(
 
     Args:
         workdir: Where the model is.
-        source: Fields of the configuration that name another log.
+        fields: Fields of the configuration that name another log, or other
+            cutoffs of the temporal split.
         protocol: Another protocol than the model's own, or None.
         baselines: Names with commas between; None for the usual ones.
         compare: A workdir or rankings file to compare with, or None.
@@ -330,7 +331,7 @@ def prepare_run(
     if report is not None:
         check_report(report)
     vocabulary = Vocabulary.load(folder.vocabulary)
-    asked = evaluation_data(config, vocabulary, source, protocol)
+    asked = evaluation_data(config, vocabulary, fields, protocol)
     return EvaluationRun(
         folder=folder,
         config=config,

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import Command, load_tensorflow
+from recsys.config_flags import add_model_flag, model_folder
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ COMMAND = Command(
         "      --histories=histories.jsonl --output=items.jsonl",
     ],
 )
-COMMAND.add_flag(
-    str, "workdir", "Where recsys.train put the model.", group="Model"
-)
+add_model_flag(COMMAND)
 COMMAND.add_flag(
     list,
     "history",
@@ -65,12 +64,13 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
+    path = model_folder(values)
     _check(values)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys.data.vocabulary import Vocabulary
     from recsys.training.workdir import Workdir
 
-    folder = Workdir(pathlib.Path(values["workdir"]))
+    folder = Workdir(path)
     folder.read_config()
     if values["histories"] is not None:
         _recommend_file(folder.path, values)
@@ -90,8 +90,6 @@ def main(values: dict[str, Any]) -> int:
 
 def _check(values: dict[str, Any]) -> None:
     """Raises InputError for flags that do not go together."""
-    if not values["workdir"]:
-        raise InputError("--workdir must name a trained model. Received: none")
     if values["k"] < 1:
         raise InputError(f"--k must be at least 1. Received: {values['k']}")
     if values["histories"] is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent import futures
@@ -116,13 +117,23 @@ class Recommender:
         # Traced here, once, rather than by whichever worker is first.
         encode = self._encode.get_concrete_function()
 
-        def encode_batch(batch: tuple[np.ndarray, np.ndarray]) -> None:
-            rows, history_ids = batch
-            vectors[rows] = encode(tf.constant(history_ids)).numpy()
+        lock = threading.Lock()
+
+        def encode_batches() -> None:
+            # Each worker fetches its next batch itself, so that there are
+            # never more batches than workers.
+            while True:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                rows, history_ids = batch
+                vectors[rows] = encode(tf.constant(history_ids)).numpy()
 
         with futures.ThreadPoolExecutor(_NUM_WORKERS) as pool:
-            # Exhausted so that an error of a worker is raised.
-            list(pool.map(encode_batch, batches))
+            workers = [pool.submit(encode_batches) for _ in range(_NUM_WORKERS)]
+        for worker in workers:
+            worker.result()  # Raises what the worker raised.
         return vectors
 
     def item_vectors(self) -> np.ndarray:

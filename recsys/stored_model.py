@@ -40,44 +40,51 @@ class EvaluationData:
 def evaluation_data(
     config: TrainConfig,
     vocabulary: Vocabulary,
-    source: dict[str, Any],
+    fields: dict[str, Any],
     protocol: str | None,
 ) -> EvaluationData:
     """Reads what a model is evaluated on, and checks that it may be.
 
-    On the data that the model was trained on, a protocol other than the
-    model's own must not ask for anything that was in its training set; the
-    baselines are then fitted to that training set as well.
+    On the data that the model was trained on, a split other than the model's
+    own must not ask for anything that was in its training set; the baselines
+    are then fitted to that training set as well.
 
     Args:
         config: The model's configuration.
         vocabulary: The model's items.
-        source: Fields of the configuration that name another log; empty for
-            the model's own.
+        fields: Fields of the configuration that name another log or other
+            cutoffs of the temporal split; empty for the model's own.
         protocol: Another protocol than the model's own, or None.
 
     Returns:
         The data.
 
     Raises:
-        InputError: The log cannot be read, or the protocol leaks.
+        InputError: The log cannot be read, a field would be ignored, or the
+            split leaks.
     """
+    cutoffs = {n: v for n, v in fields.items() if n in TEMPORAL_FIELDS}
+    source = {n: v for n, v in fields.items() if n not in cutoffs}
     if source:
         config = _at_other_source(config, source)
+    asked = _asked_config(config, protocol, cutoffs)
     log = read_log(config)
-    own = prepare_log(log, config)
-    is_known = same_training_items(own.vocabulary, vocabulary)
+    data = prepare_log(log, asked)
+    own = data if asked == config else _own_data(log, config)
     notes: list[str] = []
-    data = own
-    if protocol is not None and protocol != config.split:
-        data = _with_protocol(log, config, own, protocol, is_known, notes)
-    if not is_known:
+    if own is None or not same_training_items(own.vocabulary, vocabulary):
         notes.append(
             "The data are not those that the model was trained on: whether "
             "it has seen what is asked here cannot be checked. The baselines "
             "are fitted to the training part of these data."
         )
         notes += _unknown_items(data, vocabulary)
+    elif asked != config:
+        flags = {} if protocol is None else {"protocol": protocol}
+        _check_leaks(data.split, own.split, _as_flags({**flags, **cutoffs}))
+        notes += _notes_on_choice(data.split, own.split)
+        split = dataclasses.replace(data.split, train=own.split.train)
+        data = dataclasses.replace(data, split=split)
     return EvaluationData(data, notes)
 
 
@@ -136,47 +143,66 @@ def _at_other_source(
     return dataclasses.replace(config, **{**fresh, **source})
 
 
-def _with_protocol(
-    log: Log,
-    config: TrainConfig,
-    own: PreparedData,
-    protocol: str,
-    is_known: bool,
-    notes: list[str],
-) -> PreparedData:
-    """Splits the log by another protocol and looks for leaks."""
-    defaults: dict[str, Any] = {
-        field.name: field.default
-        for field in dataclasses.fields(config)
-        if field.name in TEMPORAL_FIELDS
-    }
-    data = prepare_log(
-        log, dataclasses.replace(config, split=protocol, **defaults)
-    )
-    if not is_known:
-        return data
-    queries, _ = asked_queries(data.split)
-    # The audit of the new queries against the model's own training set.
-    split = Split(protocol, own.split.train, queries, None)
-    leaks = [c for c in audit(split).checks if c.num_violations]
-    if leaks:
+def _asked_config(
+    config: TrainConfig, protocol: str | None, cutoffs: dict[str, Any]
+) -> TrainConfig:
+    """Names another split; one of another kind has its own cutoffs."""
+    split = protocol or config.split
+    if cutoffs and split != "temporal":
         raise InputError(
-            f"--protocol={protocol} asks for what the model was trained on "
-            f"with --split={config.split} ({leaks[0].num_violations:,} of "
+            f"--{next(iter(cutoffs))} must go with --protocol=temporal. "
+            f"Received: {_as_flags(cutoffs)} with the protocol {split}"
+        )
+    if split != config.split:
+        defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(config)
+            if field.name in TEMPORAL_FIELDS
+        }
+        cutoffs = {**defaults, **cutoffs}
+    return dataclasses.replace(config, split=split, **cutoffs)
+
+
+def _own_data(log: Log, config: TrainConfig) -> PreparedData | None:
+    """Splits a log as in training; None where that one cannot be this log."""
+    try:
+        return prepare_log(log, config)
+    except InputError:
+        return None
+
+
+def _as_flags(values: dict[str, Any]) -> str:
+    return " ".join(f"--{name}={value}" for name, value in values.items())
+
+
+def _check_leaks(split: Split, own: Split, flags: str) -> None:
+    """Raises InputError when a split asks for what a model was trained on."""
+    # The audit of the new queries against the model's own training set.
+    queries, _ = asked_queries(split)
+    checks = audit(Split(split.protocol, own.train, queries, None)).checks
+    leaks = [check for check in checks if check.num_violations]
+    if leaks:
+        as_in_training = flags.replace("--protocol=", "--split=")
+        raise InputError(
+            f"{flags} asks for what the model was trained on with "
+            f"--split={own.protocol} ({leaks[0].num_violations:,} of "
             f"{leaks[0].num_checked:,} {leaks[0].unit}); train with "
-            f"--split={protocol} into another workdir, or evaluate with the "
-            f"model's own. Received: --protocol={protocol}"
+            f"{as_in_training} into another workdir, or evaluate with the "
+            f"model's own. Received: {flags}"
         )
-    num_chosen_by = _num_in_common(queries, own.split.validation)
-    if num_chosen_by:
-        notes.append(
-            f"The model was chosen by {num_chosen_by:,} of these "
-            f"{len(queries):,} queries (they validated its training): the "
-            "results look better than they are."
-        )
-    return dataclasses.replace(
-        data, split=dataclasses.replace(data.split, train=own.split.train)
-    )
+
+
+def _notes_on_choice(split: Split, own: Split) -> list[str]:
+    """Says how many queries the model was chosen by."""
+    queries, _ = asked_queries(split)
+    num_chosen_by = _num_in_common(queries, own.validation)
+    if not num_chosen_by:
+        return []
+    return [
+        f"The model was chosen by {num_chosen_by:,} of these "
+        f"{len(queries):,} queries (they validated its training): the "
+        "results look better than they are."
+    ]
 
 
 def _num_in_common(queries: Queries, others: Queries) -> int:

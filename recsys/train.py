@@ -8,15 +8,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_config_flags, given_fields
+from recsys.config_flags import (
+    add_config_flags,
+    add_preset_flag,
+    given_fields,
+)
 from recsys.errors import InputError
-from recsys.training.config import PRESETS, TrainConfig, make_config
+from recsys.training.config import TrainConfig, make_config
 
 if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
     from recsys.training.trainer import TrainResult
-
-DEFAULT_PRESET = "movielens-small"
 
 COMMAND = Command(
     "recsys.train",
@@ -30,14 +32,7 @@ COMMAND = Command(
     ],
     interrupted="stopped; the same command goes on from the last checkpoint",
 )
-COMMAND.add_flag(
-    str,
-    "preset",
-    f"Where the values of flags that are not given come from: "
-    f"{', '.join(PRESETS)}.",
-    group="Run",
-    default=DEFAULT_PRESET,
-)
+add_preset_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "workdir",

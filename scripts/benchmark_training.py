@@ -27,21 +27,19 @@ from typing import Any
 import numpy as np
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_config_flags, given_fields
-from recsys.training.config import PRESETS, TrainConfig, make_config
+from recsys.config_flags import (
+    add_config_flags,
+    add_preset_flag,
+    given_fields,
+)
+from recsys.training.config import TrainConfig, make_config
 
 COMMAND = Command(
     "benchmark_training",
     "Times the training step, as a table and as JSON.",
     ["scripts/benchmark_training.py --preset=movielens-small"],
 )
-COMMAND.add_flag(
-    str,
-    "preset",
-    f"One of {', '.join(PRESETS)}.",
-    group="Run",
-    default="movielens-small",
-)
+add_preset_flag(COMMAND)
 COMMAND.add_flag(int, "steps", "Steps to time.", group="Run", default=60)
 COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
 add_config_flags(COMMAND)

@@ -23,9 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_config_flags, given_fields
+from recsys.config_flags import (
+    add_config_flags,
+    add_preset_flag,
+    given_fields,
+)
 from recsys.errors import InputError
-from recsys.training.config import PRESETS, TrainConfig, make_config
+from recsys.training.config import TrainConfig, make_config
 from recsys.training.files import write_json
 
 if TYPE_CHECKING:
@@ -39,13 +43,7 @@ COMMAND = Command(
     "spread, beside the baselines.",
     ["scripts/evaluate_movielens.py --seeds=0,1,2"],
 )
-COMMAND.add_flag(
-    str,
-    "preset",
-    f"One of {', '.join(PRESETS)}.",
-    group="Run",
-    default="movielens-small",
-)
+add_preset_flag(COMMAND)
 COMMAND.add_flag(
     str, "seeds", "With commas between.", group="Run", default="0,1,2"
 )

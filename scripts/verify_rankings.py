@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from recsys.command_line import EXIT_FAILED, Command, load_tensorflow
+from recsys.config_flags import add_model_flag, model_folder
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
@@ -53,9 +54,7 @@ COMMAND = Command(
     "independent library.",
     ["scripts/verify_rankings.py --workdir=runs/movielens-small"],
 )
-COMMAND.add_flag(
-    str, "workdir", "Where recsys.train put the model.", group="Model"
-)
+add_model_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "rankings",
@@ -73,9 +72,7 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    if not values["workdir"]:
-        raise InputError("--workdir must name a trained model. Received: none")
-    folder = Workdir(pathlib.Path(values["workdir"]))
+    folder = Workdir(model_folder(values))
     config = folder.read_config()
     vocabulary = Vocabulary.load(folder.vocabulary)
     data = evaluation_data(config, vocabulary, {}, None).data

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+import threading
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
 
 import recsys
+from recsys import recommender as recommender_lib
+from recsys.data import pipeline
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.recommender import Recommender
@@ -156,6 +160,56 @@ class RecommenderTest(parameterized.TestCase):
         np.testing.assert_allclose(
             vectors @ self.recommender.item_vectors().T, scores, rtol=1e-5
         )
+
+    def test_many_batches_are_encoded_as_they_are_made(self):
+        recommender = Recommender(_model(), _vocabulary(), 4)
+        encode = recommender._encode.get_concrete_function()
+        num_made = num_encoded = most_waiting = 0
+
+        def make(*args, **kwargs):
+            nonlocal num_made, most_waiting
+            for batch in history_batches(*args, **kwargs):
+                num_made += 1
+                most_waiting = max(most_waiting, num_made - num_encoded)
+                yield batch
+
+        def encode_and_count(history_ids):
+            nonlocal num_encoded
+            vectors = encode(history_ids)
+            with lock:
+                num_encoded += 1
+            return vectors
+
+        lock = threading.Lock()
+        stub = mock.Mock()
+        stub.get_concrete_function.return_value = encode_and_count
+        history_batches = pipeline.history_batches
+        with (
+            mock.patch.object(recommender, "_encode", stub),
+            mock.patch.object(pipeline, "history_batches", make),
+            mock.patch.object(recommender_lib, "_POSITIONS_PER_BATCH", 8),
+        ):
+            # [2, 3, 4], [5, 6, 7] and so on, two to a batch.
+            vectors = recommender.user_vectors(
+                np.tile(np.arange(2, 8, dtype=np.int32), 50),
+                np.arange(0, 301, 3),
+            )
+        self.assertEqual((num_made, num_encoded), (50, 50))
+        self.assertLessEqual(most_waiting, recommender_lib._NUM_WORKERS)
+        table = recommender.model.variables[0].numpy()
+        means = [table[[2, 3, 4]].mean(axis=0), table[[5, 6, 7]].mean(axis=0)]
+        np.testing.assert_allclose(vectors, means * 50, rtol=1e-5)
+
+    def test_an_error_of_a_batch_is_raised(self):
+        def fail(*args, **kwargs):
+            yield np.array([0]), np.array([[2]], np.int32)
+            raise MemoryError("no batch")
+
+        with (
+            mock.patch.object(pipeline, "history_batches", fail),
+            self.assertRaisesRegex(MemoryError, "no batch"),
+        ):
+            self.recommender.user_vectors(np.array([2]), np.array([0, 1]))
 
     def test_follows_further_training(self):
         recommender = Recommender(_model(), _vocabulary(), 4)

@@ -15,12 +15,14 @@ from recsys.training.config import TrainConfig
 from recsys.training.inputs import build_data
 
 
-def write_log(path: pathlib.Path, offset=0, num_users=10, length=6) -> str:
+def write_log(
+    path: pathlib.Path, offset=0, num_users=10, length=6, start=0
+) -> str:
     rows = ["user,item,timestamp"]
     for user in range(num_users):
         for step in range(length):
             item = (user + step) % 9 + offset
-            rows.append(f"u{user},i{item},{10 * step + 35 * user}")
+            rows.append(f"u{user},i{item},{start + 10 * step + 35 * user}")
     path.write_text("\n".join(rows) + "\n")
     return str(path)
 
@@ -59,6 +61,55 @@ class EvaluationDataTest(parameterized.TestCase):
         # drawn did nothing before them.
         asked = self.asked("temporal", "held_out_users", **fields)
         self.assertEqual(asked.data.split.protocol, "held_out_users")
+
+    def test_other_cutoffs_on_another_log(self):
+        # The times of the log are 0 to 365; those of the other begin at 5000.
+        fields = {"validation_from": "100", "test_from": "300"}
+        other = write_log(self.folder / "other.csv", offset=3, start=5000)
+        source = {"data": other, "validation_from": "5050"}
+        with self.assertRaisesRegex(InputError, "^--test_from must lie within"):
+            self.asked("temporal", None, source, **fields)
+        source |= {"test_from": "5200", "queries_per_user": 1}
+        asked = self.asked("temporal", None, source, **fields)
+        split = asked.data.split
+        self.assertEqual(split.train.timestamps.max(), 5045)
+        times = split.test.sequences.timestamps[split.test.history_ends]
+        self.assertEqual(times.min(), 5205)
+        self.assertLen(split.test, len(np.unique(split.test.users)))
+        self.assertIn("cannot be checked", asked.notes[0])
+        # They serve a model of another split as well.
+        asked = self.asked("leave_last_out", "temporal", source)
+        self.assertEqual(asked.data.split.train.timestamps.max(), 5045)
+
+    def test_later_cutoffs_ask_what_was_not_trained_on(self):
+        fields = {"validation_from": "100", "test_from": "200"}
+        asked = self.asked("temporal", None, {"test_from": "300"}, **fields)
+        self.assertEqual(asked.data.split.train.timestamps.max(), 90)
+        test = asked.data.split.test
+        times = test.sequences.timestamps[test.history_ends]
+        self.assertEqual(times.min(), 300)
+        self.assertEqual(asked.notes, [])
+        earlier = {"validation_from": "20", "test_from": "50"}
+        with self.assertRaisesRegex(
+            InputError,
+            "^--validation_from=20 --test_from=50 asks for what the model was "
+            "trained on with --split=temporal .*Received: "
+            "--validation_from=20 --test_from=50$",
+        ):
+            self.asked("temporal", None, earlier, **fields)
+
+    @parameterized.parameters(None, "leave_last_out", "held_out_users")
+    def test_cutoffs_of_another_protocol(self, protocol):
+        with self.assertRaisesRegex(
+            InputError,
+            "^--test_from must go with --protocol=temporal. Received: "
+            "--test_from=0.9 with the protocol ",
+        ):
+            self.asked("leave_last_out", protocol, {"test_from": "0.9"})
+
+    def test_cutoffs_out_of_range(self):
+        with self.assertRaisesRegex(InputError, "^--validation_from must be"):
+            self.asked("leave_last_out", "temporal", {"test_from": "0.7"})
 
     @parameterized.parameters(
         ("leave_last_out", "temporal"),

@@ -74,8 +74,7 @@ class ALS:
             random_state=seed,
             use_gpu=False,
         )
-        matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
-        model.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
+        _fit(model, train, vocabulary_size)
         return cls(model)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -169,8 +168,7 @@ class BPR:
             num_threads=1,
             use_gpu=False,
         )
-        matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
-        model.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
+        _fit(model, train, vocabulary_size)
         # The last column of implicit's factors is the bias.
         vectors = np.asarray(model.item_factors)
         return cls(vectors[:, :-1], vectors[:, -1], fold_in_regularization)
@@ -215,6 +213,12 @@ class BPR:
                 pull @ self._vectors - self._regularization * users
             )
         return users.astype(np.float32)
+
+
+def _fit(model: Any, train: Sequences, vocabulary_size: int) -> None:
+    """Fits a model of `implicit` to the binary matrix of users and items."""
+    matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
+    model.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
 
 
 def _implicit(module: str) -> types.ModuleType:

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from recsys.data.choices import REPEATS
 from recsys.errors import InputError
-
-REPEATS = ("first", "last", "all")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from recsys.data.choices import REPEATS
 from recsys.data.cutoffs import parse_cutoff
 from recsys.errors import InputError
 
 ENCODERS = ("self_attention", "gru", "mean_pooling")
 TABLE_INITS = ("random", "co_occurrence")
-REPEATS = ("first", "last", "all")
 SPLITS = ("leave_last_out", "temporal", "held_out_users", "validation_only")
 # The fields that only `split="temporal"` reads.
 TEMPORAL_FIELDS = ("validation_from", "test_from", "queries_per_user")
