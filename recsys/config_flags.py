@@ -24,7 +24,7 @@ from recsys.training.config import (
 FIELD_HELP: dict[str, dict[str, str]] = {
     "Data": {
         "data": (
-            "What to train on: movielens-small (bundled), "
+            "What to read: movielens-small (bundled), "
             "tfds:movielens/<config>-ratings, or a path: a GroupLens folder "
             "or zip, a CSV, TSV or Parquet file, or a folder of such parts."
         ),
