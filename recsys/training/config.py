@@ -54,7 +54,7 @@ class TrainConfig:
     encoder: str = "self_attention"
     embedding_dim: int = 64
     num_blocks: int = 2
-    num_heads: int = 2
+    num_heads: int = 1
     dropout: float = 0.2
     # What the item table starts from: noise, or factors of what occurs near
     # what in the training set (see recsys.training.co_occurrence).
@@ -64,7 +64,7 @@ class TrainConfig:
 
     # Optimization: Adam with linear warm-up, then cosine decay to nothing.
     num_epochs: int = 30
-    positions_per_batch: int = 12_800
+    positions_per_batch: int = 4_000
     learning_rate: float = 0.003
     warmup_steps: int = 300
     adam_beta_2: float = 0.98
@@ -208,7 +208,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "movielens-small": {
         "table_init": "co_occurrence",
         "num_blocks": 1,
-        "num_heads": 1,
         "dropout": 0.3,
         "num_epochs": 8,
         "positions_per_batch": 1600,
@@ -216,7 +215,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "movielens-1m": {
         "data": "tfds:movielens/1m-ratings",
         "table_init": "co_occurrence",
-        "num_epochs": 20,
+        "embedding_dim": 128,
+        "dropout": 0.3,
+        "num_epochs": 16,
+        "learning_rate": 0.002,
     },
 }
 
