@@ -54,7 +54,14 @@ _HOMES = {
 }
 
 # Reached as attributes without an import of their own: recsys.training.train.
-_SUBPACKAGES = ("baselines", "data", "evaluation", "models", "training")
+_SUBPACKAGES = (
+    "baselines",
+    "data",
+    "evaluation",
+    "models",
+    "retrieval",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
     from recsys.recommender import Recommender
 
+# Items of the history that --explain names for each recommendation.
+_NUM_INFLUENCES = 3
+
 COMMAND = Command(
     "recsys.recommend",
     "Recommends items for one history, named by titles or ids, or for each "
-    "line of a file.",
+    "line of a file; or finds items like one.",
     [
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
-        '      --history="Toy Story (1995)" --history="Alien (1979)"',
+        '      --history="Toy Story (1995)" --history="Alien (1979)" --explain',
+        "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
+        '      --similar_to="Toy Story (1995)"',
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         "      --histories=histories.jsonl --output=items.jsonl",
     ],
@@ -31,6 +36,20 @@ COMMAND.add_flag(
     "history",
     "An item of the history, by title or id; repeated, oldest first.",
     group="One history",
+)
+COMMAND.add_flag(
+    bool,
+    "explain",
+    "Whether to say which items of the history moved each score most: by how "
+    "much it would differ without them.",
+    group="One history",
+    default=False,
+)
+COMMAND.add_flag(
+    str,
+    "similar_to",
+    "An item, by title or id: the items whose vectors are most like its own.",
+    group="Similar items",
 )
 COMMAND.add_flag(
     str,
@@ -45,12 +64,12 @@ COMMAND.add_flag(
     'The file that gets a line {"query_id", "items", "scores"} per query.',
     group="Many histories",
 )
-COMMAND.add_flag(int, "k", "How many items, at most.", group="Both", default=10)
+COMMAND.add_flag(int, "k", "How many items, at most.", group="All", default=10)
 COMMAND.add_flag(
     bool,
     "exclude_history",
     "Whether items of the history are left out.",
-    group="Both",
+    group="All",
     default=True,
 )
 
@@ -76,6 +95,13 @@ def main(values: dict[str, Any]) -> int:
         _recommend_file(folder.path, values)
         return 0
     vocabulary = Vocabulary.load(folder.vocabulary)
+    if values["similar_to"] is not None:
+        item = vocabulary.find(values["similar_to"])
+        load_tensorflow()
+        from recsys.recommender import load
+
+        _show_similar(load(folder.path), item, values["k"])
+        return 0
     texts = [text for text in values["history"] or [] if text.strip()]
     history = [_find(vocabulary, text) for text in texts]
     load_tensorflow()
@@ -83,7 +109,11 @@ def main(values: dict[str, Any]) -> int:
     from recsys.recommender import load
 
     _recommend_one(
-        load(folder.path), history, values["k"], values["exclude_history"]
+        load(folder.path),
+        history,
+        values["k"],
+        values["exclude_history"],
+        values["explain"],
     )
     return 0
 
@@ -92,6 +122,16 @@ def _check(values: dict[str, Any]) -> None:
     """Raises InputError for flags that do not go together."""
     if values["k"] < 1:
         raise InputError(f"--k must be at least 1. Received: {values['k']}")
+    if values["similar_to"] is not None:
+        others = ("history", "histories", "output", "explain")
+        given = [f"--{name}" for name in others if values[name]]
+        if given:
+            raise InputError(
+                "--similar_to goes with --k alone. Received: "
+                + ", ".join(given)
+            )
+    if values["histories"] is not None and values["explain"]:
+        raise InputError("--explain goes with --history. Received: --histories")
     if values["histories"] is None:
         if values["output"] is not None:
             raise InputError(
@@ -127,14 +167,18 @@ def _find(vocabulary: Vocabulary, text: str) -> int:
 
 
 def _recommend_one(
-    recommender: Recommender, history: list[int], k: int, exclude_history: bool
+    recommender: Recommender,
+    history: list[int],
+    k: int,
+    exclude_history: bool,
+    explain: bool,
 ) -> None:
     """Prints a numbered list."""
     import numpy as np
 
     vocabulary = recommender.vocabulary
-    known = [index for index in history if index > 1]
-    if known:
+    known = np.array([index for index in history if index > 1], np.int32)
+    if len(known):
         titles = ", ".join(vocabulary.describe(index) for index in known)
         print(f"After {titles}:\n")
     else:
@@ -143,28 +187,68 @@ def _recommend_one(
             "most popular items, scored by their interactions:\n"
         )
     items, scores = recommender.recommend_indices(
-        np.array(known, np.int32),
+        known,
         np.array([0, len(known)], np.int64),
         min(k, vocabulary.num_items),
         exclude_history=exclude_history,
     )
-    found = items[0][items[0] > 0].tolist()
-    names = [vocabulary.describe(index) for index in found]
-    ids = vocabulary.decode(found).tolist()
-    rank_width = len(str(len(found)))
-    width = max(map(len, names), default=0)
-    for rank, (name, item_id, score) in enumerate(
-        zip(names, ids, scores[0][: len(found)], strict=True), start=1
-    ):
-        print(
-            f"{rank:>{rank_width}}  {name:<{width}}  id {item_id:<8}  "
-            f"{score:.4f}"
-        )
+    found = items[0][items[0] > 0]
+    notes = None
+    if explain and len(known):
+        notes = [
+            "; ".join(
+                f"{influence.change:+.4f} {influence.title}"
+                for influence in influences[:_NUM_INFLUENCES]
+            )
+            for influences in recommender.explain_indices(known, found)
+        ]
+    _show(
+        [vocabulary.describe(index) for index in found],
+        vocabulary.decode(found).tolist(),
+        scores[0][: len(found)].tolist(),
+        notes,
+    )
     if len(found) < k:
         print(
             f"\nOnly {len(found)} of k={k}: no more items are left to "
             "recommend."
         )
+
+
+def _show_similar(recommender: Recommender, item: int, k: int) -> None:
+    """Prints the items whose vectors are most like an item's."""
+    vocabulary = recommender.vocabulary
+    found = recommender.similar(
+        vocabulary.decode([item])[0], min(k, vocabulary.num_items)
+    )
+    print(f"Like {vocabulary.describe(item)}, by the cosine of vectors:\n")
+    _show(
+        [each.title for each in found],
+        [each.item_id for each in found],
+        [each.score for each in found],
+    )
+    if len(found) < k:
+        print(f"\nOnly {len(found)} of k={k}: there are no more items.")
+
+
+def _show(
+    names: list[str],
+    ids: list[str],
+    scores: list[float],
+    notes: list[str] | None = None,
+) -> None:
+    """Prints numbered items, with a note under each where there are some."""
+    rank_width = len(str(len(names)))
+    width = max(map(len, names), default=0)
+    for place, (name, item_id, score) in enumerate(
+        zip(names, ids, scores, strict=True)
+    ):
+        print(
+            f"{place + 1:>{rank_width}}  {name:<{width}}  id {item_id:<8}  "
+            f"{score:.4f}"
+        )
+        if notes is not None:
+            print(f"{'':>{rank_width}}    {notes[place]}")
 
 
 def _recommend_file(workdir: pathlib.Path, values: dict[str, Any]) -> None:

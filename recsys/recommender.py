@@ -22,8 +22,8 @@ from recsys.data.vocabulary import (
     Vocabulary,
 )
 from recsys.errors import InputError
-from recsys.evaluation.top_lists import top_lists
 from recsys.models.two_tower import TwoTower
+from recsys.retrieval import top_k
 from recsys.training import workdir as workdir_lib
 
 # Positions encoded at once. Large enough for few calls, small enough that the
@@ -31,8 +31,6 @@ from recsys.training import workdir as workdir_lib
 _POSITIONS_PER_BATCH = 6_400
 # Batches encoded side by side: many operations use one core only.
 _NUM_WORKERS = min(4, os.cpu_count() or 1)
-# Scores ranked at once: 32 MB, whatever the number of queries.
-_SCORES_PER_PIECE = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,22 @@ class Recommendation:
     item_id: str
     title: str
     score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Influence:
+    """What an item of a history did to the score of another.
+
+    Attributes:
+        item_id: The raw id.
+        title: The title, or the raw id where no title is known.
+        change: The score with the whole history less the score without the
+            item.
+    """
+
+    item_id: str
+    title: str
+    change: float
 
 
 class Recommender:
@@ -181,16 +195,98 @@ class Recommender:
             k,
             exclude_history=exclude_history,
         )
-        found = items[0] > 0
+        return self._named(items[0], scores[0])
+
+    def similar(self, item: str, k: int = 10) -> list[Recommendation]:
+        """Finds the items whose vectors point the same way as an item's.
+
+        Args:
+            item: A raw item id or a title; see `Vocabulary.find`.
+            k: How many items.
+
+        Returns:
+            At most `k` items without the item itself, best first, scored by
+            the cosine of their vectors with the item's.
+
+        Raises:
+            InputError: The item is not found or ambiguous, or `k` is not
+                positive.
+        """
+        if k < 1:
+            raise InputError(f"`k` must be positive. Received: {k}")
+        row = self.vocabulary.find(item) - FIRST_ITEM_INDEX
+        vectors = tf.math.l2_normalize(self._candidates(), axis=1)
+        rows, scores = top_k(
+            vectors[row : row + 1].numpy(),
+            vectors,
+            k,
+            exclusions=(np.array([row]), np.array([0, 1])),
+        )
+        return self._named(_indices(rows)[0], scores[0])
+
+    def explain(self, history: Sequence[str], item: str) -> list[Influence]:
+        """Tells what each item of a history does to the score of an item.
+
+        Args:
+            history: As for `recommend`.
+            item: The item that is scored, by raw id or title.
+
+        Returns:
+            The items of the history that the model reads, those that move
+            the score most in front.
+
+        Raises:
+            InputError: An item is not found or ambiguous.
+        """
+        indices = np.array(
+            [self.vocabulary.find(text) for text in history], np.int32
+        )
+        scored = np.array([self.vocabulary.find(item)])
+        [influences] = self.explain_indices(indices, scored)
+        return influences
+
+    def explain_indices(
+        self, history: np.ndarray, items: np.ndarray
+    ) -> list[list[Influence]]:
+        """Tells what each item of a history does to the scores of others.
+
+        The history is encoded once without each of its items (every time
+        that it is in there) and compared with the whole: exact for any
+        encoder, at the cost of as many histories. Where nothing else is left
+        the score without the item is 0.
+
+        Args:
+            history: `[length]` int32 vocabulary indices, oldest first; an
+                unknown item is passed over.
+            items: `[n]` integer indices of the items that are scored.
+
+        Returns:
+            For each of `items`, the known items among the newest
+            `max_history_length` of the history, those that move the score
+            most in front.
+        """
+        known = history[history >= FIRST_ITEM_INDEX]
+        left_out = np.unique(known[-self._max_length :])
+        if not len(left_out):
+            return [[] for _ in items]
+        histories = [known, *(known[known != item] for item in left_out)]
+        vectors = self.user_vectors(
+            np.concatenate(histories),
+            np.cumsum([0, *map(len, histories)]),
+        )
+        scores = vectors @ self.item_vectors()[items].T
+        changes = scores[0] - scores[1:]
+        ids = self.vocabulary.decode(left_out)
         return [
-            Recommendation(
-                item_id=self.vocabulary.decode([index])[0],
-                title=self.vocabulary.describe(int(index)),
-                score=float(score),
-            )
-            for index, score in zip(
-                items[0][found], scores[0][found], strict=True
-            )
+            [
+                Influence(
+                    ids[place],
+                    self.vocabulary.describe(int(left_out[place])),
+                    float(column[place]),
+                )
+                for place in np.argsort(-np.abs(column), kind="stable")
+            ]
+            for column in changes.T
         ]
 
     def recommend_indices(
@@ -223,24 +319,54 @@ class Recommender:
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
         items, offsets = _without_unknown(items, offsets)
-        vectors = self.user_vectors(items, offsets)
-        item_vectors = self.item_vectors()
-        num_queries = len(vectors)
-        top_items = np.empty((num_queries, k), np.int32)
-        top_scores = np.empty((num_queries, k), np.float32)
-        step = max(1, _SCORES_PER_PIECE // self.vocabulary.size)
-        for begin in range(0, num_queries, step):
-            piece = slice(begin, min(begin + step, num_queries))
-            scores = vectors[piece] @ item_vectors.T
-            lengths = np.diff(offsets[begin : piece.stop + 1])
-            scores[lengths == 0] = self._popularity
-            scores[:, :FIRST_ITEM_INDEX] = -np.inf
-            if exclude_history:
-                rows = np.repeat(np.arange(len(lengths)), lengths)
-                known = items[offsets[begin] : offsets[piece.stop]]
-                scores[rows, known] = -np.inf
-            top_items[piece], top_scores[piece] = top_lists(scores, k)
-        return top_items, top_scores
+        lengths = np.diff(offsets)
+        found = np.empty((len(lengths), k), np.int64)
+        scores = np.empty((len(lengths), k), np.float32)
+        has_history = lengths > 0
+        exclusions = None
+        if exclude_history:
+            exclusions = (
+                items - FIRST_ITEM_INDEX,
+                np.append(0, offsets[1:][has_history]),
+            )
+        found[has_history], scores[has_history] = top_k(
+            self.user_vectors(items, offsets)[has_history],
+            self._candidates(),
+            k,
+            exclusions=exclusions,
+        )
+        # Every list of the most popular items is the same.
+        found[~has_history], scores[~has_history] = top_k(
+            np.ones((1, 1), np.float32),
+            tf.constant(self._popularity[FIRST_ITEM_INDEX:, np.newaxis]),
+            k,
+        )
+        return _indices(found), scores
+
+    def _candidates(self) -> tf.Tensor:
+        """Returns the `[num_items, embedding_dim]` vectors of the items."""
+        vectors = self.model.candidate_tower.all_candidates()
+        return tf.cast(vectors[FIRST_ITEM_INDEX:], tf.float32)
+
+    def _named(
+        self, items: np.ndarray, scores: np.ndarray
+    ) -> list[Recommendation]:
+        """Gives a list of indices their ids and titles."""
+        found = items > 0
+        ids = self.vocabulary.decode(items[found])
+        return [
+            Recommendation(
+                item_id, self.vocabulary.describe(int(index)), float(score)
+            )
+            for item_id, index, score in zip(
+                ids, items[found], scores[found], strict=True
+            )
+        ]
+
+
+def _indices(rows: np.ndarray) -> np.ndarray:
+    """Returns int32 vocabulary indices of candidates, 0 for none."""
+    return np.where(rows < 0, 0, rows + FIRST_ITEM_INDEX).astype(np.int32)
 
 
 def _without_unknown(

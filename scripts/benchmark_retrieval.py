@@ -1,0 +1,236 @@
+"""Measures retrieval: exact and approximate, beside faiss's flat index.
+
+Run it from the checkout, on an otherwise idle machine, with the extra
+`[benchmarks]`:
+
+    python scripts/benchmark_retrieval.py
+    python scripts/benchmark_retrieval.py --candidates=10000000
+
+The candidates are synthetic: clusters of normal vectors, the same at every
+run; queries are from the same clusters. Exact search and faiss take turns, so
+that both meet the same machine, and their lists are compared; times are the
+medians. The recall of ScaNN is against the exact lists, its time is that of a
+query in a batch of 1,000.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from recsys.command_line import Command, load_tensorflow
+from recsys.errors import InputError
+
+_K = 100
+_BATCH_SIZES = (1, 32, 1000)
+_CANDIDATES_PER_CLUSTER = 200
+
+COMMAND = Command(
+    "benchmark_retrieval",
+    "Times exact and approximate top-k beside faiss, as a table and as JSON.",
+    [
+        "scripts/benchmark_retrieval.py",
+        "scripts/benchmark_retrieval.py --candidates=10000000 --scann=false",
+    ],
+)
+COMMAND.add_flag(
+    list,
+    "candidates",
+    "A number of candidates; repeated. Default: 10000 and 1000000.",
+    group="Run",
+)
+COMMAND.add_flag(int, "dim", "Length of the vectors.", group="Run", default=64)
+COMMAND.add_flag(
+    bool, "scann", "Whether to measure ScaNN too.", group="Run", default=True
+)
+COMMAND.add_flag(
+    int, "threads", "Threads of all three.", group="Run", default=2
+)
+COMMAND.add_flag(
+    int, "repeats", "Runs after the first.", group="Run", default=5
+)
+COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+
+
+def main(values: dict[str, Any]) -> int:
+    """Measures and prints.
+
+    Args:
+        values: The value of every flag.
+
+    Returns:
+        The exit code.
+    """
+    for name in ("dim", "repeats", "threads"):
+        if values[name] < 1:
+            raise InputError(
+                f"--{name} must be at least 1. Received: {values[name]}"
+            )
+    sizes = values["candidates"] or ["10000", "1000000"]
+    for size in sizes:
+        if not size.isdigit() or int(size) < 1000:
+            raise InputError(
+                f"--candidates must be at least 1000. Received: {size}"
+            )
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "the benchmark needs faiss: pip install '.[benchmarks]'. "
+            f"Received: {error}"
+        ) from error
+    load_tensorflow()
+    _set_threads(values["threads"])
+    measured = []
+    for size in sizes:
+        candidates, queries = _clusters(int(size), values["dim"])
+        measured += _measure_exact(candidates, queries, values["repeats"])
+        if values["scann"]:
+            measured.append(
+                _measure_scann(candidates, queries, values["repeats"])
+            )
+    machine = f"{platform.machine()}, {values['threads']} threads"
+    print(f"\n{machine}; top {_K}, {values['dim']} dimensions")
+    for entry in measured:
+        print(
+            f"{entry['candidates']:>11,} candidates  "
+            + "  ".join(
+                f"{name} {value:,.4g}"
+                for name, value in entry.items()
+                if name != "candidates"
+            )
+        )
+    if values["json"]:
+        pathlib.Path(values["json"]).write_text(
+            json.dumps({"machine": machine, "measured": measured}, indent=2)
+            + "\n",
+            "utf-8",
+        )
+    return 0
+
+
+def _set_threads(threads: int) -> None:
+    import faiss
+    import tensorflow as tf
+
+    faiss.omp_set_num_threads(threads)
+    # Already started by load_tensorflow, with a thread for each core.
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads and (
+        os.cpu_count() != threads
+    ):
+        raise InputError(
+            f"--threads must be the number of cores that the process has "
+            f"(taskset limits it). Received: {threads}, {os.cpu_count()} cores"
+        )
+
+
+def _clusters(num_candidates: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `[num_candidates, dim]` candidates and `[1000, dim]` queries."""
+    rng = np.random.default_rng(0)
+    num_clusters = max(num_candidates // _CANDIDATES_PER_CLUSTER, 1)
+    centres = rng.standard_normal((num_clusters, dim), np.float32)
+
+    def draw(num: int) -> np.ndarray:
+        vectors = rng.standard_normal((num, dim), np.float32)
+        vectors *= 0.5
+        vectors += centres[rng.integers(num_clusters, size=num)]
+        return vectors
+
+    return draw(num_candidates), draw(max(_BATCH_SIZES))
+
+
+def _measure_exact(
+    candidates: np.ndarray, queries: np.ndarray, repeats: int
+) -> list[dict[str, float]]:
+    """Compares with faiss, which takes turns."""
+    import faiss
+
+    from recsys.retrieval import ExactIndex
+
+    index = ExactIndex(np.arange(len(candidates)), candidates)
+    flat = faiss.IndexFlatIP(candidates.shape[1])
+    flat.add(candidates)
+    entries = []
+    for batch_size in _BATCH_SIZES:
+        batch = queries[:batch_size]
+        ours = index.top_k(batch, _K).identifiers
+        _, theirs = flat.search(batch, _K)
+        times = np.array(
+            [
+                (
+                    _seconds(functools.partial(index.top_k, batch, _K)),
+                    _seconds(functools.partial(flat.search, batch, _K)),
+                )
+                for _ in range(repeats)
+            ]
+        )
+        exact, other = 1000 * np.median(times, axis=0)
+        entry = {
+            "candidates": len(candidates),
+            "queries": batch_size,
+            "exact, ms": exact,
+            "faiss, ms": other,
+            "exact / faiss": exact / other,
+            "in common": _recall(ours, theirs),
+        }
+        print(entry, flush=True)
+        entries.append(entry)
+    return entries
+
+
+def _measure_scann(
+    candidates: np.ndarray, queries: np.ndarray, repeats: int
+) -> dict[str, float]:
+    """Measures recall against the exact lists, and time."""
+    from recsys.retrieval import ExactIndex, ScannIndex
+
+    identifiers = np.arange(len(candidates))
+    expected = ExactIndex(identifiers, candidates).top_k(queries, _K)
+    began = time.perf_counter()
+    index = ScannIndex(identifiers, candidates)
+    building = time.perf_counter() - began
+    found = index.top_k(queries, _K)
+    seconds = [
+        _seconds(functools.partial(index.top_k, queries, _K))
+        for _ in range(repeats)
+    ]
+    entry = {
+        "candidates": len(candidates),
+        "queries": len(queries),
+        "ScaNN, ms a query": 1000 * float(np.median(seconds)) / len(queries),
+        f"recall@{_K}": _recall(found.identifiers, expected.identifiers),
+        "building, s": building,
+    }
+    print(entry, flush=True)
+    return entry
+
+
+def _recall(found: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the share of the expected candidates that were found."""
+    return float(
+        np.mean(
+            [
+                np.isin(one, other).mean()
+                for one, other in zip(expected, found, strict=True)
+            ]
+        )
+    )
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(main))
