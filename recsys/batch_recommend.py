@@ -9,9 +9,11 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from typing import IO, Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from recsys.data.vocabulary import UNKNOWN_INDEX, Vocabulary
 from recsys.errors import InputError
@@ -153,11 +155,8 @@ def recommend_file(
     length = min(k, recommender.vocabulary.num_items)
     with _open_output(output) as out, histories.open("rb") as lines:
         queries = read_queries(lines, str(histories))
-        while chunk := list(itertools.islice(queries, _LINES_PER_CHUNK)):
-            names = [name for name, _ in chunk]
-            items, offsets = _encode(
-                recommender.vocabulary, [ids for _, ids in chunk], report
-            )
+        chunks = _chunks(recommender.vocabulary, queries, report)
+        for names, items, offsets in _ahead(chunks):
             found, scores = recommender.recommend_indices(
                 items, offsets, length, exclude_history=exclude_history
             )
@@ -165,6 +164,29 @@ def recommend_file(
             _write(out, names, recommender.vocabulary, found, scores)
     report.seconds = time.perf_counter() - began
     return report
+
+
+_Chunk = tuple[list[str], np.ndarray, np.ndarray]
+
+
+def _chunks(
+    vocabulary: Vocabulary,
+    queries: Iterator[tuple[str, list[str]]],
+    report: Report,
+) -> Iterator[_Chunk]:
+    """Yields query ids, flat items and offsets of many queries at a time."""
+    while chunk := list(itertools.islice(queries, _LINES_PER_CHUNK)):
+        items, offsets = _encode(vocabulary, [ids for _, ids in chunk], report)
+        yield [name for name, _ in chunk], items, offsets
+
+
+def _ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
+    """Reads the next chunk while the one before it is worked on."""
+    with futures.ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, chunks, None)
+        while chunk := coming.result():
+            coming = reader.submit(next, chunks, None)
+            yield chunk
 
 
 def read_queries(
@@ -249,7 +271,8 @@ def _encode(
     Counts what there is to be said of them.
     """
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
-    items = vocabulary.encode(list(itertools.chain.from_iterable(histories)))
+    ids = list(itertools.chain.from_iterable(histories))
+    items = vocabulary.encode(pa.array(ids, pa.string()))
     known = items != UNKNOWN_INDEX
     rows = np.repeat(np.arange(len(histories)), lengths)
     num_known = np.bincount(rows[known], minlength=len(histories))

@@ -173,7 +173,7 @@ def _measure_exact(
                 for _ in range(repeats)
             ]
         )
-        exact, other = 1000 * np.median(times, axis=0)
+        exact, other = (1000 * np.median(times, axis=0)).tolist()
         entry = {
             "candidates": len(candidates),
             "queries": batch_size,

@@ -290,6 +290,11 @@ class MistakesTest(parameterized.TestCase):
         (["--output=x"], "--output goes with --histories=FILE"),
         (["--histories=x"], "--histories needs --output=FILE"),
         (["--history=1", "--histories=x"], "either --history or --histories"),
+        (["--histories=x", "--output=y", "--explain"], "goes with --history"),
+        (
+            ["--similar_to=1", "--history=2", "--explain"],
+            "--similar_to goes with --k alone. Received: --history, --explain",
+        ),
     )
     def test_recommend(self, arguments, message):
         self.check(recommend, ["--workdir=x", *arguments], message)

@@ -438,6 +438,37 @@ class BundledTest(absltest.TestCase):
             self.assertIn(f"{item.title} ", line)
             self.assertIn(f" id {item.item_id} ", line)
 
+    def test_recommend_and_explain(self):
+        code, out, err = run(
+            recommend,
+            f"--workdir={self.workdir}",
+            "--history=Alien (1979)",
+            "--history=1",
+            "--k=2",
+            "--explain",
+        )
+        self.assertEqual(code, 0, err)
+        lines = out.splitlines()
+        self.assertLen(lines, 6)
+        for line in (lines[3], lines[5]):
+            self.assertRegex(line, r"^ +[+-]\d+\.\d{4} .+; [+-]\d+\.\d{4} ")
+            self.assertIn("Alien (1979)", line)
+            self.assertIn("Toy Story (1995)", line)
+
+    def test_similar_items(self):
+        code, out, err = run(
+            recommend,
+            f"--workdir={self.workdir}",
+            "--similar_to=alien (1979)",
+            "--k=3",
+        )
+        self.assertEqual(code, 0, err)
+        self.assertStartsWith(out, "Like Alien (1979), ")
+        expected = recsys.load(self.workdir).similar("1214", k=3)
+        for line, item in zip(out.splitlines()[2:], expected, strict=True):
+            self.assertIn(f" id {item.item_id} ", line)
+            self.assertEndsWith(line, f"{item.score:.4f}")
+
     def test_recommend_with_nothing_known(self):
         for arguments in ([], ["--history="], ["--history=123456789"]):
             code, out, err = run(

@@ -211,6 +211,54 @@ class RecommenderTest(parameterized.TestCase):
         ):
             self.recommender.user_vectors(np.array([2]), np.array([0, 1]))
 
+    def test_similar_items_by_the_cosine_of_vectors(self):
+        table = self.recommender.model.variables[0].numpy()
+        lengths = np.linalg.norm(table, axis=1)
+        cosines = {
+            item: table[3] @ table[item] / lengths[3] / lengths[item]
+            for item in (2, 4, 5, 6, 7)
+        }
+        expected = sorted(cosines, key=cosines.get, reverse=True)
+        got = self.recommender.similar("Brazil (1985)", k=9)
+        self.assertEqual(
+            [r.item_id for r in got], [ITEM_IDS[i - 2] for i in expected]
+        )
+        np.testing.assert_allclose(
+            [r.score for r in got], [cosines[i] for i in expected], rtol=1e-5
+        )
+        self.assertEqual(self.recommender.similar("20", k=1), got[:1])
+        with self.assertRaisesRegex(InputError, "`k` must be positive"):
+            self.recommender.similar("20", k=0)
+
+    def test_explains_by_leaving_items_of_the_history_out(self):
+        # 2 is beyond max_history_length; without another it is read again.
+        history = [2, 5, 3, 5, 4]
+        whole = _plain_scores(self.recommender, history[1:])[7]
+        expected = {
+            "40": whole - _plain_scores(self.recommender, [2, 3, 4])[7],
+            "20": whole - _plain_scores(self.recommender, [2, 5, 5, 4])[7],
+            "30": whole - _plain_scores(self.recommender, [2, 5, 3, 5])[7],
+        }
+        got = self.recommender.explain(
+            [ITEM_IDS[item - 2] for item in history], "Fargo (1996)"
+        )
+        self.assertEqual(
+            [each.item_id for each in got],
+            sorted(expected, key=lambda i: -abs(expected[i])),
+        )
+        for each in got:
+            self.assertAlmostEqual(
+                each.change, expected[each.item_id], places=5
+            )
+        self.assertEqual(got[0].title, TITLES[int(got[0].item_id) // 10 - 1])
+
+    def test_explains_where_nothing_is_left(self):
+        [got] = self.recommender.explain(["10", "10"], "60")
+        self.assertAlmostEqual(
+            got.change, _plain_scores(self.recommender, [2])[7], places=5
+        )
+        self.assertEqual(self.recommender.explain([], "60"), [])
+
     def test_follows_further_training(self):
         recommender = Recommender(_model(), _vocabulary(), 4)
         before = recommender.scores(np.array([2, 3]), np.array([0, 2]))

@@ -99,6 +99,7 @@ class Vocabulary:
 
         Args:
             ids: str of any shape (integers count as their decimal string).
+                Large ones are fastest as an Arrow array.
             strict: Whether an unknown id is an error; by default it becomes
                 index 1.
 
@@ -109,7 +110,8 @@ class Vocabulary:
             InputError: `strict`, and an id is unknown.
             TypeError: `ids` is not made of strings or integers.
         """
-        shape = np.shape(ids)
+        is_arrow = isinstance(ids, pa.Array)
+        shape = (len(ids),) if is_arrow else np.shape(ids)
         values = _as_strings(ids, "ids")
         # Arrow hashes the whole vocabulary at each call, which only a large
         # query is worth; a dictionary of Python objects serves the small.

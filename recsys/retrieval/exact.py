@@ -16,6 +16,8 @@ _SCORES_PER_CHUNK = 2**21
 # The first bound is the k-th of the groups' maxima; of few groups it is low.
 _GROUPS_PER_K = 4
 _MAX_SCORES = 2**24
+# Up to so many scores, sorting them takes less time than leaving some out.
+_FEW_SCORES = 2**17
 
 
 def top_k(
@@ -76,17 +78,18 @@ def _by_row(
     rows: np.ndarray | None,
 ) -> np.ndarray:
     """Returns `[n, 2]` int64 (row, query of the block), rows rising."""
+    num_queries = block.stop - block.start
     lengths = np.diff(offsets[block.start : block.stop + 1])
     part = excluded[offsets[block.start] : offsets[block.stop]]
-    pairs = np.stack(
-        [part.astype(np.int64), np.repeat(np.arange(len(lengths)), lengths)],
-        axis=1,
-    )
+    part = part.astype(np.int64)
+    queries = np.repeat(np.arange(num_queries), lengths)
     if rows is not None:
-        places = np.searchsorted(rows, pairs[:, 0])
-        is_there = np.append(rows, NO_ROW)[places] == pairs[:, 0]
-        pairs = np.stack([places, pairs[:, 1]], axis=1)[is_there]
-    return pairs[np.argsort(pairs[:, 0], kind="stable")]
+        places = np.searchsorted(rows, part)
+        is_there = np.append(rows, NO_ROW)[places] == part
+        part, queries = places[is_there], queries[is_there]
+    # One number for each pair: far faster to sort than rows of two.
+    pairs = np.sort(part * num_queries + queries)
+    return np.stack(np.divmod(pairs, num_queries), axis=1)
 
 
 class _Search:
@@ -120,7 +123,14 @@ class _Search:
             excluded: `[m, 2]` int64 (row, query), rows rising.
         """
         num_queries = len(self._rows)
+        if excluded is None:
+            excluded = np.empty((0, 2), np.int64)
         end = candidates.shape[0] if rows is None else len(rows)
+        if num_queries * end <= _FEW_SCORES:
+            if rows is not None:
+                candidates = tf.gather(candidates, rows)
+            self._sort(candidates, excluded)
+            return
         least = _GROUPS_PER_K * self._k
         step = max(_SCORES_PER_CHUNK // num_queries // _GROUP_SIZE, least)
         for begin, stop, size in _pieces(end, step * _GROUP_SIZE):
@@ -128,19 +138,17 @@ class _Search:
                 chunk = candidates[begin:stop]
             else:
                 chunk = tf.gather(candidates, rows[begin:stop])
-            few = np.empty((0, 2), np.int64)
-            if excluded is not None:
-                first, last = np.searchsorted(excluded[:, 0], [begin, stop])
-                few = excluded[first:last] - [begin, 0]
+            first, last = np.searchsorted(excluded[:, 0], [begin, stop])
+            few = excluded[first:last] - [begin, 0]
             # Until all lists are full there is no bound but the chunk's own.
             has_bound = (stop - begin) // size >= self._k
             is_open = bool(np.isneginf(self._scores[:, -1]).any())
             kept_rows, query, kept_scores = _above(
                 self._queries,
                 chunk,
-                tf.constant(few),
-                tf.constant(self._scores[:, -1]),
-                tf.constant(size),
+                few,
+                self._scores[:, -1],
+                size,
                 self._k if has_bound and is_open else 0,
             )
             self._pending.append(
@@ -155,6 +163,13 @@ class _Search:
         """Returns `[num_queries, k]` int64 rows and float32 scores."""
         self._merge()
         return self._rows, self._scores
+
+    def _sort(self, candidates: tf.Tensor, excluded: np.ndarray) -> None:
+        """Does all at once."""
+        best, found = _sorted(self._queries, candidates, excluded, self._k)
+        self._scores = best.numpy()
+        self._rows = found.numpy().astype(np.int64)
+        self._rows[np.isneginf(self._scores)] = NO_ROW
 
     def _merge(self) -> None:
         """Puts what was kept since the last time among the best."""
@@ -195,14 +210,57 @@ def _pieces(end: int, step: int) -> list[tuple[int, int, int]]:
     return pieces
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(
+    autograph=False,
+    input_signature=[
+        tf.TensorSpec([None, None]),
+        tf.TensorSpec([None, None]),
+        tf.TensorSpec([None, 2], tf.int64),
+        tf.TensorSpec([], tf.int32),
+    ],
+)
+def _sorted(
+    queries: tf.Tensor, candidates: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sorts all candidates.
+
+    Args:
+        queries: `[num_queries, dim]` float32.
+        candidates: `[num_candidates, dim]` float32.
+        excluded: `[m, 2]` int64 (row, query).
+        k: int32 scalar, how many to return.
+
+    Returns:
+        `[num_queries, k]` float32 scores and int32 rows.
+    """
+    scores = tf.matmul(queries, candidates, transpose_b=True)
+    scores = tf.tensor_scatter_nd_update(
+        scores,
+        tf.reverse(excluded, [1]),
+        tf.fill([tf.shape(excluded)[0]], -np.inf),
+    )
+    best, rows = tf.math.top_k(scores, k)
+    return best, rows
+
+
+@tf.function(
+    autograph=False,
+    input_signature=[
+        tf.TensorSpec([None, None]),
+        tf.TensorSpec([None, None]),
+        tf.TensorSpec([None, 2], tf.int64),
+        tf.TensorSpec([None]),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ],
+)
 def _above(
     queries: tf.Tensor,
     chunk: tf.Tensor,
     excluded: tf.Tensor,
     bound: tf.Tensor,
     group_size: tf.Tensor,
-    k: int,
+    k: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Scores a chunk and keeps what may be among the k best.
 
@@ -212,8 +270,9 @@ def _above(
         excluded: `[m, 2]` int64 (row in the chunk, query).
         bound: `[num_queries]` float32; only higher scores are kept.
         group_size: int32 scalar that divides n.
-        k: Above 0, the k-th highest of the groups' maxima is a bound too: so
-            many scores of the chunk reach it. There must be so many groups.
+        k: int32 scalar; above 0, the k-th highest of the groups' maxima is a
+            bound too: so many scores of the chunk reach it. There must be so
+            many groups.
 
     Returns:
         `[kept]` int64 rows in the chunk, rising for each query, int64 queries
@@ -227,9 +286,11 @@ def _above(
     )
     grouped = tf.reshape(scores, [-1, group_size, num_queries])
     highest = tf.reduce_max(grouped, axis=1)
-    least = tf.fill([num_queries], -np.inf)
-    if k:
-        least = tf.math.top_k(tf.transpose(highest), k)[0][:, -1]
+    least = tf.cond(
+        k > 0,
+        lambda: tf.math.top_k(tf.transpose(highest), k)[0][:, -1],
+        lambda: tf.fill([num_queries], -np.inf),
+    )
     may_be = (highest > bound) & (highest >= least)
     group, query = tf.unstack(tf.where(may_be), axis=1)
     size = tf.cast(group_size, tf.int64)
