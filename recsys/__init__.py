@@ -58,6 +58,7 @@ _SUBPACKAGES = (
     "baselines",
     "data",
     "evaluation",
+    "exporting",
     "models",
     "retrieval",
     "training",

@@ -1,4 +1,4 @@
-"""The one exception that means "what the user gave cannot be used"."""
+"""What the command-line modules tell in one line."""
 
 from __future__ import annotations
 
@@ -9,4 +9,11 @@ class InputError(ValueError):
     The message names the argument or file (with its line where there is
     one), says what was expected and ends with what was received. The
     command-line modules print it as one line and exit with code 2.
+    """
+
+
+class MismatchError(RuntimeError):
+    """Something was written that does not answer as the model does.
+
+    The command-line modules print it as one line and exit with code 1.
     """

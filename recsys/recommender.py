@@ -103,6 +103,16 @@ class Recommender:
             input_signature=[tf.TensorSpec([None, None], tf.int32)],
         )
 
+    @property
+    def max_history_length(self) -> int:
+        """The newest items of a history that are read."""
+        return self._max_length
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """`[vocabulary_size]` float32, each item's training interactions."""
+        return self._popularity
+
     def user_vectors(
         self, items: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:

@@ -1,0 +1,663 @@
+"""Exports, and what they answer where this package is not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+import warnings
+from unittest import mock
+
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys import export
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import MismatchError
+from recsys.exporting import formats, litert, served_model, verification
+from recsys.recommender import Recommender
+from recsys.training import files
+from recsys.training.config import TrainConfig
+from recsys.training.workdir import Workdir
+
+NUM_ITEMS = 30
+DIM = 4
+MAX_LENGTH = 6
+# Ids that a careless table would confuse.
+IDS = [f"id {i}" for i in range(NUM_ITEMS - 2)] + ["0", "é\n"]
+COUNTS = [(7 * i) % NUM_ITEMS for i in range(NUM_ITEMS)]
+
+
+@keras.saving.register_keras_serializable(package="export_test")
+class Parity(keras.layers.Layer):
+    """Item features: one vector for odd ids, one for even."""
+
+    def build(self, input_shape):
+        self.rows = self.add_weight(
+            name="rows", shape=(2, DIM), initializer="random_normal"
+        )
+        self.built = True
+
+    def call(self, ids):
+        return tf.gather(tf.convert_to_tensor(self.rows), ids % 2)
+
+
+def make_vocabulary() -> Vocabulary:
+    titles = [f"Film\t{i}" for i in range(NUM_ITEMS)]
+    titles[3] = None
+    columns = {"item_id": IDS, "title": titles, "train_count": COUNTS}
+    return Vocabulary(IDS, pa.table(columns))
+
+
+def make_recommender(encoder=None, features=None) -> Recommender:
+    """Returns a model with random weights."""
+    table = recsys.SharedItemEmbedding(NUM_ITEMS + 2, DIM)
+    model = recsys.TwoTower(
+        recsys.HistoryTower(
+            table, encoder or recsys.MeanPooling(), item_features=features
+        ),
+        recsys.CandidateTower(table, item_features=features),
+    )
+    model.build()
+    rng = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return Recommender(model, make_vocabulary(), MAX_LENGTH)
+
+
+def write_workdir(recommender: Recommender, path: pathlib.Path) -> None:
+    workdir = Workdir(path)
+    config = TrainConfig(max_history_length=MAX_LENGTH)
+    files.write_json(workdir.config, config.to_dict())
+    recommender.vocabulary.save(workdir.vocabulary)
+    recommender.model.save(workdir.model)
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    """Returns exit code, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = export.COMMAND.run(export.main, arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+class Exported:
+    """An export of all formats, made once, by the command."""
+
+    def __init__(self) -> None:
+        folder = pathlib.Path(
+            unittest.enterModuleContext(tempfile.TemporaryDirectory())
+        )
+        self.recommender = make_recommender()
+        workdir = folder / "workdir"
+        workdir.mkdir()
+        write_workdir(self.recommender, workdir)
+        self.output = folder / "export"
+        code, self.out, self.err = run(
+            f"--workdir={workdir}", f"--output={self.output}"
+        )
+        if code:
+            raise AssertionError(self.err)
+        self.signatures = tf.saved_model.load(
+            str(self.output / "saved_model")
+        ).signatures
+
+
+def setUpModule() -> None:
+    global EXPORTED
+    EXPORTED = Exported()
+
+
+def slow_lists(table, history, k, excluded) -> list[tuple[str, float]]:
+    """Recommends by hand: the mean of the newest known items' rows."""
+    known = [IDS.index(item) + 2 for item in history if item in IDS]
+    if known:
+        scores = table @ table[known[-MAX_LENGTH:]].mean(axis=0)
+    else:
+        scores = np.array([0, 0, *COUNTS], float)
+    order = sorted(range(2, NUM_ITEMS + 2), key=lambda i: (-scores[i], i))
+    left = [i for i in order if IDS[i - 2] not in excluded]
+    return [(IDS[i - 2], scores[i]) for i in left[:k]]
+
+
+HISTORIES = [
+    ["id 3", "id 9", "0"],
+    [],
+    ["never heard of"],
+    ["id 1", "never heard of", "id 5", "é\n"],
+    [f"id {i}" for i in range(11)],
+]
+
+
+def padded(rows: list[list[str]]) -> tf.Tensor:
+    return tf.ragged.constant(rows, dtype=tf.string).to_tensor()
+
+
+class ExportTest(parameterized.TestCase):
+    """All formats of one model, by the command."""
+
+    def setUp(self):
+        super().setUp()
+        self.table = EXPORTED.recommender.item_vectors()
+        self.output = EXPORTED.output
+        self.loaded = EXPORTED.signatures
+
+    def test_the_command_says_where_it_is(self):
+        self.assertEqual(EXPORTED.err, "")
+        self.assertIn(str(self.output), EXPORTED.out)
+        self.assertCountEqual(
+            [path.name for path in self.output.iterdir()],
+            [*formats.FORMATS, "export.json"],
+        )
+        manifest = json.loads((self.output / "export.json").read_text())
+        self.assertEqual(manifest["num_items"], NUM_ITEMS)
+        self.assertCountEqual(manifest["formats"], formats.FORMATS)
+
+    def recommend(self, histories, exclude=((),), k=(5,)):
+        answer = self.loaded["recommend"](
+            history=padded(histories),
+            exclude=padded([list(row) for row in exclude]),
+            k=tf.constant(list(k)),
+        )
+        return [
+            [
+                (item.decode(), score)
+                for item, score in zip(items, scores)
+                if item
+            ]
+            for items, scores in zip(
+                answer["item_ids"].numpy(), answer["scores"].numpy()
+            )
+        ]
+
+    def assert_lists(self, got, expected):
+        self.assertEqual(
+            [[item for item, _ in row] for row in got],
+            [[item for item, _ in row] for row in expected],
+        )
+        for row, other in zip(got, expected):
+            np.testing.assert_allclose(
+                [s for _, s in row], [s for _, s in other], rtol=1e-5
+            )
+
+    def test_recommend(self):
+        expected = [slow_lists(self.table, h, 5, h) for h in HISTORIES]
+        self.assert_lists(self.recommend(HISTORIES), expected)
+
+    def test_recommend_without_any_history(self):
+        expected = [slow_lists(self.table, [], 3, [])] * 2
+        self.assert_lists(self.recommend([[], []], k=[3]), expected)
+        self.assertEqual(expected[0][0][1], max(COUNTS))
+
+    def test_padding_may_stand_anywhere(self):
+        rows = [["", "id 3", "", "id 9"], ["id 3", "id 9", "", ""]]
+        first, second = self.recommend(rows)
+        self.assertEqual(first, second)
+
+    def test_each_row_has_exclusions_and_k_of_its_own(self):
+        exclude = [["id 2", "unheard of"], [], ["0", "id 7"], ["id 8"], []]
+        ks = [1, 4, 2, 30, 3]
+        expected = [
+            slow_lists(self.table, history, k, {*history, *excluded})
+            for history, k, excluded in zip(HISTORIES, ks, exclude)
+        ]
+        self.assertLen(expected[3], NUM_ITEMS - 4)
+        got = self.recommend(HISTORIES, exclude, ks)
+        self.assert_lists(got, expected)
+
+    def test_more_than_there_are(self):
+        answer = self.loaded["recommend"](
+            history=tf.constant([IDS[:29]]),
+            exclude=tf.constant([[""]]),
+            k=tf.constant([10**6]),
+        )
+        self.assertEqual(answer["item_ids"].shape, (1, NUM_ITEMS))
+        self.assertEqual(answer["item_ids"][0, 0].numpy().decode(), IDS[29])
+        self.assertTrue((answer["item_ids"][0, 1:].numpy() == b"").all())
+        # Finite, for JSON.
+        self.assertEqual(
+            answer["scores"][0, 1].numpy(), np.float32(-3.4028235e38)
+        )
+
+    def test_no_row_at_all(self):
+        answer = self.loaded["recommend"](
+            history=tf.zeros([0, 0], tf.string),
+            exclude=tf.constant([[""]]),
+            k=tf.constant([4]),
+        )
+        self.assertEqual(answer["item_ids"].shape[0], 0)
+
+    def test_k_must_be_positive(self):
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "`k` must be positive"
+        ):
+            self.recommend(HISTORIES, k=[0])
+
+    def test_user_embedding(self):
+        got = self.loaded["user_embedding"](history=padded(HISTORIES))
+        known = [
+            [IDS.index(item) + 2 for item in history if item in IDS]
+            for history in HISTORIES
+        ]
+        expected = [
+            self.table[rows[-MAX_LENGTH:]].mean(axis=0)
+            if rows
+            else np.zeros(DIM)
+            for rows in known
+        ]
+        np.testing.assert_allclose(
+            got["embedding"].numpy(), expected, atol=1e-6
+        )
+
+    def test_item_embedding(self):
+        got = self.loaded["item_embedding"](
+            item_ids=tf.constant(["id 4", "", "unheard of", "0"])
+        )
+        np.testing.assert_array_equal(
+            got["embedding"].numpy(),
+            [self.table[6], np.zeros(DIM), np.zeros(DIM), self.table[30]],
+        )
+        self.assertEqual(
+            got["is_known"].numpy().tolist(), [True, False, False, True]
+        )
+
+    def test_similar_items(self):
+        got = self.loaded["similar_items"](
+            item_ids=tf.constant(["id 4", "unheard of"]), k=tf.constant([3])
+        )
+        unit = self.table / np.linalg.norm(self.table, axis=1, keepdims=True)
+        cosines = unit[2:] @ unit[6]
+        expected = [i for i in np.argsort(-cosines) if i != 4][:3]
+        self.assertEqual(
+            [each.decode() for each in got["item_ids"][0].numpy()],
+            [IDS[i] for i in expected],
+        )
+        np.testing.assert_allclose(
+            got["scores"][0].numpy(), cosines[expected], rtol=1e-5
+        )
+        self.assertEqual(got["item_ids"][1].numpy().tolist(), [b""] * 3)
+
+    def test_one_item_table(self):
+        path = str(self.output / "saved_model" / "variables" / "variables")
+        shapes = [
+            shape
+            for _, shape in tf.train.list_variables(path)
+            if shape == [NUM_ITEMS + 2, DIM]
+        ]
+        self.assertLen(shapes, 1)
+        # Nor is it a constant of the graph.
+        graph = (self.output / "saved_model" / "saved_model.pb").read_bytes()
+        self.assertNotIn(self.table[5:8].tobytes(), graph)
+
+    def test_tensorflow_alone(self):
+        code = """
+import sys
+# As if they were not installed.
+sys.modules["recsys"] = sys.modules["keras"] = None
+import tensorflow as tf
+try:
+    import recsys
+except ImportError:
+    pass
+else:
+    raise SystemExit("recsys can be imported")
+recommend = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+answer = recommend(
+    history=tf.constant([["id 3", "id 9", "0"]]),
+    exclude=tf.constant([[""]]),
+    k=tf.constant([5]),
+)
+print(*[each.decode() for each in answer["item_ids"][0].numpy()], sep="|")
+"""
+        process = subprocess.run(
+            [sys.executable, "-I", "-c", code, self.output / "saved_model"],
+            capture_output=True,
+            text=True,
+            cwd=self.output,
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        expected = slow_lists(self.table, HISTORIES[0], 5, HISTORIES[0])
+        self.assertEqual(
+            process.stdout.strip(), "|".join(item for item, _ in expected)
+        )
+
+    def test_litert(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            interpreter = tf.lite.Interpreter(
+                str(self.output / "litert" / "recommend.tflite")
+            )
+        run_device = interpreter.get_signature_runner()
+        lines = (self.output / "litert" / "items.tsv").read_text().split("\n")
+        self.assertEqual(lines[0], "index\titem_id\ttitle")
+        self.assertEqual(lines[6], "7\tid 5\tFilm 5")
+        self.assertEqual(lines[NUM_ITEMS], f"{NUM_ITEMS + 1}\té \tFilm 29")
+        for indices, history in (
+            ([5, 0, 1, 11, 0, 30], ["id 3", "id 9", "0"]),
+            ([0, 0, 1, 1, 0, 0], []),
+        ):
+            answer = run_device(history=np.array([indices], np.int32))
+            found = answer["items"] > 0
+            expected = slow_lists(self.table, history, NUM_ITEMS, history)
+            self.assertEqual(
+                [IDS[i - 2] for i in answer["items"][found]],
+                [item for item, _ in expected],
+            )
+            np.testing.assert_allclose(
+                answer["scores"][found], [s for _, s in expected], rtol=1e-5
+            )
+
+    def test_parquet_and_numpy(self):
+        table = pq.read_table(self.output / "parquet" / "items.parquet")
+        self.assertEqual(table["item_id"].to_pylist(), IDS)
+        self.assertEqual(
+            table["title"].to_pylist()[2:5], ["Film\t2", None, "Film\t4"]
+        )
+        np.testing.assert_array_equal(
+            np.array(table["vector"].to_pylist(), np.float32), self.table[2:]
+        )
+        arrays = {
+            name: np.load(self.output / "numpy" / f"{name}.npy")
+            for name in ("vectors", "item_ids", "titles")
+        }
+        np.testing.assert_array_equal(arrays["vectors"], self.table[2:])
+        self.assertEqual(arrays["item_ids"].tolist(), IDS)
+        self.assertEqual(
+            arrays["titles"][2:5].tolist(), ["Film\t2", "", "Film\t4"]
+        )
+
+    def test_projector(self):
+        from google.protobuf import text_format
+        from tensorboard.plugins.projector import projector_config_pb2
+
+        folder = self.output / "projector"
+        config = text_format.Parse(
+            (folder / "projector_config.pbtxt").read_text(),
+            projector_config_pb2.ProjectorConfig(),
+        )
+        vectors = np.loadtxt(folder / config.embeddings[0].tensor_path)
+        np.testing.assert_array_equal(
+            vectors.astype(np.float32), self.table[2:]
+        )
+        path = folder / config.embeddings[0].metadata_path
+        lines = path.read_text().split("\n")
+        self.assertEqual(lines[0], "title\titem_id\ttrain_count")
+        # Without a title, its id.
+        self.assertEqual(lines[4], f"id 3\tid 3\t{COUNTS[3]}")
+        self.assertLen(lines, NUM_ITEMS + 2)
+
+
+def as_json(value):
+    if isinstance(value, list):
+        return [as_json(each) for each in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def rest_predict(signatures, body: str) -> str:
+    """Answers a request as TensorFlow Serving's REST interface does.
+
+    After its documentation, api_rest.md: "instances" holds rows, each an
+    object with every input (or the value of the only input), all rows of one
+    shape; "inputs" holds columns. Answers come back the same way.
+    """
+    request = json.loads(body)
+    signature = signatures[request.get("signature_name", "serving_default")]
+    specs = signature.structured_input_signature[1]
+    is_rows = "instances" in request
+    if is_rows == ("inputs" in request):
+        raise ValueError("either instances or inputs")
+    columns = request.get("inputs")
+    if is_rows:
+        rows = request["instances"]
+        if not isinstance(rows[0], dict):
+            if len(specs) > 1:
+                raise ValueError("expecting list of objects")
+            rows = [{name: row} for row in rows for name in specs]
+        if any(row.keys() != specs.keys() for row in rows):
+            raise ValueError(f"keys must be equal to {', '.join(specs)}")
+        columns = {name: [row[name] for row in rows] for name in specs}
+    elif not isinstance(columns, dict):
+        [name] = specs
+        columns = {name: columns}
+    if missing := specs.keys() - columns.keys():
+        raise ValueError(f"Missing named input: {missing}")
+    # A ValueError where rows differ in shape or values in type.
+    tensors = {
+        name: tf.constant(
+            columns[name], spec.dtype, shape=np.array(columns[name]).shape
+        )
+        for name, spec in specs.items()
+    }
+    outputs = {
+        name: as_json(value.numpy().tolist())
+        for name, value in signature(**tensors).items()
+    }
+    if len(outputs) == 1:
+        [values] = outputs.values()
+        answer = values
+    elif is_rows:
+        rows = zip(*outputs.values(), strict=True)
+        answer = [dict(zip(outputs, row)) for row in rows]
+    else:
+        answer = outputs
+    key = "predictions" if is_rows else "outputs"
+    # Strictly JSON: neither NaN nor Infinity.
+    return json.dumps({key: answer}, allow_nan=False)
+
+
+class RestTest(absltest.TestCase):
+    """Requests as docs/serving.md shows them."""
+
+    def setUp(self):
+        super().setUp()
+        self.table = EXPORTED.recommender.item_vectors()
+
+    def predict(self, request):
+        return json.loads(
+            rest_predict(EXPORTED.signatures, json.dumps(request))
+        )
+
+    def test_rows(self):
+        answer = self.predict(
+            {
+                "instances": [
+                    {"history": ["id 3", "0"], "exclude": ["id 8"], "k": 3},
+                    {"history": ["id 1", ""], "exclude": [""], "k": 2},
+                ]
+            }
+        )
+        for row, history, excluded, k in zip(
+            answer["predictions"],
+            [["id 3", "0"], ["id 1"]],
+            [["id 3", "0", "id 8"], ["id 1"]],
+            [3, 2],
+        ):
+            expected = slow_lists(self.table, history, k, excluded)
+            ids = [item for item, _ in expected]
+            self.assertEqual(row["item_ids"], ids + [""] * (3 - k))
+            self.assertLen(row["scores"], 3)
+
+    def test_columns(self):
+        answer = self.predict(
+            {
+                "signature_name": "recommend",
+                "inputs": {
+                    "history": [["id 3", "0"], ["id 1", ""]],
+                    "exclude": [[]],
+                    "k": [4],
+                },
+            }
+        )
+        for row, history in enumerate([["id 3", "0"], ["id 1"]]):
+            expected = slow_lists(self.table, history, 4, history)
+            self.assertEqual(
+                answer["outputs"]["item_ids"][row],
+                [item for item, _ in expected],
+            )
+
+    def test_an_empty_history(self):
+        answer = self.predict(
+            {"instances": [{"history": [], "exclude": [], "k": 1}]}
+        )
+        [(item, score)] = slow_lists(self.table, [], 1, [])
+        self.assertEqual(
+            answer["predictions"], [{"item_ids": [item], "scores": [score]}]
+        )
+
+    def test_the_other_signatures(self):
+        answer = self.predict(
+            {"signature_name": "user_embedding", "instances": [["id 3"]]}
+        )
+        np.testing.assert_allclose(
+            answer["predictions"], [self.table[5]], rtol=1e-6
+        )
+        answer = self.predict(
+            {"signature_name": "item_embedding", "instances": ["id 3"]}
+        )
+        self.assertEqual(
+            answer["predictions"],
+            [{"embedding": self.table[5].tolist(), "is_known": True}],
+        )
+        answer = self.predict(
+            {
+                "signature_name": "similar_items",
+                "inputs": {"item_ids": ["id 3", "nothing"], "k": [2]},
+            }
+        )
+        self.assertEqual(answer["outputs"]["item_ids"][1], ["", ""])
+
+    def test_what_serving_would_refuse(self):
+        with self.assertRaisesRegex(ValueError, "keys must be equal"):
+            self.predict({"instances": [{"history": ["id 3"], "k": 3}]})
+
+
+class OtherModelsTest(parameterized.TestCase):
+    """Each is compared with the model by the check of the export itself."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+
+    def test_features_and_self_attention(self):
+        features = Parity()
+        recommender = make_recommender(
+            recsys.SelfAttentionEncoder(num_blocks=1), features
+        )
+        formats.write_export(
+            recommender,
+            self.folder / "out",
+            ["saved_model", "litert"],
+            exclude_history=False,
+        )
+        loaded = tf.saved_model.load(str(self.folder / "out" / "saved_model"))
+        got = loaded.signatures["item_embedding"](item_ids=tf.constant(IDS[:2]))
+        table, rows = (
+            variable.numpy()
+            for variable in (
+                recommender.model.candidate_tower.embedding.embeddings,
+                features.rows,
+            )
+        )
+        np.testing.assert_allclose(
+            got["embedding"].numpy(), table[2:4] + rows, rtol=1e-6
+        )
+
+    def test_a_recurrent_encoder_on_a_device(self):
+        recommender = make_recommender(recsys.GRUEncoder())
+        path = self.folder / "model.tflite"
+        litert.write_litert(recommender, path)
+        litert.check_litert(recommender, path)
+
+
+class MistakesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+        self.workdir = self.folder / "workdir"
+        self.workdir.mkdir()
+        write_workdir(make_recommender(), self.workdir)
+        self.output = self.folder / "out"
+
+    def run_export(self, *arguments, formats="numpy"):
+        return run(
+            f"--workdir={self.workdir}",
+            f"--output={self.output}",
+            f"--formats={formats}",
+            *arguments,
+        )
+
+    def assert_fails(self, result, code, message):
+        self.assertEqual(result[0], code, result[2])
+        self.assertLen(result[2].splitlines(), 1)
+        self.assertRegex(result[2], message)
+
+    def test_a_format_that_answers_otherwise_leaves_nothing(self):
+        original = served_model.ServedModel._vectors
+        with mock.patch.object(
+            served_model.ServedModel,
+            "_vectors",
+            lambda served: original(served) * 1.01,
+        ):
+            result = self.run_export(formats="numpy,saved_model")
+        self.assert_fails(result, 1, "SavedModel: scores differ .* by ")
+        self.assertCountEqual(self.folder.iterdir(), [self.workdir])
+
+    def test_other_items_are_noticed(self):
+        answers = verification.ask_model(
+            make_recommender(), exclude_history=True
+        )
+        answers.check_lists(answers.items, answers.scores, "right")
+        moved = (answers.items - 1) % NUM_ITEMS + 2
+        moved[answers.items == 0] = 0
+        with self.assertRaisesRegex(MismatchError, "wrong: items differ"):
+            answers.check_lists(moved, answers.scores, "wrong")
+        fewer = answers.items.copy()
+        fewer[0, -1] = 0
+        with self.assertRaisesRegex(MismatchError, "short: lists of other"):
+            answers.check_lists(fewer, answers.scores, "short")
+        with self.assertRaisesRegex(MismatchError, "scores differ .* by nan"):
+            answers.check_lists(answers.items, answers.scores * np.nan, "nan")
+
+    def test_an_earlier_export_stays_until_the_new_one_is_good(self):
+        self.assertEqual(self.run_export()[0], 0)
+        before = (self.output / "export.json").read_bytes()
+        with mock.patch.object(np, "save", side_effect=OSError(28, "full")):
+            self.assert_fails(self.run_export(), 1, "full")
+        self.assertEqual((self.output / "export.json").read_bytes(), before)
+        self.assertEqual(self.run_export(formats="parquet")[0], 0)
+        self.assertFalse((self.output / "numpy").exists())
+
+    def test_somebody_s_folder_is_not_replaced(self):
+        self.output.mkdir()
+        (self.output / "thesis.tex").write_text("years of work")
+        self.assert_fails(self.run_export(), 2, "--output must be a new or")
+        self.assertTrue((self.output / "thesis.tex").exists())
+
+    @parameterized.parameters(
+        (["--formats=onnx"], "--formats must be some of .*Received: 'onnx'"),
+        (["--formats="], "--formats must be some of .*Received: ''"),
+        (["--output="], "--output must name a folder"),
+        (["--workdir="], "--workdir must name a folder"),
+        (["--workdir=/nowhere"], "no such folder"),
+        (["--output=/nowhere/at/all"], "--output must be in a folder that"),
+    )
+    def test_arguments(self, arguments, message):
+        self.assert_fails(self.run_export(*arguments), 2, message)
+
+
+if __name__ == "__main__":
+    absltest.main()
