@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MeanPooling,
         SelfAttentionEncoder,
     )
+    from recsys.models.item_features import ItemFeatures
     from recsys.models.shared_item_embedding import SharedItemEmbedding
     from recsys.models.towers import CandidateTower, HistoryTower
     from recsys.models.two_tower import TwoTower
@@ -29,6 +30,7 @@ __all__ = [
     "GRUEncoder",
     "HistoryTower",
     "InputError",
+    "ItemFeatures",
     "MeanPooling",
     "Recommender",
     "SelfAttentionEncoder",
@@ -45,6 +47,7 @@ _HOMES = {
     "GRUEncoder": "recsys.models.history_encoders",
     "HistoryTower": "recsys.models.towers",
     "InputError": "recsys.errors",
+    "ItemFeatures": "recsys.models.item_features",
     "MeanPooling": "recsys.models.history_encoders",
     "Recommender": "recsys.recommender",
     "SelfAttentionEncoder": "recsys.models.history_encoders",

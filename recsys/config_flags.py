@@ -65,6 +65,17 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "table_init": (
             f"What the item table starts from: {', '.join(TABLE_INITS)}."
         ),
+        "item_features": (
+            "Columns of the items file that describe the items, so that new "
+            "items can be recommended: auto (genres, year, title words), or "
+            "names with commas between, where need be with a kind: name:KIND, "
+            "one of categorical, multi, words, numeric, vector, or "
+            "name:multi:SEPARATOR."
+        ),
+        "id_dropout": (
+            "With item_features: how often training sees an item's features "
+            "alone."
+        ),
         "max_history_length": "Longest history read at once, in items.",
     },
     "Optimization": {

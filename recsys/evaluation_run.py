@@ -360,7 +360,7 @@ def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
         return
     other = Workdir(rival).read_config()
     names = list(FIELD_HELP["Data"])
-    if config.split == "held_out_users":
+    if config.split in ("held_out_users", "held_out_items"):
         names.append("seed")
     differing = [
         f"{name}={getattr(other, name)!r}"

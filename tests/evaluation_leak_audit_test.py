@@ -193,6 +193,19 @@ class AuditTest(parameterized.TestCase):
         )
         self.assertEqual(found[0].example, f"'u{user}'")
 
+    def test_a_held_out_item_in_training_is_caught(self):
+        split = splits.held_out_items(_sequences())
+        self.assertTrue(audit(split).passed)
+        target = split.test.targets(np.array([0]))[0][0]
+        items = split.train.items.copy()
+        items[0] = target
+        train = dataclasses.replace(split.train, items=items)
+        report = audit(dataclasses.replace(split, train=train))
+        self.assertIn(
+            "test: nobody's interactions with the targets are trained on",
+            [check.claim for check in report.checks if check.num_violations],
+        )
+
     def test_users_in_validation_and_test_are_caught(self):
         split = splits.held_out_users(_sequences())
         report = audit(dataclasses.replace(split, validation=split.test))

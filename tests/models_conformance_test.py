@@ -34,6 +34,26 @@ def _history_tower(table=None, **kwargs: Any) -> recsys.HistoryTower:
     return recsys.HistoryTower(table or _table(**kwargs), encoder, **kwargs)
 
 
+def _item_features(**kwargs: Any) -> recsys.ItemFeatures:
+    features = recsys.ItemFeatures(
+        VOCABULARY_SIZE,
+        DIM,
+        num_values=5,
+        values_per_item=3,
+        vector_dim=2,
+        embeddings_initializer="uniform",
+        **kwargs,
+    )
+    rng = np.random.default_rng(0)
+    num_items = VOCABULARY_SIZE - 2
+    features.set_features(
+        rng.integers(5, size=(num_items, 3)),
+        rng.random((num_items, 3)),
+        rng.standard_normal((num_items, 2)),
+    )
+    return features
+
+
 def _two_tower(**kwargs: Any) -> recsys.TwoTower:
     table = _table(**kwargs)
     return recsys.TwoTower(
@@ -85,6 +105,11 @@ CASES = {
         per_position=True,
     ),
     "HistoryTower": Case(_history_tower, lambda layer, ids: layer(ids)),
+    "ItemFeatures": Case(
+        lambda **kwargs: _item_features(**kwargs),
+        lambda layer, ids: layer(ids),
+        per_position=True,
+    ),
     "MeanPooling": Case(
         lambda **kwargs: recsys.MeanPooling(dropout=0.1, **kwargs),
         _of_vectors,
@@ -295,7 +320,7 @@ class ConformanceTest(parameterized.TestCase):
         layer = self._built(name, dtype=policy)
         plain = self._built(name)
         plain.set_weights(layer.get_weights())
-        for weight in layer.weights:
+        for weight in layer.trainable_weights:
             self.assertEqual(weight.dtype, "float32")
         answer = CASES[name].call(layer, RIGHT)
         self.assertEqual(answer.dtype.name, policy.removeprefix("mixed_"))

@@ -276,6 +276,69 @@ class HeldOutUsersTest(parameterized.TestCase):
             splits.held_out_users(_of_lengths(3, 3, 1, 0))
 
 
+class HeldOutItemsTest(parameterized.TestCase):
+    def test_by_hand(self):
+        sequences = _sequences(
+            [(2, 0), (3, 1), (4, 2), (5, 3), (2, 4)],
+            [(3, 0), (4, 1)],
+            [(5, 0), (2, 1), (5, 2), (4, 3), (3, 4)],
+        )
+        order = np.random.default_rng(5).permutation([2, 3, 4, 5])
+        self.assertEqual(order[:2].tolist(), [5, 3])
+        split = splits.held_out_items(sequences, seed=5, fraction=0.5)
+        self.assertEqual(split.protocol, "held_out_items")
+        # The last 3 or 5 that has a 2 or a 4 before it.
+        self.assertEqual(
+            _queries(split.test),
+            [(0, [2, 3, 4], [5]), (2, [5, 2, 5, 4], [3])],
+        )
+        # The last 2 or 4 before that, with another before it.
+        self.assertEqual(
+            _queries(split.validation),
+            [(0, [2, 3], [4]), (2, [5, 2, 5], [4])],
+        )
+        self.assertEqual(_users(split.train), [[2], [], [2]])
+        self.assertEqual(split.train.timestamps.tolist(), [0, 1])
+
+    def test_users_without_held_out_items_validate_with_their_last(self):
+        sequences = _sequences(
+            [(2, 0), (3, 1), (2, 2)], [(2, 0), (4, 1), (2, 2)]
+        )
+        order = np.random.default_rng(0).permutation([2, 3, 4])
+        self.assertEqual(order[0], 4)
+        split = splits.held_out_items(sequences, seed=0, fraction=0.4)
+        self.assertEqual(_queries(split.test), [(1, [2], [4])])
+        self.assertEqual(_queries(split.validation), [(0, [2, 3], [2])])
+        self.assertEqual(_users(split.train), [[2, 3], []])
+
+    def test_drawn_by_the_seed(self):
+        rng = np.random.default_rng(0)
+        sequences = _sequences(
+            *(
+                [(i, t) for t, i in enumerate(rng.permutation(30) + 2)]
+                for _ in range(20)
+            )
+        )
+        unseen = []
+        for seed in (0, 0, 1):
+            split = splits.held_out_items(sequences, seed=seed)
+            targets, _ = split.test.targets(np.arange(len(split.test)))
+            self.assertEmpty(set(targets) & set(split.train.items))
+            unseen.append(set(range(2, 32)) - set(split.train.items.tolist()))
+        self.assertEqual(unseen[0], unseen[1])
+        self.assertNotEqual(unseen[0], unseen[2])
+        self.assertLen(unseen[0], 6)
+
+    @parameterized.parameters(0.0, 1.0)
+    def test_bad_fraction(self, fraction):
+        with self.assertRaisesRegex(InputError, f"`fraction` .*: {fraction}$"):
+            splits.held_out_items(_of_lengths(4, 4), fraction=fraction)
+
+    def test_too_few(self):
+        with self.assertRaisesRegex(InputError, "`held_out_items` must find"):
+            splits.held_out_items(_of_lengths(1, 1, 1))
+
+
 class QueriesTest(parameterized.TestCase):
     def test_select(self):
         test = splits.leave_last_out(_of_lengths(2, 3, 4)).test

@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 from recsys import (
     CandidateTower,
     HistoryTower,
+    ItemFeatures,
     MeanPooling,
     SelfAttentionEncoder,
     SharedItemEmbedding,
@@ -49,6 +50,18 @@ class Parity(keras.layers.Layer):
 
 def _table() -> SharedItemEmbedding:
     return SharedItemEmbedding(*SHAPE, embeddings_initializer="random_normal")
+
+
+def _item_features() -> ItemFeatures:
+    layer = ItemFeatures(*SHAPE, num_values=5, values_per_item=2, vector_dim=3)
+    rng = np.random.default_rng(0)
+    items = SHAPE[0] - 2
+    layer.set_features(
+        rng.integers(5, size=(items, 2)),
+        rng.random((items, 2)),
+        rng.standard_normal((items, 3)),
+    )
+    return layer
 
 
 def _two_tower(encoder=None, features=None, **kwargs) -> TwoTower:
@@ -144,11 +157,12 @@ def _sub_model(layer: Callable, name: str) -> keras.Model:
     return keras.Model(ids, layer(ids), name=name)
 
 
-def _towers(features=None) -> tuple[HistoryTower, CandidateTower]:
+def _towers(features, encoder=None) -> tuple[HistoryTower, CandidateTower]:
     table = _table()
+    common = {"item_features": features, "id_dropout": 0.1}
     return (
-        HistoryTower(table, encoder=MeanPooling(), item_features=features),
-        CandidateTower(table, item_features=features),
+        HistoryTower(table, encoder or MeanPooling(), **common),
+        CandidateTower(table, **common),
     )
 
 
@@ -157,7 +171,7 @@ def _functional_towers() -> keras.Model:
 
 
 def _sub_models_of_towers() -> keras.Model:
-    history_tower, candidate_tower = _towers(Parity())
+    history_tower, candidate_tower = _towers(_item_features())
     return _functional(
         _sub_model(history_tower, "query"),
         _sub_model(candidate_tower, "candidate"),
@@ -185,7 +199,8 @@ def _sub_models_of_table() -> keras.Model:
 
 
 def _own_two_tower() -> TwoTower:
-    return _two_tower(SelfAttentionEncoder(num_blocks=1), Parity())
+    encoder = SelfAttentionEncoder(num_blocks=1)
+    return TwoTower(*_towers(_item_features(), encoder))
 
 
 MODELS = {
@@ -290,6 +305,11 @@ class OneTableTest(parameterized.TestCase):
             self._check_equal(model, loaded)
             model = loaded
         self._check_one_table(model)
+        if isinstance(model, TwoTower):
+            self.assertIs(
+                model.history_tower.item_features,
+                model.candidate_tower.item_features,
+            )
 
     @parameterized.parameters(*MODELS)
     def test_weights_file(self, name):

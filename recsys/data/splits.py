@@ -283,6 +283,88 @@ def held_out_users(
     )
 
 
+def held_out_items(
+    sequences: Sequences, seed: int = 0, fraction: float = 0.2
+) -> Split:
+    """Holds out whole items: cold start.
+
+    Items are drawn at random; nobody's interactions with them are trained on.
+    A user's last interaction with one of them is a test query, with all that
+    the user did before it as history. The user's last interaction before it
+    with another item validates, and what came before that, without the
+    held-out items, is trained on. Users who have nothing to do with held-out
+    items validate with their last interaction.
+
+    Args:
+        sequences: The whole log.
+        seed: Draws the items.
+        fraction: The share of the items that is held out.
+
+    Returns:
+        The split.
+
+    Raises:
+        InputError: The fraction is out of range, or a part would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(
+            f"`fraction` must be between 0 and 1. Received: {fraction}"
+        )
+    items = np.unique(sequences.items)
+    drawn = np.random.default_rng(seed).permutation(items)
+    is_cold = np.isin(sequences.items, drawn[: round(len(items) * fraction)])
+    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
+    places = np.arange(len(users))
+    test = _last(places, users, is_cold, sequences.num_users)
+    ends = np.where(test >= 0, test, sequences.offsets[1:])
+    is_warm = ~is_cold & (places < ends[users])
+    validation = _last(places, users, is_warm, sequences.num_users)
+    in_train = is_warm & (places < validation[users])
+    num_warm = np.bincount(users[is_warm], minlength=sequences.num_users)
+    num_trained = np.bincount(users[in_train], minlength=sequences.num_users)
+    offsets = np.append(0, np.cumsum(num_trained))
+    return Split(
+        protocol="held_out_items",
+        train=Sequences(
+            user_ids=sequences.user_ids,
+            offsets=offsets,
+            items=sequences.items[in_train],
+            timestamps=sequences.timestamps[in_train],
+        ),
+        validation=_queries_at(sequences, validation, num_trained >= 1),
+        test=_queries_at(sequences, test, (num_warm >= 1) & (test >= 0)),
+    )
+
+
+def _last(
+    places: np.ndarray, users: np.ndarray, which: np.ndarray, num_users: int
+) -> np.ndarray:
+    """`[num_users]` int64, each user's last marked place, -1 if none."""
+    last = np.full(num_users, -1, np.int64)
+    # Of several assignments to one place the last one stays.
+    last[users[which]] = places[which]
+    return last
+
+
+def _queries_at(
+    sequences: Sequences, places: np.ndarray, which: np.ndarray
+) -> Queries:
+    """One query per chosen user: the item at the user's place."""
+    users = np.flatnonzero(which)
+    if not len(users):
+        raise InputError(
+            "split `held_out_items` must find users with items that are held "
+            "out and items that are not. Received: none"
+        )
+    return Queries(
+        sequences=sequences,
+        users=users,
+        history_starts=sequences.offsets[users],
+        history_ends=places[users],
+        target_ends=places[users] + 1,
+    )
+
+
 def _single_targets(
     sequences: Sequences, which: np.ndarray, from_end: int
 ) -> Queries:

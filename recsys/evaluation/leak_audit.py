@@ -82,9 +82,10 @@ def audit(split: Split) -> AuditReport:
     the query's own user; they are in order of time; and the training set
     holds nothing of the user from the first target on (`held_out_users`:
     nothing of the user at all; `temporal`: besides, of no user anything at or
-    after the time of the earliest query). Validation queries see and ask for
-    nothing that test queries ask for. A split with another name is checked as
-    `leave_last_out` is.
+    after the time of the earliest query; `held_out_items`: besides, nobody's
+    interaction with any item that test asks for). Validation queries see and
+    ask for nothing that test queries ask for. A split with another name is
+    checked as `leave_last_out` is.
 
     Nothing is taken from how a split was made: training interactions are
     compared with the sequences of the queries by user, item and time.
@@ -122,6 +123,8 @@ def _training_checks(part: str, queries: Queries, split: Split) -> list[Check]:
         checks.append(_training_is_older(part, queries, split.train))
     if split.protocol == "temporal":
         checks.append(_all_training_is_older(part, queries, split.train))
+    if split.protocol == "held_out_items" and part == "test":
+        checks.append(_items_are_unseen(part, queries, split.train))
     return checks
 
 
@@ -261,6 +264,16 @@ def _surplus(
     marked = np.empty(len(order), bool)
     marked[order] = from_train & (place >= 2 * num_allowed[group])
     return marked[len(allowed) :]
+
+
+def _items_are_unseen(part: str, queries: Queries, train: Sequences) -> Check:
+    targets, offsets = queries.targets(np.arange(len(queries)))
+    seen = np.append(0, np.cumsum(np.isin(targets, train.items)))
+    return _check(
+        f"{part}: nobody's interactions with the targets are trained on",
+        seen[offsets[1:]] > seen[offsets[:-1]],
+        query_ids(queries),
+    )
 
 
 def _all_training_is_older(

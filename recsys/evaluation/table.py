@@ -23,6 +23,10 @@ PROTOCOL_NOTES = {
     "temporal": (
         "Nothing in training happened at or after the time of any query."
     ),
+    "held_out_items": (
+        "No interaction with any item asked for was in training; who ranks by "
+        "interactions alone cannot find it."
+    ),
     "held_out_users": "No user of these queries was in training.",
 }
 

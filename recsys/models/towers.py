@@ -26,10 +26,13 @@ class HistoryTower(keras.layers.Layer):
             at once. Default: `SelfAttentionEncoder()`.
         item_features: A layer from ids `[...]` to `[..., embedding_dim]`
             that is added to the item vectors before the encoder, or None.
+        id_dropout: The share of positions at which training sees the
+            features only, so that these learn to stand for an item alone.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
+        ValueError: `id_dropout` is not within [0, 1), or without features.
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class HistoryTower(keras.layers.Layer):
         embedding: SharedItemEmbedding,
         encoder: keras.layers.Layer | None = None,
         item_features: keras.layers.Layer | None = None,
+        id_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.embedding = _checked(embedding)
         self.encoder = SelfAttentionEncoder() if encoder is None else encoder
         self.item_features = item_features
+        self.id_dropout = _checked_dropout(id_dropout, item_features)
+        if id_dropout:
+            self._seeds = keras.random.SeedGenerator()
         self._encoder_arguments = set(
             inspect.signature(self.encoder.call).parameters
         )
@@ -84,9 +91,7 @@ class HistoryTower(keras.layers.Layer):
         # The mask goes to the encoder as an argument, if it takes one. Attached
         # to the vectors too, it would make Keras warn where it does not.
         vectors = tf.identity(self.embedding(ids))
-        vectors = tf.cast(vectors, self.compute_dtype)
-        if self.item_features is not None:
-            vectors += tf.cast(self.item_features(ids), vectors.dtype)
+        vectors = _with_features(self, vectors, ids, training)
         last = _last_positions(mask)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
         if not return_sequences:
@@ -122,6 +127,7 @@ class HistoryTower(keras.layers.Layer):
             "embedding": layer_sharing.serialize(self.embedding),
             "encoder": layer_sharing.serialize(self.encoder),
             "item_features": layer_sharing.serialize(self.item_features),
+            "id_dropout": self.id_dropout,
         }
 
     @classmethod
@@ -142,21 +148,28 @@ class CandidateTower(keras.layers.Layer):
         embedding: The shared item table.
         item_features: A layer from ids `[...]` to `[..., embedding_dim]`
             that is added to the item vectors, or None.
+        id_dropout: The share of candidates of which training sees the
+            features only, so that these learn to stand for an item alone.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
+        ValueError: `id_dropout` is not within [0, 1), or without features.
     """
 
     def __init__(
         self,
         embedding: SharedItemEmbedding,
         item_features: keras.layers.Layer | None = None,
+        id_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.embedding = _checked(embedding)
         self.item_features = item_features
+        self.id_dropout = _checked_dropout(id_dropout, item_features)
+        if id_dropout:
+            self._seeds = keras.random.SeedGenerator()
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the weights of the table and the features."""
@@ -164,11 +177,12 @@ class CandidateTower(keras.layers.Layer):
         _build_once(self.item_features, (None,))
         self.built = True
 
-    def call(self, ids: tf.Tensor) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Encodes candidates.
 
         Args:
             ids: `[...]` integer item ids of any rank.
+            training: Whether `id_dropout` is active.
 
         Returns:
             `[..., embedding_dim]`.
@@ -176,25 +190,22 @@ class CandidateTower(keras.layers.Layer):
         ids = self.embedding.integer_ids(ids)
         # Without the table's mask, which a sum with features would not have.
         vectors = tf.identity(self.embedding(ids))
-        vectors = tf.cast(vectors, self.compute_dtype)
-        if self.item_features is not None:
-            vectors += tf.cast(self.item_features(ids), vectors.dtype)
-        return vectors
+        return _with_features(self, vectors, ids, training)
 
-    def all_candidates(self) -> tf.Tensor:
+    def all_candidates(self, training: bool | None = None) -> tf.Tensor:
         """Returns `[vocabulary_size, embedding_dim]`, every row's vector.
 
         Row i is the vector of id i. Rows 0 and 1, padding and unknown, are
         there so that ids index the result, and are never candidates.
+
+        Args:
+            training: Whether `id_dropout` is active.
         """
         if not self.built:
             self.build()
         table = tf.convert_to_tensor(self.embedding.embeddings)
-        vectors = tf.cast(table, self.compute_dtype)
-        if self.item_features is not None:
-            ids = tf.range(self.embedding.vocabulary_size)
-            vectors += tf.cast(self.item_features(ids), vectors.dtype)
-        return vectors
+        ids = tf.range(self.embedding.vocabulary_size)
+        return _with_features(self, table, ids, training)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -202,6 +213,7 @@ class CandidateTower(keras.layers.Layer):
             **super().get_config(),
             "embedding": layer_sharing.serialize(self.embedding),
             "item_features": layer_sharing.serialize(self.item_features),
+            "id_dropout": self.id_dropout,
         }
 
     @classmethod
@@ -218,6 +230,41 @@ def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
             f"{type(embedding).__name__}"
         )
     return embedding
+
+
+def _checked_dropout(
+    id_dropout: float, item_features: keras.layers.Layer | None
+) -> float:
+    if not 0 <= id_dropout < 1:
+        raise ValueError(
+            "`id_dropout` must be at least 0 and below 1. Received: "
+            f"{id_dropout}"
+        )
+    if id_dropout and item_features is None:
+        raise ValueError(
+            "`id_dropout` must be given with `item_features` only. Received: "
+            f"id_dropout={id_dropout} and item_features=None"
+        )
+    return id_dropout
+
+
+def _with_features(
+    tower: HistoryTower | CandidateTower,
+    vectors: tf.Tensor | tf.RaggedTensor,
+    ids: tf.Tensor | tf.RaggedTensor,
+    training: bool | None,
+) -> tf.Tensor | tf.RaggedTensor:
+    """Adds the features of the ids, if any, to their rows of the table."""
+    vectors = tf.cast(vectors, tower.compute_dtype)
+    if tower.item_features is None:
+        return vectors
+    if training and tower.id_dropout:
+        # Kept rows are not scaled up: what remains is what serving sees, an
+        # item with a row or one without.
+        drawn = keras.random.uniform(tf.shape(ids), seed=tower._seeds)
+        kept = tf.cast(drawn >= tower.id_dropout, vectors.dtype)
+        vectors *= kept[..., tf.newaxis]
+    return vectors + tf.cast(tower.item_features(ids), vectors.dtype)
 
 
 def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:

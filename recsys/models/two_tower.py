@@ -96,7 +96,9 @@ class TwoTower(keras.Model):
         """
         queries = self.history_tower(inputs["history_ids"], training=training)
         if "candidate_ids" in inputs:
-            candidates = self.candidate_tower(inputs["candidate_ids"])
+            candidates = self.candidate_tower(
+                inputs["candidate_ids"], training=training
+            )
             return tf.einsum("bd,bcd->bc", queries, candidates)
         scores = tf.matmul(
             queries, self.candidate_tower.all_candidates(), transpose_b=True
@@ -105,19 +107,31 @@ class TwoTower(keras.Model):
         return tf.concat([never, scores[:, 2:]], axis=1)
 
     def next_item_loss(
-        self, inputs: dict[str, tf.Tensor], training: bool = True
+        self,
+        inputs: dict[str, tf.Tensor],
+        training: bool = True,
+        candidate_ids: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Full-softmax loss of every next item in a batch of histories.
 
         Args:
             inputs: `history_ids` and `target_ids`, `[batch, length]` int.
             training: Whether dropout is active.
+            candidate_ids: `[num_candidates]` int, rising: the items that the
+                softmax is over, all targets among them. Default: all items.
+                Items that have features only and are never targets are best
+                left out: they would be pushed down, and their features with
+                them.
 
         Returns:
             The sum of the cross-entropies and the number of targets, both
             float32 scalars.
         """
-        candidates = self.candidate_tower.all_candidates()[FIRST_ITEM_INDEX:]
+        candidates = self.candidate_tower.all_candidates(training=training)
+        if candidate_ids is None:
+            candidates = candidates[FIRST_ITEM_INDEX:]
+        else:
+            candidates = tf.gather(candidates, candidate_ids)
         num_rows = tf.shape(inputs["history_ids"])[0]
         loss = count = tf.zeros([])
         for part in range(_NUM_PARTS):
@@ -132,10 +146,15 @@ class TwoTower(keras.Model):
             )
             targets = tf.reshape(inputs["target_ids"][rows], [-1])
             weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+            if candidate_ids is None:
+                targets -= FIRST_ITEM_INDEX
+            else:
+                targets = tf.cast(targets, candidate_ids.dtype)
+                targets = tf.searchsorted(candidate_ids, targets)
             loss += losses.full_softmax(
                 tf.reshape(queries, [-1, queries.shape[-1]]),
                 candidates,
-                targets - FIRST_ITEM_INDEX,
+                targets,
                 weights,
             )
             count += tf.reduce_sum(weights)

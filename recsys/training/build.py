@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
+import pyarrow as pa
 
+from recsys.data.item_features import ItemEncoder
 from recsys.data.sequences import Sequences
+from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
     GRUEncoder,
     MeanPooling,
     SelfAttentionEncoder,
 )
+from recsys.models.item_features import ItemFeatures
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
@@ -18,15 +24,45 @@ from recsys.training.co_occurrence import co_occurrence_vectors
 from recsys.training.config import TrainConfig
 
 
-def build_model(config: TrainConfig, vocabulary_size: int) -> TwoTower:
-    """Returns the model, built."""
+def build_model(
+    config: TrainConfig,
+    vocabulary_size: int,
+    item_features: ItemFeatures | None = None,
+) -> TwoTower:
+    """Returns the model, built, with the same item features in both towers."""
     table = SharedItemEmbedding(vocabulary_size, config.embedding_dim)
+    features: dict[str, Any] = {}
+    if item_features is not None:
+        features["item_features"] = item_features
+        features["id_dropout"] = config.id_dropout
     model = TwoTower(
-        HistoryTower(table, encoder=_build_encoder(config)),
-        CandidateTower(table),
+        HistoryTower(table, encoder=_build_encoder(config), **features),
+        CandidateTower(table, **features),
     )
     model.build()
     return model
+
+
+def build_item_features(
+    encoder: ItemEncoder, items: pa.Table, embedding_dim: int
+) -> ItemFeatures:
+    """Returns the layer that holds what is known of the items.
+
+    Args:
+        encoder: The encoder.
+        items: One row per item of the vocabulary, in its order.
+        embedding_dim: Length of the vectors.
+    """
+    encoded = encoder.encode(items)
+    layer = ItemFeatures(
+        len(items) + FIRST_ITEM_INDEX,
+        embedding_dim,
+        num_values=encoder.num_values,
+        values_per_item=encoded.values.shape[1],
+        vector_dim=encoder.vector_dim,
+    )
+    layer.set_features(encoded.values, encoded.weights, encoded.vectors)
+    return layer
 
 
 def initialize_table(
@@ -42,14 +78,24 @@ def initialize_table(
         model: A built model.
         sequences: The training sequences.
     """
-    if config.table_init != "co_occurrence":
-        return
     table = model.candidate_tower.embedding.embeddings
-    vectors = co_occurrence_vectors(
-        sequences, table.shape[0], table.shape[1], seed=config.seed
-    )
-    noise = np.random.default_rng(config.seed).standard_normal(table.shape)
-    table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
+    if config.table_init == "co_occurrence":
+        vectors = co_occurrence_vectors(
+            sequences, table.shape[0], table.shape[1], seed=config.seed
+        )
+        noise = np.random.default_rng(config.seed).standard_normal(table.shape)
+        table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
+    if model.candidate_tower.item_features is not None:
+        rows = table.numpy()
+        trained = trained_items(sequences)
+        kept = np.zeros_like(rows)
+        kept[trained] = rows[trained]
+        table.assign(kept)
+
+
+def trained_items(sequences: Sequences) -> np.ndarray:
+    """Returns the items of the training sequences, int32, rising."""
+    return np.unique(sequences.items).astype(np.int32)
 
 
 def build_optimizer(

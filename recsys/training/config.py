@@ -11,7 +11,13 @@ from recsys.errors import InputError
 
 ENCODERS = ("self_attention", "gru", "mean_pooling")
 TABLE_INITS = ("random", "co_occurrence")
-SPLITS = ("leave_last_out", "temporal", "held_out_users", "validation_only")
+SPLITS = (
+    "leave_last_out",
+    "temporal",
+    "held_out_users",
+    "held_out_items",
+    "validation_only",
+)
 # The fields that only `split="temporal"` reads.
 TEMPORAL_FIELDS = ("validation_from", "test_from", "queries_per_user")
 
@@ -59,6 +65,11 @@ class TrainConfig:
     # What the item table starts from: noise, or factors of what occurs near
     # what in the training set (see recsys.training.co_occurrence).
     table_init: str = "random"
+    # Columns of the items file that describe the items (see
+    # recsys.data.feature_columns): "auto", names with commas, or nothing.
+    item_features: str = ""
+    # How often training sees the features without the item's own row.
+    id_dropout: float = 0.2
     # Longest history that the encoder reads at once, in items.
     max_history_length: int = 200
 
@@ -105,7 +116,7 @@ class TrainConfig:
             raise InputError(
                 f"--seed must be at most {_HIGHEST_SEED}. Received: {self.seed}"
             )
-        for name in ("dropout", "adam_beta_2"):
+        for name in ("dropout", "id_dropout", "adam_beta_2"):
             value = getattr(self, name)
             if not value < 1:
                 raise InputError(f"--{name} must be below 1. Received: {value}")
@@ -190,6 +201,7 @@ _LOWEST: dict[str, float] = {
     "num_blocks": 1,
     "num_heads": 1,
     "dropout": 0,
+    "id_dropout": 0,
     "max_history_length": 1,
     "num_epochs": 1,
     "positions_per_batch": 1,

@@ -9,11 +9,16 @@ from __future__ import annotations
 import datetime
 import math
 
+import pyarrow.compute as pc
+
 from recsys.data import sources, splits
 from recsys.data.cutoffs import parse_cutoff
+from recsys.data.feature_columns import parse_columns
 from recsys.data.interactions import Log
-from recsys.data.prepare import PreparedData, prepare
+from recsys.data.item_features import ItemEncoder
+from recsys.data.prepare import TRAIN_COUNT, PreparedData, prepare
 from recsys.data.sequences import Sequences
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.training.config import TrainConfig
 
@@ -24,7 +29,33 @@ def build_data(config: TrainConfig) -> PreparedData:
     Raises:
         InputError: The data cannot be read or are too few.
     """
-    return prepare_log(read_log(config), config)
+    data = prepare_log(read_log(config), config)
+    if config.item_features:
+        # Told before anything that takes long.
+        parse_columns(config.item_features, data.vocabulary.items)
+    return data
+
+
+def fit_item_encoder(
+    config: TrainConfig, vocabulary: Vocabulary
+) -> ItemEncoder | None:
+    """Finds the values of the item features among the trained items.
+
+    Args:
+        config: The configuration.
+        vocabulary: The items, with their `train_count`.
+
+    Returns:
+        The encoder; None where the configuration names no item features.
+
+    Raises:
+        InputError: A column cannot be used as the configuration says.
+    """
+    if not config.item_features:
+        return None
+    items = vocabulary.items
+    trained = items.filter(pc.greater(items.column(TRAIN_COUNT), 0))
+    return ItemEncoder.fit(trained, parse_columns(config.item_features, items))
 
 
 def read_log(config: TrainConfig) -> Log:
@@ -95,6 +126,8 @@ def make_split(
             )
         case "held_out_users":
             return splits.held_out_users(sequences, config.seed)
+        case "held_out_items":
+            return splits.held_out_items(sequences, config.seed)
         case "validation_only":
             return splits.validation_only(sequences)
     raise ValueError(f"`split` must be known. Received: {config.split!r}")

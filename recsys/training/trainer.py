@@ -20,13 +20,15 @@ from recsys.models.two_tower import TwoTower
 from recsys.recommender import Recommender
 from recsys.training import files
 from recsys.training.build import (
+    build_item_features,
     build_model,
     build_optimizer,
     initialize_table,
+    trained_items,
 )
 from recsys.training.checkpoints import Checkpoints, Progress
 from recsys.training.config import TrainConfig
-from recsys.training.inputs import build_data
+from recsys.training.inputs import build_data, fit_item_encoder
 from recsys.training.progress import ProgressDisplay, show_epoch, show_start
 from recsys.training.workdir import Workdir
 
@@ -87,10 +89,13 @@ def train(
         data = build_data(config)
     folder.check_data(data.vocabulary)
     folder.path.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, folder, data, verbose)
     if not folder.config.exists():
         data.vocabulary.save(folder.vocabulary)
+        if trainer.item_encoder is not None:
+            trainer.item_encoder.save(folder.item_features)
         files.write_json(folder.config, config.to_dict())
-    progress = Trainer(config, folder, data, verbose).run()
+    progress = trainer.run()
     best = progress.best_epoch
     assert best is not None  # A finished run has at least one epoch.
     return TrainResult(data, folder.path, progress.history, best)
@@ -118,7 +123,20 @@ class Trainer:
         self._data = data
         self._verbose = verbose
         keras.utils.set_random_seed(config.seed)
-        self.model: TwoTower = build_model(config, data.vocabulary.size)
+        self.item_encoder = fit_item_encoder(config, data.vocabulary)
+        features = None
+        self._candidate_ids = None
+        if self.item_encoder is not None:
+            features = build_item_features(
+                self.item_encoder,
+                data.vocabulary.items,
+                config.embedding_dim,
+            )
+            # What is never a target would be pushed down, and its features.
+            self._candidate_ids = tf.constant(trained_items(data.split.train))
+        self.model: TwoTower = build_model(
+            config, data.vocabulary.size, features
+        )
         self.optimizer = build_optimizer(config, len(self._plan(epoch=0)))
         self.optimizer.build(self.model.trainable_variables)
         self._recommender = Recommender(
@@ -232,7 +250,9 @@ class Trainer:
     def _step(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """One update; returns the summed loss and the number of targets."""
         with tf.GradientTape() as tape:
-            loss, num_targets = self.model.next_item_loss(batch)
+            loss, num_targets = self.model.next_item_loss(
+                batch, candidate_ids=self._candidate_ids
+            )
             mean = tf.math.divide_no_nan(loss, num_targets)
         variables = self.model.trainable_variables
         gradients = tape.gradient(mean, variables)

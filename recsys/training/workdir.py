@@ -34,6 +34,11 @@ class Workdir:
         return self.path / "vocabulary.parquet"
 
     @property
+    def item_features(self) -> pathlib.Path:
+        """The values of the item features, JSON; not there without any."""
+        return self.path / "item_features.json"
+
+    @property
     def model(self) -> pathlib.Path:
         """The model with the best validation result, Keras format."""
         return self.path / "model.keras"

@@ -1,0 +1,217 @@
+"""What is known of an item, as a vector; also of items nobody has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from recsys.data.vocabulary import FIRST_ITEM_INDEX
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class ItemFeatures(keras.layers.Layer):
+    """Maps integer item ids of any rank to the vectors of their features.
+
+    With the values vₖ of an item, their weights wₖ and its vector x, the
+    answer is Σₖ wₖ E[vₖ] + W x, where E and W are trained. An item that was
+    never trained gets a useful vector from values that others have as well.
+    What each item's features are is part of the layer: it needs no further
+    input, and holds them in memory and in files.
+
+    Given to both towers (`item_features=`), it is one layer in both.
+
+    Example, of four items with one or two values out of three:
+
+    >>> features = ItemFeatures(6, 4, num_values=4, values_per_item=2)
+    >>> features.set_features(
+    ...     values=[[1, 2], [1, 0], [3, 0], [2, 3]],
+    ...     weights=[[0.7, 0.7], [1, 0], [1, 0], [0.7, 0.7]],
+    ... )
+    >>> features(np.array([2, 5])).shape
+    TensorShape([2, 4])
+
+    Args:
+        vocabulary_size: Rows: items, padding (0) and unknown (1).
+        embedding_dim: Length of each vector.
+        num_values: Rows of E, row 0, which stands for no value, included.
+        values_per_item: The most values that an item has.
+        vector_dim: Length of the vectors x; 0 where there are none.
+        embeddings_initializer: A Keras initializer for E, default normal with
+            a standard deviation of 0.02.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ValueError: A size is too small, or there are no features at all.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_dim: int,
+        num_values: int,
+        values_per_item: int,
+        vector_dim: int = 0,
+        embeddings_initializer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, size, lowest in (
+            ("vocabulary_size", vocabulary_size, FIRST_ITEM_INDEX + 1),
+            ("embedding_dim", embedding_dim, 1),
+            ("num_values", num_values, 1),
+            ("values_per_item", values_per_item, 0),
+            ("vector_dim", vector_dim, 0),
+        ):
+            if size < lowest:
+                raise ValueError(
+                    f"`{name}` must be at least {lowest}. Received: {size}"
+                )
+        if not values_per_item and not vector_dim:
+            raise ValueError(
+                "`values_per_item` or `vector_dim` must be positive. "
+                "Received: 0 and 0"
+            )
+        self.vocabulary_size = vocabulary_size
+        self.embedding_dim = embedding_dim
+        self.num_values = num_values
+        self.values_per_item = values_per_item
+        self.vector_dim = vector_dim
+        if embeddings_initializer is None:
+            embeddings_initializer = keras.initializers.RandomNormal(
+                stddev=0.02
+            )
+        self.embeddings_initializer = keras.initializers.get(
+            embeddings_initializer
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates E and W, and the features of every item, none as yet."""
+        rows, dim = self.vocabulary_size, self.embedding_dim
+        if self.values_per_item:
+            self.embeddings = self.add_weight(
+                name="embeddings",
+                shape=(self.num_values, dim),
+                initializer=self.embeddings_initializer,
+                autocast=False,
+            )
+            self.values = self._constant(
+                "values", (rows, self.values_per_item), "int32"
+            )
+            self.value_weights = self._constant(
+                "value_weights", (rows, self.values_per_item), "float32"
+            )
+        if self.vector_dim:
+            self.projection = self.add_weight(
+                name="projection",
+                shape=(self.vector_dim, dim),
+                initializer=self.embeddings_initializer,
+                autocast=False,
+            )
+            self.vectors = self._constant(
+                "vectors", (rows, self.vector_dim), "float32"
+            )
+        self.built = True
+
+    def set_features(
+        self, values: Any = None, weights: Any = None, vectors: Any = None
+    ) -> None:
+        """Sets what is known of the items.
+
+        Args:
+            values: `[num_items, values_per_item]` int from 0 to
+                `num_values - 1`; row i is of id i + 2.
+            weights: `[num_items, values_per_item]` float, 0 where there is no
+                value.
+            vectors: `[num_items, vector_dim]` float.
+
+        Raises:
+            ValueError: A shape is wrong or a value out of range.
+        """
+        if not self.built:
+            self.build()
+        num_items = self.vocabulary_size - FIRST_ITEM_INDEX
+        for name, given, variable, width in (
+            ("values", values, "values", self.values_per_item),
+            ("weights", weights, "value_weights", self.values_per_item),
+            ("vectors", vectors, "vectors", self.vector_dim),
+        ):
+            shape = (0,) if given is None else np.shape(given)
+            if shape != (num_items, width) and (given is not None or width):
+                raise ValueError(
+                    f"`{name}` must have the shape {(num_items, width)}. "
+                    f"Received: {shape if given is not None else None}"
+                )
+            if not width:
+                continue
+            rows = np.asarray(given)
+            if name == "values" and (
+                rows.min() < 0 or rows.max() >= self.num_values
+            ):
+                raise ValueError(
+                    f"`values` must be from 0 to {self.num_values - 1}. "
+                    f"Received: {rows.min()} to {rows.max()}"
+                )
+            none = np.zeros((FIRST_ITEM_INDEX, width))
+            getattr(self, variable).assign(np.concatenate([none, rows]))
+
+    def call(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Looks the features of items up and adds their vectors.
+
+        Args:
+            ids: `[...]` integer item ids, dense or ragged, of any rank.
+
+        Returns:
+            `[..., embedding_dim]`; zero for padding and unknown.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            return tf.ragged.map_flat_values(self._vectors, ids)
+        return self._vectors(tf.convert_to_tensor(ids))
+
+    def _vectors(self, ids: tf.Tensor) -> tf.Tensor:
+        if not ids.dtype.is_integer:
+            ids = tf.cast(ids, tf.int64)
+        parts = []
+        if self.values_per_item:
+            values = tf.gather(tf.convert_to_tensor(self.values), ids)
+            weights = tf.gather(tf.convert_to_tensor(self.value_weights), ids)
+            rows = tf.gather(tf.convert_to_tensor(self.embeddings), values)
+            parts.append(tf.einsum("...vd,...v->...d", rows, weights))
+        if self.vector_dim:
+            vectors = tf.gather(tf.convert_to_tensor(self.vectors), ids)
+            parts.append(
+                tf.einsum(
+                    "...x,xd->...d",
+                    vectors,
+                    tf.convert_to_tensor(self.projection),
+                )
+            )
+        return tf.cast(tf.add_n(parts), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "embedding_dim": self.embedding_dim,
+            "num_values": self.num_values,
+            "values_per_item": self.values_per_item,
+            "vector_dim": self.vector_dim,
+            "embeddings_initializer": keras.initializers.serialize(
+                self.embeddings_initializer
+            ),
+        }
+
+    def _constant(
+        self, name: str, shape: tuple[int, int], dtype: str
+    ) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+        )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from recsys import (
+    CandidateTower,
+    HistoryTower,
+    ItemFeatures,
+    MeanPooling,
+    SharedItemEmbedding,
+    TwoTower,
+)
+
+# Items 2, 3 and 4: two values, one value, none.
+VALUES = [[1, 2], [2, 0], [0, 0]]
+WEIGHTS = [[0.5, 2.0], [1.0, 0.0], [0.0, 0.0]]
+VECTORS = [[1.0, 0.0], [0.0, 3.0], [0.0, 0.0]]
+
+
+def _features(vector_dim: int = 2, dim: int = 4) -> ItemFeatures:
+    layer = ItemFeatures(
+        5, dim, num_values=3, values_per_item=2, vector_dim=vector_dim
+    )
+    layer.set_features(VALUES, WEIGHTS, VECTORS if vector_dim else None)
+    return layer
+
+
+class ItemFeaturesTest(parameterized.TestCase):
+    def test_by_hand(self):
+        layer = _features()
+        rows = layer.embeddings.numpy()
+        project = layer.projection.numpy()
+        none = np.zeros(4)
+        expected = np.stack(
+            [
+                none,
+                none,
+                0.5 * rows[1] + 2 * rows[2] + project[0],
+                rows[2] + 3 * project[1],
+                none,
+            ]
+        )
+        for ids in (np.arange(5), np.array([[4, 3], [2, 0]]), np.array(2)):
+            np.testing.assert_allclose(
+                layer(ids), expected[ids], rtol=1e-5, atol=1e-8
+            )
+        ragged = layer(tf.ragged.constant([[3], [], [2, 1]]))
+        np.testing.assert_allclose(
+            ragged.flat_values, expected[[3, 2, 1]], rtol=1e-5, atol=1e-8
+        )
+        self.assertEqual(ragged.row_lengths().numpy().tolist(), [1, 0, 2])
+
+    def test_vectors_alone(self):
+        layer = ItemFeatures(
+            5, 4, num_values=1, values_per_item=0, vector_dim=2
+        )
+        layer.set_features(np.zeros((3, 0)), np.zeros((3, 0)), VECTORS)
+        np.testing.assert_allclose(
+            layer(np.array([2, 3])),
+            [layer.projection[0], 3 * layer.projection[1]],
+            rtol=1e-5,
+        )
+        self.assertLen(layer.trainable_weights, 1)
+
+    def test_what_is_known_of_the_items_is_not_trained(self):
+        layer = _features()
+        self.assertEqual(
+            [weight.name for weight in layer.trainable_weights],
+            ["embeddings", "projection"],
+        )
+        self.assertLen(layer.non_trainable_weights, 3)
+
+    def test_features_can_be_replaced(self):
+        layer = _features(vector_dim=0)
+        layer.set_features(VALUES[::-1], WEIGHTS[::-1])
+        np.testing.assert_allclose(
+            layer(np.array([3])), layer.embeddings.numpy()[2:], rtol=1e-5
+        )
+
+    @parameterized.parameters(
+        ((VALUES[:2], WEIGHTS), r"`values` .* \(3, 2\). Received: \(2, 2\)$"),
+        ((VALUES, None), r"`weights` .* \(3, 2\). Received: None$"),
+        (
+            (VALUES, WEIGHTS, VECTORS),
+            r"`vectors` .* \(3, 0\). Received: \(3, 2\)$",
+        ),
+        (
+            ([[1, 2], [3, 0], [0, 0]], WEIGHTS),
+            "`values` must be from 0 to 2. Received: 0 to 3$",
+        ),
+    )
+    def test_features_of_the_wrong_kind(self, arguments, message):
+        with self.assertRaisesRegex(ValueError, message):
+            _features(vector_dim=0).set_features(*arguments)
+
+    @parameterized.parameters(
+        ((2, 4, 3, 2), "`vocabulary_size` must be at least 3. Received: 2$"),
+        ((5, 0, 3, 2), "`embedding_dim` must be at least 1. Received: 0$"),
+        ((5, 4, 0, 2), "`num_values` must be at least 1. Received: 0$"),
+        ((5, 4, 3, -1), "`values_per_item` must be at least 0. Received: -1"),
+        ((5, 4, 3, 0), "`values_per_item` or `vector_dim` must be positive"),
+    )
+    def test_sizes(self, sizes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            ItemFeatures(*sizes)
+
+
+class TowersTest(parameterized.TestCase):
+    def _towers(self, id_dropout: float = 0.0):
+        table, features = SharedItemEmbedding(5, 4), _features()
+        common = {"item_features": features, "id_dropout": id_dropout}
+        return (
+            HistoryTower(table, MeanPooling(), **common),
+            CandidateTower(table, **common),
+        )
+
+    def test_a_row_and_its_features_are_added(self):
+        history_tower, candidate_tower = self._towers()
+        ids = np.array([2, 3, 4])
+        expected = (
+            candidate_tower.embedding(ids) + candidate_tower.item_features(ids)
+        ).numpy()
+        np.testing.assert_allclose(candidate_tower(ids), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            candidate_tower.all_candidates()[2:], expected, rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            history_tower(ids[np.newaxis]), [expected.mean(axis=0)], rtol=1e-5
+        )
+
+    def test_id_dropout_leaves_the_features_alone(self):
+        history_tower, candidate_tower = self._towers(id_dropout=0.5)
+        keras.utils.set_random_seed(1)
+        ids = np.full([400], 3)
+        row = candidate_tower.embedding(ids[:1]).numpy()[0]
+        features = candidate_tower.item_features(ids[:1]).numpy()[0]
+        for vectors in (
+            candidate_tower(ids, training=True).numpy(),
+            history_tower(ids[:, np.newaxis], training=True).numpy(),
+        ):
+            with_row = np.abs(vectors - (features + row)).max(axis=1) < 1e-6
+            without = np.abs(vectors - features).max(axis=1) < 1e-6
+            # Each is one or the other, whole; about as many of each.
+            np.testing.assert_array_equal(with_row, ~without)
+            self.assertBetween(with_row.mean(), 0.4, 0.6)
+        np.testing.assert_allclose(
+            candidate_tower(ids), np.tile(features + row, (400, 1)), rtol=1e-5
+        )
+        dropped = candidate_tower.all_candidates(training=True).numpy()
+        whole = candidate_tower.all_candidates().numpy()
+        self.assertGreater(np.abs(dropped - whole).max(), 0)
+
+    @parameterized.parameters(-0.1, 1.0)
+    def test_id_dropout_out_of_range(self, rate):
+        with self.assertRaisesRegex(ValueError, f"`id_dropout` .*: {rate}$"):
+            self._towers(id_dropout=rate)
+
+    def test_id_dropout_needs_features(self):
+        for tower in (HistoryTower, CandidateTower):
+            with self.assertRaisesRegex(ValueError, "item_features=None$"):
+                tower(SharedItemEmbedding(5, 4), id_dropout=0.1)
+
+    def test_loss_over_some_candidates(self):
+        model = TwoTower(*self._towers())
+        batch = {
+            "history_ids": np.array([[2, 4]], np.int32),
+            "target_ids": np.array([[4, 2]], np.int32),
+        }
+        loss, count = model.next_item_loss(
+            batch, training=False, candidate_ids=tf.constant([2, 4])
+        )
+        queries = model.history_tower(
+            batch["history_ids"], return_sequences=True
+        ).numpy()[0]
+        logits = queries @ model.candidate_tower(np.array([2, 4])).numpy().T
+        expected = np.log(np.exp(logits).sum(axis=1)) - logits[[0, 1], [1, 0]]
+        self.assertEqual(float(count), 2)
+        np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+
+    def test_an_item_without_interactions_is_left_alone(self):
+        """Its row stays, its features move with those of other items."""
+        model = TwoTower(*self._towers(id_dropout=0.2))
+        model.build()
+        batch = {
+            "history_ids": np.array([[2, 2, 2]], np.int32),
+            "target_ids": np.array([[4, 2, 4]], np.int32),
+        }
+        variables = model.trainable_variables
+        table = model.candidate_tower.embedding.embeddings
+        row, before = table.numpy()[3], model.candidate_tower(np.array([3]))
+        optimizer = keras.optimizers.Adam(0.1)
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                loss, _ = model.next_item_loss(
+                    batch, candidate_ids=tf.constant([2, 4])
+                )
+            optimizer.apply(tape.gradient(loss, variables), variables)
+        np.testing.assert_array_equal(table.numpy()[3], row)
+        after = model.candidate_tower(np.array([3]))
+        self.assertGreater(np.abs(after - before).max(), 0.05)
+
+
+if __name__ == "__main__":
+    absltest.main()
