@@ -90,6 +90,7 @@ class ItemFeatures(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Creates E and W, and the features of every item, none as yet."""
         rows, dim = self.vocabulary_size, self.embedding_dim
+        self.values = self.value_weights = self.vectors = None
         if self.values_per_item:
             self.embeddings = self.add_weight(
                 name="embeddings",
@@ -170,25 +171,76 @@ class ItemFeatures(keras.layers.Layer):
             return tf.ragged.map_flat_values(self._vectors, ids)
         return self._vectors(tf.convert_to_tensor(ids))
 
+    def embed(
+        self, values: Any = None, weights: Any = None, vectors: Any = None
+    ) -> tf.Tensor:
+        """Returns the vectors of features, of items that may have no id yet.
+
+        Args:
+            values: `[..., width]` int, as in `set_features`; None only if the
+                layer has no values.
+            weights: `[..., width]` float, likewise.
+            vectors: `[..., vector_dim]` float; None only if the layer has no
+                vectors.
+
+        Returns:
+            `[..., embedding_dim]`.
+        """
+        parts = []
+        if self.values_per_item:
+            table = tf.convert_to_tensor(self.embeddings)
+            rows = tf.gather(table, values)
+            weights = tf.cast(weights, table.dtype)
+            parts.append(tf.einsum("...vd,...v->...d", rows, weights))
+        if self.vector_dim:
+            projection = tf.convert_to_tensor(self.projection)
+            vectors = tf.cast(vectors, projection.dtype)
+            parts.append(tf.einsum("...x,xd->...d", vectors, projection))
+        return tf.cast(tf.add_n(parts), self.compute_dtype)
+
+    def extended(
+        self, values: Any = None, weights: Any = None, vectors: Any = None
+    ) -> ItemFeatures:
+        """Returns a layer with further items behind those of this one.
+
+        E and W are copied, so that the vectors of the old items stay as they
+        are and those of the new ones are what `embed` says.
+
+        Args:
+            values: `[num_new, width]`, as in `set_features`.
+            weights: `[num_new, width]`.
+            vectors: `[num_new, vector_dim]`.
+        """
+        added = [values, weights, vectors]
+        sizes = {"vocabulary_size": self.vocabulary_size}
+        sizes["vocabulary_size"] += len(next(x for x in added if x is not None))
+        if self.values_per_item:
+            width = max(self.values_per_item, np.shape(values)[1])
+            sizes["values_per_item"] = width
+        layer = self.from_config({**self.get_config(), **sizes})
+        tables = (self.values, self.value_weights, self.vectors)
+        layer.set_features(
+            *(
+                None if table is None else _stacked(table, rows)
+                for table, rows in zip(tables, added, strict=True)
+            )
+        )
+        for old, new in zip(
+            self.trainable_weights, layer.trainable_weights, strict=True
+        ):
+            new.assign(old)
+        return layer
+
     def _vectors(self, ids: tf.Tensor) -> tf.Tensor:
         if not ids.dtype.is_integer:
             ids = tf.cast(ids, tf.int64)
-        parts = []
-        if self.values_per_item:
-            values = tf.gather(tf.convert_to_tensor(self.values), ids)
-            weights = tf.gather(tf.convert_to_tensor(self.value_weights), ids)
-            rows = tf.gather(tf.convert_to_tensor(self.embeddings), values)
-            parts.append(tf.einsum("...vd,...v->...d", rows, weights))
-        if self.vector_dim:
-            vectors = tf.gather(tf.convert_to_tensor(self.vectors), ids)
-            parts.append(
-                tf.einsum(
-                    "...x,xd->...d",
-                    vectors,
-                    tf.convert_to_tensor(self.projection),
-                )
-            )
-        return tf.cast(tf.add_n(parts), self.compute_dtype)
+        features = [
+            None
+            if table is None
+            else tf.gather(tf.convert_to_tensor(table), ids)
+            for table in (self.values, self.value_weights, self.vectors)
+        ]
+        return self.embed(*features)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -215,3 +267,12 @@ class ItemFeatures(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
+
+
+def _stacked(table: keras.Variable, rows: Any) -> np.ndarray:
+    """Returns the rows of the items and then others, as wide as the widest."""
+    parts = [table.numpy()[FIRST_ITEM_INDEX:], np.asarray(rows)]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts]
+    )

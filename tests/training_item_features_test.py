@@ -1,0 +1,133 @@
+"""Training with item features: what is learned, stored and resumed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys.data.item_features import ItemEncoder
+from recsys.errors import InputError
+from recsys.training import TrainConfig, train
+from recsys.training.inputs import build_data
+from recsys.training.trainer import Trainer
+
+NUM_ITEMS = 20
+
+
+def write_log(folder: pathlib.Path) -> None:
+    """Writes users around a circle of items of two colours, and a new item.
+
+    The last user's last item, `new`, is a test item that nobody else has.
+    """
+    rng = np.random.default_rng(0)
+    rows = ["user,item,timestamp"]
+    for user in range(30):
+        begin = rng.integers(NUM_ITEMS)
+        rows += [
+            f"u{user},i{(begin + step) % NUM_ITEMS},{step}"
+            for step in range(12)
+        ]
+    rows.append("u29,new,99")
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    items = ["item,title,colour,size"]
+    items += [
+        f"i{i},Item number {i} ({1990 + i}),{'red' if i % 2 else 'blue'},{i}"
+        for i in range(NUM_ITEMS)
+    ]
+    items.append("new,Item number new (1995),red,4.5")
+    (folder / "items.csv").write_text("\n".join(items) + "\n")
+
+
+class TrainTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory())
+        )
+        write_log(self.folder)
+
+    def config(self, **fields) -> TrainConfig:
+        return TrainConfig(
+            **{
+                "data": str(self.folder / "log.csv"),
+                "items_file": str(self.folder / "items.csv"),
+                "item_features": "colour,size,year",
+                "id_dropout": 0.3,
+                "encoder": "mean_pooling",
+                "embedding_dim": 8,
+                "positions_per_batch": 40,
+                "num_epochs": 2,
+                "checkpoint_steps": 2,
+                **fields,
+            }
+        )
+
+    def test_an_unseen_item_is_what_its_features_are(self):
+        workdir = self.folder / "run"
+        train(self.config(), workdir, verbose=False)
+        model = recsys.load(workdir)
+        towers = model.model.history_tower, model.model.candidate_tower
+        features = towers[1].item_features
+        self.assertIs(towers[0].item_features, features)
+        new = int(model.vocabulary.encode(["new"])[0])
+        rows = towers[1].embedding.embeddings.numpy()
+        np.testing.assert_array_equal(rows[new], np.zeros(8))
+        self.assertGreater(np.abs(rows[2:new]).max(axis=1).min(), 0)
+        vector = model.item_vectors()[new]
+        np.testing.assert_array_equal(vector, features(np.array(new)))
+        self.assertGreater(np.abs(vector).max(), 0)
+        # The workdir alone suffices to encode items that come later.
+        encoder = ItemEncoder.load(workdir / "item_features.json")
+        encoded = encoder.encode(model.vocabulary.items)
+        np.testing.assert_array_equal(features.values[2:], encoded.values)
+        again = features.embed(encoded.values, encoded.weights)
+        np.testing.assert_array_equal(again[new - 2], vector)
+        config = json.loads((workdir / "config.json").read_text())
+        self.assertEqual(config["item_features"], "colour,size,year")
+
+    def test_resumed_within_an_epoch_it_ends_the_same(self):
+        """The draws of `id_dropout` go on where they were."""
+        whole, broken = self.folder / "whole", self.folder / "broken"
+        data = build_data(self.config())
+        train(self.config(), whole, data=data, verbose=False)
+        count = Trainer._count
+
+        def stop(trainer, progress, *measures):
+            if progress.global_step == 5:
+                raise KeyboardInterrupt
+            count(trainer, progress, *measures)
+
+        with (
+            mock.patch.object(Trainer, "_count", stop),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            train(self.config(), broken, data=data, verbose=False)
+        train(self.config(), broken, data=data, verbose=False)
+        for one, two in zip(
+            recsys.load(whole).model.variables,
+            recsys.load(broken).model.variables,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, two, one.path)
+
+    @parameterized.parameters(
+        ("flavour", "a column of the items file .*: 'flavour'$"),
+        ("colour:list", "kind of item feature `colour` .*: 'list'$"),
+    )
+    def test_a_wrong_column_is_told_with_the_data(self, text, message):
+        with self.assertRaisesRegex(InputError, message):
+            build_data(self.config(item_features=text))
+
+    def test_no_items_file(self):
+        with self.assertRaisesRegex(InputError, "of the items file .*but the"):
+            build_data(self.config(items_file=None, item_features="genres"))
+
+
+if __name__ == "__main__":
+    absltest.main()
