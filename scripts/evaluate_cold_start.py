@@ -108,7 +108,7 @@ def _recommenders(
     from recsys.training.trainer import train
 
     ids_only = dataclasses.replace(
-        config, item_features="", id_dropout=TrainConfig.id_dropout
+        config, item_features=None, id_dropout=TrainConfig.id_dropout
     )
     models = []
     for name, each in (("ids", ids_only), ("features", config)):

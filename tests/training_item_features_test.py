@@ -117,7 +117,8 @@ class TrainTest(parameterized.TestCase):
             np.testing.assert_array_equal(one, two, one.path)
 
     @parameterized.parameters(
-        ("flavour", "a column of the items file .*: 'flavour'$"),
+        ("flavour", "a column of the items file .*size.*: 'flavour'$"),
+        ("train_count", "a column of the items file .*: 'train_count'$"),
         ("colour:list", "kind of item feature `colour` .*: 'list'$"),
     )
     def test_a_wrong_column_is_told_with_the_data(self, text, message):

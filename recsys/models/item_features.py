@@ -90,7 +90,9 @@ class ItemFeatures(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Creates E and W, and the features of every item, none as yet."""
         rows, dim = self.vocabulary_size, self.embedding_dim
-        self.values = self.value_weights = self.vectors = None
+        self.values: Any = None
+        self.value_weights: Any = None
+        self.vectors: Any = None
         if self.values_per_item:
             self.embeddings = self.add_weight(
                 name="embeddings",

@@ -22,6 +22,7 @@ from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.co_occurrence import co_occurrence_vectors
 from recsys.training.config import TrainConfig
+from recsys.training.feature_regression import explain_rows
 
 
 def build_model(
@@ -71,7 +72,8 @@ def initialize_table(
     """Starts the item table from co-occurrences, if so configured.
 
     The vectors are scaled to a standard deviation of 0.1 and get noise of
-    0.02, which tells items without neighbours apart.
+    0.02, which tells items without neighbours apart. Item features start from
+    what they explain of the rows; rows of items that are not trained are zero.
 
     Args:
         config: The configuration.
@@ -85,12 +87,10 @@ def initialize_table(
         )
         noise = np.random.default_rng(config.seed).standard_normal(table.shape)
         table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
-    if model.candidate_tower.item_features is not None:
-        rows = table.numpy()
+    features = model.candidate_tower.item_features
+    if features is not None:
         trained = trained_items(sequences)
-        kept = np.zeros_like(rows)
-        kept[trained] = rows[trained]
-        table.assign(kept)
+        table.assign(explain_rows(features, table.numpy(), trained))
 
 
 def trained_items(sequences: Sequences) -> np.ndarray:

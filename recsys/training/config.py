@@ -66,8 +66,8 @@ class TrainConfig:
     # what in the training set (see recsys.training.co_occurrence).
     table_init: str = "random"
     # Columns of the items file that describe the items (see
-    # recsys.data.feature_columns): "auto", names with commas, or nothing.
-    item_features: str = ""
+    # recsys.data.feature_columns): "auto", or names with commas between.
+    item_features: str | None = None
     # How often training sees the features without the item's own row.
     id_dropout: float = 0.2
     # Longest history that the encoder reads at once, in items.

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from recsys.data import sources, splits
 from recsys.data.cutoffs import parse_cutoff
-from recsys.data.feature_columns import parse_columns
+from recsys.data.feature_columns import FeatureColumn, parse_columns
 from recsys.data.interactions import Log
 from recsys.data.item_features import ItemEncoder
 from recsys.data.prepare import TRAIN_COUNT, PreparedData, prepare
@@ -32,7 +32,7 @@ def build_data(config: TrainConfig) -> PreparedData:
     data = prepare_log(read_log(config), config)
     if config.item_features:
         # Told before anything that takes long.
-        parse_columns(config.item_features, data.vocabulary.items)
+        _feature_columns(config.item_features, data.vocabulary)
     return data
 
 
@@ -54,8 +54,15 @@ def fit_item_encoder(
     if not config.item_features:
         return None
     items = vocabulary.items
-    trained = items.filter(pc.greater(items.column(TRAIN_COUNT), 0))
-    return ItemEncoder.fit(trained, parse_columns(config.item_features, items))
+    return ItemEncoder.fit(
+        items.filter(pc.greater(items.column(TRAIN_COUNT), 0)),
+        _feature_columns(config.item_features, vocabulary),
+    )
+
+
+def _feature_columns(text: str, vocabulary: Vocabulary) -> list[FeatureColumn]:
+    # The count is ours, not the items file's.
+    return parse_columns(text, vocabulary.items.drop_columns([TRAIN_COUNT]))
 
 
 def read_log(config: TrainConfig) -> Log:
