@@ -190,15 +190,36 @@ class ItemFeatures(keras.layers.Layer):
         """
         parts = []
         if self.values_per_item:
-            table = tf.convert_to_tensor(self.embeddings)
-            rows = tf.gather(table, values)
-            weights = tf.cast(weights, table.dtype)
-            parts.append(tf.einsum("...vd,...v->...d", rows, weights))
+            parts.append(self._weighted_sum(values, weights))
         if self.vector_dim:
             projection = tf.convert_to_tensor(self.projection)
             vectors = tf.cast(vectors, projection.dtype)
             parts.append(tf.einsum("...x,xd->...d", vectors, projection))
         return tf.cast(tf.add_n(parts), self.compute_dtype)
+
+    def _weighted_sum(self, values: Any, weights: Any) -> tf.Tensor:
+        """`[..., embedding_dim]` of `[..., width]` values and weights.
+
+        Most items have far fewer values than the one with the most: places
+        without a value are not looked up.
+        """
+        # The product makes the gradient dense. It would be a list of many
+        # repeated rows, on which optimizers are slow, and the table is small.
+        table = tf.convert_to_tensor(self.embeddings) * 1.0
+        weights = tf.cast(weights, table.dtype)
+        shape = tf.shape(weights)
+        flat = tf.reshape(weights, [-1])
+        places = tf.where(flat != 0)[:, 0]
+        rows = tf.gather(table, tf.gather(tf.reshape(values, [-1]), places))
+        rows *= tf.gather(flat, places)[:, tf.newaxis]
+        sums = tf.math.unsorted_segment_sum(
+            rows,
+            places // tf.cast(shape[-1], places.dtype),
+            tf.reduce_prod(shape[:-1]),
+        )
+        dim = self.embedding_dim
+        sums = tf.reshape(sums, tf.concat([shape[:-1], [dim]], 0))
+        return tf.ensure_shape(sums, [*weights.shape[:-1], dim])
 
     def extended(
         self, values: Any = None, weights: Any = None, vectors: Any = None
