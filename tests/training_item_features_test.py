@@ -126,6 +126,8 @@ class TrainTest(parameterized.TestCase):
             build_data(self.config(item_features=text))
 
     def test_no_items_file(self):
+        # It would be found beside the log.
+        (self.folder / "items.csv").unlink()
         with self.assertRaisesRegex(InputError, "of the items file .*but the"):
             build_data(self.config(items_file=None, item_features="genres"))
 
