@@ -110,8 +110,8 @@ class TrainTest(parameterized.TestCase):
             train(self.config(), broken, data=data, verbose=False)
         train(self.config(), broken, data=data, verbose=False)
         for one, two in zip(
-            recsys.load(whole).model.variables,
-            recsys.load(broken).model.variables,
+            recsys.load(whole).model.weights,
+            recsys.load(broken).model.weights,
             strict=True,
         ):
             np.testing.assert_array_equal(one, two, one.path)
