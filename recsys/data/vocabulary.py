@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.data import titles as titles_lib
+from recsys.data.id_index import IdIndex
 from recsys.errors import InputError
 
 PADDING_INDEX = 0
@@ -41,14 +43,14 @@ class Vocabulary:
         items: pa.Table | None = None,
     ) -> None:
         ids = _as_strings(item_ids, "item_ids")
-        _check_ids(ids, "item_ids")
+        self._index = _checked(ids, "item_ids")
         columns = {"item_id": ids}
         if items is not None:
             known = _as_strings(items.column("item_id"), "items")
             # Rows that are aligned already, as in a saved file, stay.
             rows = None
             if not known.equals(ids):
-                _check_ids(known, "items")
+                _checked(known, "items")
                 rows = pc.index_in(ids, value_set=known)
             for name in items.column_names:
                 if name != "item_id":
@@ -114,26 +116,22 @@ class Vocabulary:
         shape = (len(ids),) if is_arrow else np.shape(ids)
         values = _as_strings(ids, "ids")
         # Arrow hashes the whole vocabulary at each call, which only a large
-        # query is worth; a dictionary of Python objects serves the small.
-        if len(values) * 50 < self.num_items:
-            index = self._index
-            indices = np.array(
-                [index.get(i, UNKNOWN_INDEX) for i in values.to_pylist()],
-                np.int32,
-            )
+        # query is worth.
+        if len(values) * 10 < self.num_items:
+            rows = self._index.find(values)
         else:
             found = pc.index_in(values, value_set=self._ids)
-            indices = found.fill_null(-1).to_numpy(zero_copy_only=False)
-            indices = np.where(
-                indices < 0, UNKNOWN_INDEX, indices + FIRST_ITEM_INDEX
-            ).astype(np.int32)
+            rows = found.fill_null(-1).to_numpy(zero_copy_only=False)
+        indices = np.where(
+            rows < 0, UNKNOWN_INDEX, rows + FIRST_ITEM_INDEX
+        ).astype(np.int32)
         if strict and (indices == UNKNOWN_INDEX).any():
-            rows = np.flatnonzero(indices == UNKNOWN_INDEX)
-            unknown = [repr(values[int(row)].as_py()) for row in rows[:3]]
+            missing = np.flatnonzero(indices == UNKNOWN_INDEX)
+            unknown = [repr(values[int(row)].as_py()) for row in missing[:3]]
             raise InputError(
                 f"every item id must be one of the {self.num_items} known "
-                f"ones. Received {len(rows)} unknown: {', '.join(unknown)}"
-                + (", …" if len(rows) > 3 else "")
+                f"ones. Received {len(missing)} unknown: {', '.join(unknown)}"
+                + (", …" if len(missing) > 3 else "")
             )
         return indices.reshape(shape)
 
@@ -217,14 +215,19 @@ class Vocabulary:
         """Writes one Parquet file: the same vocabulary, the same bytes."""
         path = pathlib.Path(path)
         partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as stream:
+            self.write(stream)
+        os.replace(partial, path)
+
+    def write(self, stream: IO[bytes]) -> None:
+        """Writes what `save` puts into its file."""
         pq.write_table(
             self._items.replace_schema_metadata(None).combine_chunks(),
-            partial,
+            stream,
             compression="zstd",
             # Arrow's copy of the schema differs after a round trip.
             store_schema=False,
         )
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -257,13 +260,6 @@ class Vocabulary:
             return cls(table.column("item_id"), table)
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
-
-    @functools.cached_property
-    def _index(self) -> dict[str, int]:
-        return {
-            item_id: index
-            for index, item_id in enumerate(self.item_ids, FIRST_ITEM_INDEX)
-        }
 
     @functools.cached_property
     def _title_index(self) -> titles_lib.TitleIndex | None:
@@ -308,16 +304,19 @@ def _as_strings(
     return ids
 
 
-def _check_ids(ids: pa.Array, name: str) -> None:
+def _checked(ids: pa.Array, name: str) -> IdIndex:
+    """Returns an index of ids, all of which are different and not empty."""
     if pc.any(pc.equal(ids, "")).as_py():
         raise ValueError(f"`{name}` must not be empty. Received an empty id")
-    if pc.count_distinct(ids).as_py() != len(ids):
+    index = IdIndex(ids)
+    if index.may_repeat and pc.count_distinct(ids).as_py() != len(ids):
         counts = pc.value_counts(ids)
         twice = pc.greater(counts.field("counts"), 1)
         repeated = counts.field("values").filter(twice)[0].as_py()
         raise ValueError(
             f"`{name}` must hold each id once. Received twice: {repeated!r}"
         )
+    return index
 
 
 def _as_objects(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
