@@ -1,7 +1,12 @@
-"""MovieLens ratings from TensorFlow Datasets, read by column."""
+"""MovieLens ratings from TensorFlow Datasets, read by column.
+
+What was decoded is kept as Parquet beside the files of TFDS, in the folder of
+that very configuration and version: the next reading decodes nothing.
+"""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import socket
 import urllib.parse
@@ -10,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.data import items as items_lib
 from recsys.data import tabular
@@ -67,7 +73,50 @@ def read(
         manual_dir = str(folder.absolute())
     builder = _builder(tensorflow_datasets, name, data_dir)
     _prepare(tensorflow_datasets, builder, name, manual_dir)
-    return _read_columns(builder, name)
+    cache = _Cache(pathlib.Path(builder.data_dir))
+    tables = cache.read()
+    if tables is None:
+        tables = _read_columns(builder, name)
+        cache.write(*tables)
+    ratings, films = tables
+    return tabular.assemble([ratings], [f"tfds:{name}"]), films
+
+
+class _Cache:
+    """The columns of a configuration, beside what TFDS prepared.
+
+    TFDS replaces the folder as a whole, so the columns never outlive the
+    records that they come from.
+
+    Args:
+        folder: The folder of the configuration and version.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._ratings = folder / "recsys-ratings.parquet"
+        self._films = folder / "recsys-films.parquet"
+
+    def read(self) -> tuple[pa.Table, pa.Table] | None:
+        """Returns ratings and films; None where they are not there."""
+        try:
+            ratings = pq.ParquetFile(
+                self._ratings, read_dictionary=["user", "item"]
+            ).read()
+            return ratings, pq.ParquetFile(self._films).read()
+        except (OSError, pa.ArrowException):
+            return None
+
+    def write(self, ratings: pa.Table, films: pa.Table) -> None:
+        """Keeps the columns, unless the folder cannot be written."""
+        # The ratings last: they are not there before the films are.
+        for path, table in ((self._films, films), (self._ratings, ratings)):
+            partial = path.with_name(f".{os.getpid()}-{path.name}")
+            try:
+                pq.write_table(table, partial, compression="zstd")
+                os.replace(partial, path)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                return
 
 
 def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
@@ -143,7 +192,7 @@ def _why_unreachable(url: str) -> str | None:
         return f"no connection to {parts.hostname} ({error})"
 
 
-def _read_columns(builder: Any, name: str) -> tuple[Interactions, pa.Table]:
+def _read_columns(builder: Any, name: str) -> tuple[pa.Table, pa.Table]:
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
 
@@ -165,8 +214,7 @@ def _read_columns(builder: Any, name: str) -> tuple[Interactions, pa.Table]:
             f"'tfds:{name}'. Received: {' '.join(error.message.split())}"
         ) from error
     columns = {role: pa.chunked_array(chunks[role]) for role in _ROLES}
-    interactions = tabular.assemble([pa.table(columns)], [f"tfds:{name}"])
-    return interactions, films.table()
+    return pa.table(columns), films.table()
 
 
 class _Films:
