@@ -25,8 +25,10 @@ FIELD_HELP: dict[str, dict[str, str]] = {
     "Data": {
         "data": (
             "What to read: movielens-small (bundled), "
-            "tfds:movielens/<config>-ratings, or a path: a GroupLens folder "
-            "or zip, a CSV, TSV or Parquet file, or a folder of such parts."
+            "tfds:movielens/<config>-ratings, "
+            "synthetic:users=…,items=…,interactions=…,seed=…, or a path: a "
+            "GroupLens folder or zip, a CSV, TSV or Parquet file, a folder "
+            "of such parts, or what recsys.prepare_shards wrote."
         ),
         "user_column": "Column of user ids, where it has an unusual name.",
         "item_column": "Column of item ids, likewise.",

@@ -12,6 +12,7 @@ import numpy as np
 
 from recsys import baselines as baselines_lib
 from recsys.data.sequences import Sequences
+from recsys.data.shards import ShardedSequences
 from recsys.data.splits import Queries, Split
 from recsys.errors import InputError
 from recsys.evaluation import (
@@ -158,6 +159,7 @@ def compare_with_baselines(
         baseline = BASELINES[name]
         grid = baselines_lib.GRIDS.get(baseline)
         if grid and (tune_all or name in IMPLICIT_BASELINES):
+            assert isinstance(split.train, Sequences)  # Others are skipped.
             tuned[name] = baselines_lib.tune(
                 baseline.fit,
                 split.train,
@@ -218,7 +220,13 @@ def write_metrics(path: pathlib.Path, results: Results, **more: Any) -> None:
     files.write_json(path, {**results.to_dict(), **more})
 
 
-def _reason_to_skip(name: str, train: Sequences) -> str | None:
+def _reason_to_skip(
+    name: str, train: Sequences | ShardedSequences
+) -> str | None:
+    if isinstance(train, ShardedSequences):
+        if name == "popularity":
+            return None
+        return "left out, it is fitted in memory and the log is in shards"
     if name != "ease":
         return None
     num_seen = len(np.unique(train.items))

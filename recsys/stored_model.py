@@ -10,6 +10,7 @@ import numpy as np
 from recsys.config_flags import SOURCE_FIELDS
 from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, same_training_items
+from recsys.data.shards import is_sharded
 from recsys.data.splits import Queries, Split
 from recsys.data.vocabulary import (
     FIRST_ITEM_INDEX,
@@ -21,7 +22,7 @@ from recsys.errors import InputError
 from recsys.evaluation import Recommender, audit
 from recsys.results import asked_queries
 from recsys.training.config import TEMPORAL_FIELDS, TrainConfig
-from recsys.training.inputs import prepare_log, read_log
+from recsys.training.inputs import build_data, prepare_log, read_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,16 @@ def evaluation_data(
     if source:
         config = _at_other_source(config, source)
     asked = _asked_config(config, protocol, cutoffs)
-    log = read_log(config)
-    data = prepare_log(log, asked)
-    own = data if asked == config else _own_data(log, config)
     notes: list[str] = []
+    own: PreparedData | None
+    if is_sharded(config.data):
+        # Shards of another split than the model's are an error here.
+        data = own = build_data(asked)
+        notes += _drawn_queries(data)
+    else:
+        log = read_log(config)
+        data = prepare_log(log, asked)
+        own = data if asked == config else _own_data(log, config)
     if own is None or not same_training_items(own.vocabulary, vocabulary):
         notes.append(
             "The data are not those that the model was trained on: whether "
@@ -131,6 +138,18 @@ def indices_in(vocabulary: Vocabulary, other: Vocabulary) -> np.ndarray:
     """Returns `[other.size]` int32, the index of each item of `other`."""
     special = np.array([PADDING_INDEX, UNKNOWN_INDEX], np.int32)
     return np.concatenate([special, vocabulary.encode(other.item_ids)])
+
+
+def _drawn_queries(data: PreparedData) -> list[str]:
+    """Says how many users of shards are asked, where it is not all."""
+    num_asked = data.split.validation.sequences.num_users
+    num_users = data.split.train.num_users
+    if num_asked + data.num_single >= num_users:
+        return []
+    return [
+        f"{num_asked:,} of {num_users:,} users are asked, drawn by a hash of "
+        "their ids when the shards were prepared."
+    ]
 
 
 def _at_other_source(

@@ -515,7 +515,7 @@ class WritingTest(absltest.TestCase):
             folder=Workdir(self.folder),
             config=TrainConfig(),
             vocabulary=vocabulary,
-            data=PreparedData("a<b>.csv", vocabulary, split, 0, 0),
+            data=PreparedData("a<b>.csv", vocabulary, split, 0, 0, 0),
             notes=[],
             baselines=[],
             report_folder=self.folder / "new" / "page",

@@ -52,16 +52,3 @@ def last_items(items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.where(
         offsets[1:] > offsets[:-1], padded[offsets[1:]], UNKNOWN_INDEX
     )
-
-
-def item_counts(items: np.ndarray, vocabulary_size: int) -> np.ndarray:
-    """Counts the interactions with each item.
-
-    Args:
-        items: `[num_interactions]` int32 vocabulary indices.
-        vocabulary_size: Number of counts.
-
-    Returns:
-        `[vocabulary_size]` int64.
-    """
-    return np.bincount(items, minlength=vocabulary_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse
 
-from recsys.baselines.histories import item_counts, last_items
+from recsys.baselines.histories import last_items
 from recsys.data.sequences import Sequences
 
 
@@ -77,7 +77,7 @@ class Markov:
             ),
             shape=(vocabulary_size, vocabulary_size),
         ).tocsr()
-        counts = item_counts(train.items, vocabulary_size)
+        counts = train.item_counts(vocabulary_size)
         return cls(transitions, counts / max(1, counts.sum()), smoothing)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:

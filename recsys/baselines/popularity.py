@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys.baselines.histories import item_counts
 from recsys.data.sequences import Sequences
 
 
@@ -33,7 +32,7 @@ class Popularity:
         Returns:
             The recommender.
         """
-        counts = item_counts(train.items, vocabulary_size)
+        counts = train.item_counts(vocabulary_size)
         return cls(counts.astype(np.float32))
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -5,17 +5,21 @@ but a user's first being a target once per epoch. Rows of similar length share
 a batch (length buckets), and all batches hold about the same number of
 positions. The order depends on (seed, epoch) alone, so a run can be entered
 at any (epoch, step).
+
+Sequences in shards are read group by group, in an order drawn for the epoch;
+each group is planned and dealt into batches as sequences in memory are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.shards import ShardedSequences
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
@@ -50,7 +54,7 @@ class Windows:
 
 
 def cut_windows(
-    sequences: Sequences, max_length: int, rng: np.random.Generator
+    offsets: np.ndarray, max_length: int, rng: np.random.Generator
 ) -> Windows:
     """Cuts every user's sequence into windows that share no target.
 
@@ -58,14 +62,14 @@ def cut_windows(
     epoch sees other windows.
 
     Args:
-        sequences: The training sequences.
+        offsets: `[num_users + 1]` int64, where each sequence begins.
         max_length: Most targets of a window.
         rng: Draws the cuts.
 
     Returns:
         The windows; users with fewer than two interactions have none.
     """
-    num_targets = np.maximum(sequences.lengths - 1, 0)
+    num_targets = np.maximum(np.diff(offsets) - 1, 0)
     # Target j of a user (from 0) follows history position j. The first window
     # holds targets [0, first), later ones `max_length` each.
     first = np.where(
@@ -79,7 +83,7 @@ def cut_windows(
     number = concatenated_ranges(np.zeros_like(num_windows), num_windows)
     begin = np.where(number == 0, 0, first[user] + (number - 1) * max_length)
     end = np.minimum(first[user] + number * max_length, num_targets[user])
-    earliest = sequences.offsets[:-1][user]
+    earliest = offsets[:-1][user]
     return Windows(
         earliest=earliest,
         first_targets=earliest + begin + 1,
@@ -92,11 +96,11 @@ _LENGTH_STEP = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class EpochPlan:
-    """The batches of one epoch.
+class GroupPlan:
+    """The batches that some sequences in memory are dealt into.
 
     Attributes:
-        windows: All rows of the epoch.
+        windows: All rows.
         lengths: `[num_batches]` int64, the row length of each batch.
         rows: `[num_rows]` int64, which windows the batches hold, one batch
             after the other; the number of windows itself stands for a row of
@@ -113,8 +117,29 @@ class EpochPlan:
         return len(self.lengths)
 
 
+@dataclasses.dataclass(frozen=True)
+class EpochPlan:
+    """The batches of one epoch, group by group.
+
+    Attributes:
+        shards: The numbers of each group's shards; sequences in memory are
+            one group, and its numbers are not read.
+        num_batches: Of each group.
+        plan_group: Draws the batches of a group, given its number and the
+            `[num_users + 1]` int64 offsets of its sequences; always the same
+            ones.
+    """
+
+    shards: list[np.ndarray]
+    num_batches: list[int]
+    plan_group: Callable[[int, np.ndarray], GroupPlan]
+
+    def __len__(self) -> int:
+        return sum(self.num_batches)
+
+
 def plan_epoch(
-    sequences: Sequences,
+    sequences: Sequences | ShardedSequences,
     *,
     max_length: int,
     positions_per_batch: int,
@@ -125,22 +150,48 @@ def plan_epoch(
 
     A batch holds rows of one length. Rows that are left over when the full
     batches of their length are made go up to the next length, so that only
-    the longest has a batch with padding in place of rows.
+    the longest has a batch with padding in place of rows. Of sequences in
+    shards the lengths are read, nothing else.
 
     Args:
         sequences: The training sequences.
         max_length: Longest history of a row.
         positions_per_batch: Positions of a batch; a batch of rows of length L
-            holds `positions_per_batch // L` rows, or all rows of the epoch if
+            holds `positions_per_batch // L` rows, or all rows of its group if
             these are fewer.
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
 
     Returns:
-        The plan: every window once, rows and batches in random order.
+        The plan: every window once, groups, rows and batches in random order.
     """
-    rng = np.random.default_rng([seed, epoch])
-    windows = cut_windows(sequences, max_length, rng)
+
+    def plan_group(group: int, offsets: np.ndarray) -> GroupPlan:
+        rng = np.random.default_rng([seed, epoch, group])
+        return _plan_group(offsets, max_length, positions_per_batch, rng)
+
+    if isinstance(sequences, Sequences):
+        plan = plan_group(0, sequences.offsets)
+        return EpochPlan(
+            [np.zeros(1, np.int64)], [len(plan)], lambda _, __: plan
+        )
+    # A stream of its own, beside those of the groups.
+    shards = sequences.groups(np.random.default_rng([seed, epoch, 0, 1]))
+    num_batches = []
+    for group, numbers in enumerate(shards):
+        lengths = sequences.read_lengths(numbers)
+        offsets = np.append(0, np.cumsum(lengths))
+        num_batches.append(len(plan_group(group, offsets)))
+    return EpochPlan(shards, num_batches, plan_group)
+
+
+def _plan_group(
+    sequence_offsets: np.ndarray,
+    max_length: int,
+    positions_per_batch: int,
+    rng: np.random.Generator,
+) -> GroupPlan:
+    windows = cut_windows(sequence_offsets, max_length, rng)
     buckets = bucket_lengths(max_length)
     bucket = np.searchsorted(buckets, windows.num_targets, "left")
     num_windows = len(bucket)
@@ -160,7 +211,7 @@ def plan_epoch(
     offsets = np.zeros(len(batches) + 1, np.int64)
     np.cumsum([len(batches[i]) for i in order], out=offsets[1:])
     empty = np.zeros(0, np.int64)
-    return EpochPlan(
+    return GroupPlan(
         windows=windows,
         lengths=np.array([lengths[i] for i in order], np.int64),
         rows=np.concatenate([empty] + [batches[i] for i in order]),
@@ -169,44 +220,93 @@ def plan_epoch(
 
 
 def train_dataset(
-    sequences: Sequences,
+    sequences: Sequences | ShardedSequences,
     plan: EpochPlan,
     *,
     first_step: int = 0,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
+    Sequences in shards are read while the batches before them are used: two
+    groups are in memory, whatever the number of shards.
+
     Args:
         sequences: The sequences that the plan was drawn from.
         plan: The epoch's batches.
-        first_step: How many batches to pass over.
+        first_step: How many batches to pass over; groups that end before it
+            are not read.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
         `[rows, length]` int32, padded with 0 on the right; a target is 0
         where nothing is to be learned.
     """
-    items = tf.constant(sequences.items)
-    # One more window, of padding only.
-    earliest, ends, first_targets = (
-        tf.constant(np.append(column, 0))
-        for column in (
-            plan.windows.earliest,
-            plan.windows.ends,
-            plan.windows.first_targets,
-        )
-    )
-    rows, offsets = tf.constant(plan.rows), tf.constant(plan.offsets)
-    lengths = tf.constant(plan.lengths)
 
+    def groups() -> Iterator[dict[str, np.ndarray]]:
+        passed_over = first_step
+        for group, num_batches in enumerate(plan.num_batches):
+            if passed_over < num_batches:
+                if isinstance(sequences, Sequences):
+                    items, offsets = sequences.items, sequences.offsets
+                else:
+                    items, offsets = sequences.read_items(plan.shards[group])
+                batches = plan.plan_group(group, offsets)
+                yield _group_arrays(items, batches, passed_over)
+            passed_over = max(0, passed_over - num_batches)
+
+    groups_ds = tf.data.Dataset.from_generator(
+        groups,
+        output_signature={
+            name: tf.TensorSpec([None] if name != "first" else [], dtype)
+            for name, dtype in _GROUP_TYPES.items()
+        },
+    )
+    train_ds = groups_ds.prefetch(1).flat_map(_batches_of_group)
+    return train_ds.prefetch(8)
+
+
+_GROUP_TYPES = {
+    "items": tf.int32,
+    "earliest": tf.int64,
+    "ends": tf.int64,
+    "first_targets": tf.int64,
+    "rows": tf.int64,
+    "offsets": tf.int64,
+    "lengths": tf.int64,
+    "first": tf.int64,
+}
+
+
+def _group_arrays(
+    items: np.ndarray, plan: GroupPlan, first: int
+) -> dict[str, np.ndarray]:
+    """Returns all that the batches of a group are made from."""
+    windows = plan.windows
+    return {
+        "items": items,
+        # One more window, of padding only.
+        "earliest": np.append(windows.earliest, 0),
+        "ends": np.append(windows.ends, 0),
+        "first_targets": np.append(windows.first_targets, 0),
+        "rows": plan.rows,
+        "offsets": plan.offsets,
+        "lengths": plan.lengths,
+        "first": np.array(first, np.int64),
+    }
+
+
+def _batches_of_group(group: dict[str, tf.Tensor]) -> tf.data.Dataset:
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        length = lengths[step]
-        batch_rows = rows[offsets[step] : offsets[step + 1]]
-        row_ends = tf.gather(ends, batch_rows)
-        starts = tf.maximum(tf.gather(earliest, batch_rows), row_ends - length)
+        items, length = group["items"], group["lengths"][step]
+        rows = group["rows"][
+            group["offsets"][step] : group["offsets"][step + 1]
+        ]
+        row_ends = tf.gather(group["ends"], rows)
+        earliest = tf.gather(group["earliest"], rows)
+        starts = tf.maximum(earliest, row_ends - length)
         position = starts[:, tf.newaxis] + tf.range(length)[tf.newaxis]
         inside = position < row_ends[:, tf.newaxis]
-        first = tf.gather(first_targets, batch_rows)[:, tf.newaxis]
+        first = tf.gather(group["first_targets"], rows)[:, tf.newaxis]
         learned = inside & (position + 1 >= first)
         position = tf.where(inside, position, 0)
         return {
@@ -214,9 +314,9 @@ def train_dataset(
             "target_ids": tf.where(learned, tf.gather(items, position + 1), 0),
         }
 
-    steps = tf.data.Dataset.range(first_step, len(plan))
-    train_ds = steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True)
-    return train_ds.prefetch(8)
+    num_batches = tf.size(group["lengths"], out_type=tf.int64)
+    steps = tf.data.Dataset.range(group["first"], num_batches)
+    return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True)
 
 
 def history_batches(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.interactions import Interactions, Log, filter_interactions
+from recsys.data import shards
+from recsys.data.interactions import Log, filter_interactions
 from recsys.data.sequences import Sequences, build_sequences
-from recsys.data.splits import Split
+from recsys.data.splits import BY_USER, Split
 from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from recsys.errors import InputError
 
@@ -27,6 +29,7 @@ class PreparedData:
         vocabulary: All items of the log; its column `train_count` says how
             often each occurs in the training set.
         split: Training sequences and queries over that vocabulary.
+        num_interactions: Interactions that count, held-out ones included.
         num_single: Users with one interaction only: trained on in the counts,
             but asked nothing.
         num_dropped: Interactions of the log that the filters left out.
@@ -35,6 +38,7 @@ class PreparedData:
     name: str
     vocabulary: Vocabulary
     split: Split
+    num_interactions: int
     num_single: int
     num_dropped: int
 
@@ -77,7 +81,7 @@ def prepare(
             f"{log.name}: expected at least two items to choose between. "
             f"Received: {len(interactions.item_ids)}"
         )
-    vocabulary = _vocabulary(interactions, log.items, None)
+    vocabulary = Vocabulary(interactions.item_ids)
     sequences = build_sequences(interactions, vocabulary)
     split = make_split(sequences)
     if not (split.train.lengths >= 2).any():
@@ -85,15 +89,48 @@ def prepare(
             f"{log.name}: no user has enough interactions: expected two or "
             "more of one user to train on. Received: at most one"
         )
-    counts = np.bincount(split.train.items, minlength=vocabulary.size)
+    counts = split.train.item_counts(vocabulary.size)
     return PreparedData(
         name=log.name,
-        vocabulary=_vocabulary(
-            interactions, log.items, counts[FIRST_ITEM_INDEX:]
+        vocabulary=counted_vocabulary(
+            interactions.item_ids, log.items, counts[FIRST_ITEM_INDEX:]
         ),
         split=split,
+        num_interactions=sequences.num_interactions,
         num_single=int(np.count_nonzero(sequences.lengths == 1)),
         num_dropped=len(log.interactions) - len(interactions),
+    )
+
+
+def open_shards(folder: pathlib.Path) -> PreparedData:
+    """Opens what `recsys.prepare_shards` wrote.
+
+    The queries are read, and the training sequences left in their files.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The data; `split.train` are `ShardedSequences`.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    manifest = shards.read_manifest(folder)
+    vocabulary = Vocabulary.load(folder / shards.VOCABULARY)
+    counts = np.append(
+        np.zeros(FIRST_ITEM_INDEX, np.int64),
+        vocabulary.items.column(TRAIN_COUNT).to_numpy(),
+    )
+    asked = BY_USER[manifest.split](shards.read_queried(folder, manifest))
+    train = shards.open_sequences(folder, manifest, counts)
+    return PreparedData(
+        name=manifest.name,
+        vocabulary=vocabulary,
+        split=dataclasses.replace(asked, train=train),
+        num_interactions=manifest.num_interactions,
+        num_single=manifest.num_single,
+        num_dropped=manifest.num_dropped,
     )
 
 
@@ -117,16 +154,23 @@ def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
     return first.items.select(columns).equals(second.items.select(columns))
 
 
-def _vocabulary(
-    interactions: Interactions,
+def counted_vocabulary(
+    item_ids: np.ndarray | pa.Array,
     items: pa.Table | None,
-    train_counts: np.ndarray | None,
+    train_counts: np.ndarray,
 ) -> Vocabulary:
-    vocabulary = Vocabulary(interactions.item_ids, items)
-    if train_counts is None:
-        return vocabulary
-    table = vocabulary.items
+    """Makes a vocabulary that knows how often its items are trained on.
+
+    Args:
+        item_ids: `[num_items]` str.
+        items: What is known of the items, if anything.
+        train_counts: `[num_items]` int64, the column `train_count`.
+
+    Returns:
+        The vocabulary.
+    """
+    table = Vocabulary(item_ids, items).items
     if TRAIN_COUNT in table.column_names:
         table = table.drop_columns([TRAIN_COUNT])
     table = table.append_column(TRAIN_COUNT, pa.array(train_counts))
-    return Vocabulary(interactions.item_ids, table)
+    return Vocabulary(table.column("item_id"), table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,6 +47,17 @@ class Sequences:
     def lengths(self) -> np.ndarray:
         """`[num_users]` int64, the number of interactions of each user."""
         return np.diff(self.offsets)
+
+    def item_counts(self, vocabulary_size: int) -> np.ndarray:
+        """Counts the interactions with each item.
+
+        Args:
+            vocabulary_size: Number of items, padding and unknown included.
+
+        Returns:
+            `[vocabulary_size]` int64.
+        """
+        return np.bincount(self.items, minlength=vocabulary_size)
 
     def prefixes(self, lengths: np.ndarray) -> Sequences:
         """Returns the same users with only their first interactions.
@@ -97,6 +109,16 @@ def build_sequences(
         offsets=_offsets_of(counts),
         items=indices[interactions.items[order]],
         timestamps=interactions.timestamps[order],
+    )
+
+
+def join_sequences(parts: Sequence[Sequences]) -> Sequences:
+    """Puts sequences of different users together, one part after the other."""
+    return Sequences(
+        user_ids=np.concatenate([part.user_ids for part in parts]),
+        offsets=_offsets_of(np.concatenate([part.lengths for part in parts])),
+        items=np.concatenate([part.items for part in parts]),
+        timestamps=np.concatenate([part.timestamps for part in parts]),
     )
 
 

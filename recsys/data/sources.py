@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 import pyarrow as pa
 
-from recsys.data import files, grouplens, tabular, tfds
+from recsys.data import files, grouplens, synthetic, tabular, tfds
 from recsys.data import items as items_lib
 from recsys.data.columns import ColumnNames
 from recsys.data.interactions import Interactions, Log
@@ -38,9 +38,11 @@ def read(
 
     Args:
         data: "movielens-small" (comes with the package);
-            "tfds:movielens/<config>-ratings"; or a path: a folder or zip in
-            a GroupLens layout, a CSV, TSV (plain or gzip) or Parquet file,
-            or a folder of such parts, read in the order of their names.
+            "tfds:movielens/<config>-ratings"; "synthetic:users=…,items=…,
+            interactions=…,seed=…" (see `recsys.data.synthetic`); or a path: a
+            folder or zip in a GroupLens layout, a CSV, TSV (plain or gzip) or
+            Parquet file, or a folder of such parts, read in the order of
+            their names.
         user_column: Its column of user ids. Default: found by the usual
             spellings, as for the next three.
         item_column: Its column of item ids.
@@ -64,7 +66,7 @@ def read(
         user_column, item_column, timestamp_column, rating_column
     )
     from_tfds = data.startswith(TFDS_PREFIX)
-    _reject_ignored(data, from_tfds, given, tfds_data_dir, tfds_manual_dir)
+    reject_ignored(data, given, tfds_data_dir, tfds_manual_dir)
     if data == BUNDLED:
         root = importlib.resources.files("recsys.data") / "movielens_small"
         interactions, items = _read_folder(root, given, items_file)
@@ -74,13 +76,13 @@ def read(
         )
         if items_file is not None:
             items = _read_items_file(items_file, None)
+    elif synthetic.is_synthetic(data):
+        interactions = synthetic.parse(data).interactions_in_memory()
+        items = None
+        if items_file is not None:
+            items = _read_items_file(items_file, None)
     else:
-        path = pathlib.Path(data).expanduser()
-        if not path.exists():
-            raise InputError(
-                f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', or the "
-                f"path of a file or folder that exists. Received: {data!r}"
-            )
+        path = existing_path(data)
         if path.is_dir():
             interactions, items = _read_folder(path, given, items_file)
         else:
@@ -88,27 +90,41 @@ def read(
     return Log(data, interactions, items)
 
 
-def _reject_ignored(
+def existing_path(data: str) -> pathlib.Path:
+    """Returns the path of a log.
+
+    Raises:
+        InputError: There is no such file or folder.
+    """
+    path = pathlib.Path(data).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
+            "'synthetic:users=...', or the path of a file or folder that "
+            f"exists. Received: {data!r}"
+        )
+    return path
+
+
+def reject_ignored(
     data: str,
-    from_tfds: bool,
     given: ColumnNames,
     tfds_data_dir: str | None,
     tfds_manual_dir: str | None,
 ) -> None:
     """Raises for arguments that would have no effect on this source."""
-    if from_tfds:
+    from_tfds = data.startswith(TFDS_PREFIX)
+    ignored: dict[str, tuple[str | None, str]] = {}
+    if from_tfds or synthetic.is_synthetic(data):
         ignored = {
-            f"{role}_column": name
+            f"{role}_column": (name, "a file or folder")
             for role, name in dataclasses.asdict(given).items()
         }
-    else:
-        ignored = {
-            "tfds_data_dir": tfds_data_dir,
-            "tfds_manual_dir": tfds_manual_dir,
-        }
-    for name, value in ignored.items():
+    if not from_tfds:
+        ignored["tfds_data_dir"] = (tfds_data_dir, "a 'tfds:...' source")
+        ignored["tfds_manual_dir"] = (tfds_manual_dir, "a 'tfds:...' source")
+    for name, (value, kind) in ignored.items():
         if value is not None:
-            kind = "a file or folder" if from_tfds else "a 'tfds:...' source"
             raise InputError(
                 f"`{name}` needs `data` to be {kind}. "
                 f"Received: {name}={value!r} with data={data!r}"
@@ -132,11 +148,7 @@ def _read_folder(
         if items_file is not None:
             items = _read_items_file(items_file, given.item)
         return interactions, items
-    parts = [
-        file
-        for name, file in members.items()
-        if name.lower().endswith(_PART_SUFFIXES) and name not in _ITEMS_NAMES
-    ]
+    parts = parts_of(members)
     archives = [name for name in members if name.lower().endswith(".zip")]
     if not parts and len(archives) == 1:
         with files.open_zip(members[archives[0]]) as archive:
@@ -148,6 +160,15 @@ def _read_folder(
             + (", ".join(list(members)[:10]) or "an empty folder")
         )
     return _read_parts(parts, members, given, items_file)
+
+
+def parts_of(members: dict[str, Traversable]) -> list[Traversable]:
+    """Returns the parts of a log among the files of a folder."""
+    return [
+        file
+        for name, file in members.items()
+        if name.lower().endswith(_PART_SUFFIXES) and name not in _ITEMS_NAMES
+    ]
 
 
 def _read_file(
@@ -181,8 +202,31 @@ def _read_parts(
     items_file: str | None,
 ) -> tuple[Interactions, pa.Table | None]:
     interactions, names = tabular.read_tables(parts, given)
+    return interactions, items_beside(parts, members, names.item, items_file)
+
+
+def items_beside(
+    parts: list[Traversable],
+    members: dict[str, Traversable],
+    item_column: str | None,
+    items_file: str | None,
+) -> pa.Table | None:
+    """Reads what is known of the items of a log.
+
+    Args:
+        parts: The log.
+        members: All files of its folder by name.
+        item_column: What the log calls its items.
+        items_file: The file that the user named, if any.
+
+    Returns:
+        The items, or None where nothing is known of them.
+
+    Raises:
+        InputError: There are several files of items, or it cannot be read.
+    """
     if items_file is not None:
-        return interactions, _read_items_file(items_file, names.item)
+        return _read_items_file(items_file, item_column)
     found = [members[name] for name in _ITEMS_NAMES if name in members]
     if len(found) > 1:
         raise InputError(
@@ -190,8 +234,8 @@ def _read_parts(
             f"--items_file. Received: {', '.join(f.name for f in found)}"
         )
     if not found or found[0] in parts:
-        return interactions, None
-    return interactions, items_lib.read_items(found[0], names.item)
+        return None
+    return items_lib.read_items(found[0], item_column)
 
 
 def _read_items_file(items_file: str, item_column: str | None) -> pa.Table:

@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.shards import ShardedSequences
 from recsys.errors import InputError
 
 
@@ -83,14 +84,14 @@ class Split:
 
     Attributes:
         protocol: The name of the split, which is in every result.
-        train: The training sequences.
+        train: The training sequences, in memory or in shards.
         validation: The queries that training decisions may look at.
         test: The queries that are read once, at the end; None when the test
             set is kept elsewhere.
     """
 
     protocol: str
-    train: Sequences
+    train: Sequences | ShardedSequences
     validation: Queries
     test: Queries | None
 
@@ -117,7 +118,7 @@ def leave_last_out(sequences: Sequences) -> Split:
         InputError: No user has three interactions, so nothing validates.
     """
     lengths = sequences.lengths
-    held_out = np.clip(lengths - 1, 0, 2)
+    held_out = num_held_out("leave_last_out", lengths)
     return Split(
         protocol="leave_last_out",
         train=sequences.prefixes(lengths - held_out),
@@ -141,12 +142,34 @@ def validation_only(sequences: Sequences) -> Split:
         InputError: No user has two interactions.
     """
     lengths = sequences.lengths
+    held_out = num_held_out("validation_only", lengths)
     return Split(
         protocol="validation_only",
-        train=sequences.prefixes(lengths - (lengths >= 2)),
+        train=sequences.prefixes(lengths - held_out),
         validation=_single_targets(sequences, lengths >= 2, from_end=1),
         test=None,
     )
+
+
+# The splits that look at one user at a time.
+BY_USER = {
+    "leave_last_out": leave_last_out,
+    "validation_only": validation_only,
+}
+
+
+def num_held_out(split: str, lengths: np.ndarray) -> np.ndarray:
+    """Says how many interactions a split that is each user's own holds out.
+
+    Args:
+        split: "leave_last_out" or "validation_only".
+        lengths: `[num_users]` int64, the interactions of each user.
+
+    Returns:
+        `[num_users]` int64, how many of the last are not trained on.
+    """
+    most = {"leave_last_out": 2, "validation_only": 1}[split]
+    return np.clip(lengths - 1, 0, most)
 
 
 def temporal(

@@ -17,7 +17,6 @@ def describe(data: PreparedData) -> str:
         Lines without a trailing newline.
     """
     split = data.split
-    sequences = split.validation.sequences
     num_test = "nothing tests"
     if split.test is not None:
         num_test = _count(len(split.test), "query tests", "queries test")
@@ -25,9 +24,9 @@ def describe(data: PreparedData) -> str:
         len(split.validation), "query validates", "queries validate"
     )
     lines = [
-        f"{data.name}: {_count(sequences.num_users, 'user')}, "
+        f"{data.name}: {_count(split.train.num_users, 'user')}, "
         f"{_count(data.vocabulary.num_items, 'item')}, "
-        f"{_count(sequences.num_interactions, 'interaction')}",
+        f"{_count(data.num_interactions, 'interaction')}",
         f"split {split.protocol}: "
         f"{_count(split.train.num_interactions, 'interaction')} to train on, "
         f"{num_validation}, {num_test}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 
 import numpy as np
@@ -60,6 +60,68 @@ def _read_part(
     return read_text(part, names, form), names
 
 
+def find_names(part: Traversable, given: ColumnNames) -> ColumnNames:
+    """Returns the columns of a part as it spells them.
+
+    Raises:
+        InputError: It cannot be read, or a column is missing.
+    """
+    if files.kind(part) == "parquet":
+        with files.readable(part), part.open("rb") as stream:
+            return given.find(pq.read_schema(stream).names, part)
+    return given.find(files.header(part)[0], part)
+
+
+def num_row_groups(part: Traversable) -> int:
+    """Returns how many row groups a Parquet file has."""
+    with files.readable(part), part.open("rb") as stream:
+        return pq.ParquetFile(stream).num_row_groups
+
+
+def stream(
+    part: Traversable, given: ColumnNames, row_group: int | None = None
+) -> Iterator[Interactions]:
+    """Reads a part some rows at a time.
+
+    The columns are understood as in `read_tables`, except that the kind of
+    the timestamps must be plain from the first rows, and that no value holds
+    a line break.
+
+    Args:
+        part: A CSV, TSV or Parquet file.
+        given: The column names that the user gave.
+        row_group: Which of a Parquet file's row groups. Default: all rows.
+
+    Yields:
+        The interactions, in the order of the file.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    if files.kind(part) == "parquet":
+        table, _ = _read_parquet(part, given, row_group)
+        if len(table):
+            yield assemble([_in_one_unit(table)], [part])
+        return
+    header, delimiter = files.header(part)
+    names = given.find(header, part)
+    form = bad_rows.TextForm(header, delimiter)
+    reason = None
+    with files.readable(part), files.arrow_stream(part) as opened:
+        try:
+            batches = pa_csv.open_csv(opened, *_parsing(names, form, False))
+            for batch in batches:
+                table = _with_roles(pa.Table.from_batches([batch]), names)
+                if not _is_sound(table):
+                    raise pa.ArrowInvalid("an id is missing, or no time")
+                if len(table):
+                    yield assemble([_in_one_unit(table)], [part])
+        except pa.ArrowInvalid as error:
+            reason = str(error)
+    if reason is not None:
+        bad_rows.raise_text(part, names, form, reason)
+
+
 def read_text(
     file: Traversable, names: ColumnNames, form: bad_rows.TextForm
 ) -> pa.Table:
@@ -103,13 +165,18 @@ def _parse(
     form: bad_rows.TextForm,
     newlines: bool,
 ) -> pa.Table:
+    return pa_csv.read_csv(stream, *_parsing(names, form, newlines))
+
+
+def _parsing(
+    names: ColumnNames, form: bad_rows.TextForm, newlines: bool
+) -> tuple[pa_csv.ReadOptions, pa_csv.ParseOptions, pa_csv.ConvertOptions]:
     types = {names.user: _ID_TYPE, names.item: _ID_TYPE}
     types.update((name, pa.null()) for name in form.blank_columns)
     if names.rating:
         types[names.rating] = pa.float32()
     wanted = [name for name in dataclasses.astuple(names) if name is not None]
-    return pa_csv.read_csv(
-        stream,
+    return (
         pa_csv.ReadOptions(
             block_size=_BLOCK_BYTES,
             column_names=None if form.has_header else list(form.header),
@@ -127,20 +194,23 @@ def _parse(
 
 
 def _read_parquet(
-    file: Traversable, given: ColumnNames
+    file: Traversable, given: ColumnNames, row_group: int | None = None
 ) -> tuple[pa.Table, ColumnNames]:
-    with files.readable(file), file.open("rb") as stream:
-        schema = pq.ParquetFile(stream).schema_arrow
+    with files.readable(file), file.open("rb") as opened:
+        schema = pq.ParquetFile(opened).schema_arrow
         names = given.find(schema.names, file)
         strings = [
             name
             for name in (names.user, names.item)
             if schema.field(name).type == pa.string()
         ]
-        stream.seek(0)
-        table = pq.ParquetFile(stream, read_dictionary=strings).read(
-            [name for name in dataclasses.astuple(names) if name]
-        )
+        opened.seek(0)
+        parquet = pq.ParquetFile(opened, read_dictionary=strings)
+        columns = [name for name in dataclasses.astuple(names) if name]
+        if row_group is None:
+            table = parquet.read(columns)
+        else:
+            table = parquet.read_row_group(row_group, columns)
     table = _with_roles(table, names)
     for role in ("user", "item"):
         ids = bad_rows.ids_as_strings(table[role], file, names, role)
@@ -165,6 +235,19 @@ def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
             except pa.ArrowInvalid:
                 continue
     return times
+
+
+def _in_one_unit(table: pa.Table) -> pa.Table:
+    """Makes dates of fractional seconds, also where some rows have none."""
+    times = table["timestamp"]
+    if not pa.types.is_floating(times.type):
+        return table
+    micros = pa.array(np.rint(times.to_numpy() * 1e6).astype(np.int64))
+    return table.set_column(
+        table.column_names.index("timestamp"),
+        "timestamp",
+        micros.cast(pa.timestamp("us")),
+    )
 
 
 def _with_roles(table: pa.Table, names: ColumnNames) -> pa.Table:

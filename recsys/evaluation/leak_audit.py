@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.sequences import Sequences
+from recsys.data.shards import ShardedSequences
 from recsys.data.splits import Queries, Split
 from recsys.evaluation.results import query_ids
 
@@ -88,7 +89,8 @@ def audit(split: Split) -> AuditReport:
     checked as `leave_last_out` is.
 
     Nothing is taken from how a split was made: training interactions are
-    compared with the sequences of the queries by user, item and time.
+    compared with the sequences of the queries by user, item and time. Of
+    shards those of the users that are asked are read.
 
     Args:
         split: Any split.
@@ -96,6 +98,9 @@ def audit(split: Split) -> AuditReport:
     Returns:
         The report. It does not raise; see `AuditReport.raise_for_leaks`.
     """
+    if isinstance(split.train, ShardedSequences):
+        asked = split.validation.sequences.user_ids
+        split = dataclasses.replace(split, train=split.train.of_users(asked))
     parts = {
         name: queries
         for name, queries in (
@@ -116,6 +121,7 @@ def audit(split: Split) -> AuditReport:
 
 def _training_checks(part: str, queries: Queries, split: Split) -> list[Check]:
     """What the histories and the training set may hold."""
+    assert isinstance(split.train, Sequences)  # See `audit`.
     checks = [_history_is_older(part, queries)]
     if split.protocol == "held_out_users":
         checks.append(_users_are_unseen(part, queries, split.train))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from recsys.data.item_features import ItemEncoder
 from recsys.data.sequences import Sequences
+from recsys.data.shards import ShardedSequences
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
     GRUEncoder,
@@ -67,7 +68,9 @@ def build_item_features(
 
 
 def initialize_table(
-    config: TrainConfig, model: TwoTower, sequences: Sequences
+    config: TrainConfig,
+    model: TwoTower,
+    sequences: Sequences | ShardedSequences,
 ) -> None:
     """Starts the item table from co-occurrences, if so configured.
 
@@ -78,24 +81,32 @@ def initialize_table(
     Args:
         config: The configuration.
         model: A built model.
-        sequences: The training sequences.
+        sequences: The training sequences. Of shards a group is read: some
+            millions of interactions of users drawn at random.
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
+        counted = sequences
+        if isinstance(counted, ShardedSequences):
+            rng = np.random.default_rng(config.seed)
+            counted = counted.read(counted.groups(rng)[0])
         vectors = co_occurrence_vectors(
-            sequences, table.shape[0], table.shape[1], seed=config.seed
+            counted, table.shape[0], table.shape[1], seed=config.seed
         )
         noise = np.random.default_rng(config.seed).standard_normal(table.shape)
         table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
     features = model.candidate_tower.item_features
     if features is not None:
-        trained = trained_items(sequences)
+        trained = trained_items(sequences, table.shape[0])
         table.assign(explain_rows(features, table.numpy(), trained))
 
 
-def trained_items(sequences: Sequences) -> np.ndarray:
+def trained_items(
+    sequences: Sequences | ShardedSequences, vocabulary_size: int
+) -> np.ndarray:
     """Returns the items of the training sequences, int32, rising."""
-    return np.unique(sequences.items).astype(np.int32)
+    counts = sequences.item_counts(vocabulary_size)
+    return np.flatnonzero(counts).astype(np.int32)
 
 
 def build_optimizer(

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import datetime
 import math
+import pathlib
 
 import pyarrow.compute as pc
 
-from recsys.data import sources, splits
+from recsys.config_flags import SOURCE_FIELDS
+from recsys.data import shards, sources, splits
 from recsys.data.cutoffs import parse_cutoff
 from recsys.data.feature_columns import FeatureColumn, parse_columns
 from recsys.data.interactions import Log
 from recsys.data.item_features import ItemEncoder
-from recsys.data.prepare import TRAIN_COUNT, PreparedData, prepare
+from recsys.data.prepare import (
+    TRAIN_COUNT,
+    PreparedData,
+    open_shards,
+    prepare,
+)
 from recsys.data.sequences import Sequences
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
@@ -26,10 +33,16 @@ from recsys.training.config import TrainConfig
 def build_data(config: TrainConfig) -> PreparedData:
     """Reads, filters and splits what the configuration names.
 
+    Of a folder of shards, which are all that already, the queries are read.
+
     Raises:
-        InputError: The data cannot be read or are too few.
+        InputError: The data cannot be read or are too few, or shards were
+            prepared in another way than the configuration says.
     """
-    data = prepare_log(read_log(config), config)
+    if shards.is_sharded(config.data):
+        data = _build_sharded(config)
+    else:
+        data = prepare_log(read_log(config), config)
     if config.item_features:
         # Told before anything that takes long.
         _feature_columns(config.item_features, data.vocabulary)
@@ -63,6 +76,38 @@ def fit_item_encoder(
 def _feature_columns(text: str, vocabulary: Vocabulary) -> list[FeatureColumn]:
     # The count is ours, not the items file's.
     return parse_columns(text, vocabulary.items.drop_columns([TRAIN_COUNT]))
+
+
+def _build_sharded(config: TrainConfig) -> PreparedData:
+    """Opens shards and checks that they are what the configuration says."""
+    folder = pathlib.Path(config.data).expanduser()
+    manifest = shards.read_manifest(folder)
+    for name in ("split", "min_rating", "repeats"):
+        prepared, asked = getattr(manifest, name), getattr(config, name)
+        if asked != prepared:
+            flag = (
+                f"--{name}={prepared}"
+                if prepared is not None
+                else f"no --{name}"
+            )
+            raise InputError(
+                f"{config.data}: expected the flags that these shards were "
+                f"prepared with, {flag}. Received: --{name}={asked}"
+            )
+    for name in ("min_item_count", "min_user_count"):
+        if getattr(config, name) > 1:
+            raise InputError(
+                f"--{name} must be 1 with shards, in which nothing is dropped "
+                f"for being rare. Received: {getattr(config, name)}"
+            )
+    for name in SOURCE_FIELDS:
+        if name != "data" and getattr(config, name) is not None:
+            raise InputError(
+                f"--{name} must go to recsys.prepare_shards, which has read "
+                f"the log. Received: --{name}={getattr(config, name)} with "
+                f"--data={config.data}"
+            )
+    return open_shards(folder)
 
 
 def read_log(config: TrainConfig) -> Log:

@@ -133,7 +133,9 @@ class Trainer:
                 config.embedding_dim,
             )
             # What is never a target would be pushed down, and its features.
-            self._candidate_ids = tf.constant(trained_items(data.split.train))
+            self._candidate_ids = tf.constant(
+                trained_items(data.split.train, data.vocabulary.size)
+            )
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features
         )

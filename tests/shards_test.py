@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl.testing import absltest, parameterized
+
+from recsys.data import (
+    local_preparation,
+    log_blocks,
+    pipeline,
+    shards,
+    sources,
+    splits,
+)
+from recsys.data.prepare import PreparedData, open_shards, prepare
+from recsys.data.sequences import Sequences
+from recsys.data.shard_preparation import Options
+from recsys.errors import InputError
+from recsys.evaluation import audit
+from recsys.training.config import TrainConfig
+from recsys.training.inputs import build_data
+
+LOG = "synthetic:users=300,items=200,interactions=9000,seed=4"
+
+
+def prepare_folder(
+    output: pathlib.Path, data: str = LOG, num_workers: int = 1, **options
+) -> PreparedData:
+    """Prepares shards on this machine and opens them."""
+    given = {"num_shards": 4, "num_queries": 0, **options}
+    units, items = log_blocks.units(log_blocks.Source(data))
+    local_preparation.prepare_shards(
+        units, items, data, output, Options(**given), num_workers
+    )
+    return open_shards(output)
+
+
+def _folder(test: absltest.TestCase) -> pathlib.Path:
+    return pathlib.Path(test.enterContext(tempfile.TemporaryDirectory()))
+
+
+def by_user(sequences: Sequences, vocabulary) -> dict[str, list]:
+    """Returns each user's raw ids and times."""
+    ids = vocabulary.decode(sequences.items)
+    return {
+        user: list(zip(ids[begin:end], sequences.timestamps[begin:end]))
+        for user, begin, end in zip(
+            sequences.user_ids, sequences.offsets[:-1], sequences.offsets[1:]
+        )
+    }
+
+
+def asked(queries, vocabulary) -> dict[str, tuple]:
+    """Returns each asked user's history and targets, as raw ids."""
+    rows = np.arange(len(queries))
+    users = queries.sequences.user_ids[queries.users]
+    slices = [queries.histories(rows), queries.targets(rows)]
+    return {
+        user: tuple(
+            vocabulary.decode(items[offsets[row] : offsets[row + 1]]).tolist()
+            for items, offsets in slices
+        )
+        for row, user in enumerate(users)
+    }
+
+
+def assert_same_data(
+    test, sharded: PreparedData, whole: PreparedData, same_order: bool = True
+) -> None:
+    """Checks that shards hold what the way in memory holds."""
+    tables = [sharded.vocabulary.items, whole.vocabulary.items]
+    if not same_order:
+        tables = [table.sort_by("item_id") for table in tables]
+    test.assertTrue(tables[0].equals(tables[1]))
+    for name in ("num_interactions", "num_single", "num_dropped", "name"):
+        test.assertEqual(getattr(sharded, name), getattr(whole, name))
+    train = sharded.split.train
+    every = train.read(range(len(train.paths)))
+    test.assertEqual(
+        by_user(every, sharded.vocabulary),
+        by_user(whole.split.train, whole.vocabulary),
+    )
+    for part in ("validation", "test"):
+        queries = getattr(sharded.split, part)
+        expected = getattr(whole.split, part)
+        test.assertEqual(queries is None, expected is None)
+        if queries is not None:
+            test.assertEqual(
+                asked(queries, sharded.vocabulary),
+                asked(expected, whole.vocabulary),
+            )
+
+
+class PreparationTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("leave_last_out", {}),
+        ("validation_only", {"num_shards": 1}),
+        ("leave_last_out", {"repeats": "last", "num_shards": 7}),
+        ("leave_last_out", {"repeats": "all", "num_shards": 50}),
+    )
+    def test_equals_the_way_in_memory(self, split, options):
+        whole = prepare(
+            sources.read(LOG),
+            splits.BY_USER[split],
+            repeats=options.get("repeats", "first"),
+        )
+        folder = _folder(self)
+        sharded = prepare_folder(folder, split=split, **options)
+        # Where a first repetition is dropped, an item may come in later.
+        same_order = options.get("repeats") != "last"
+        assert_same_data(self, sharded, whole, same_order)
+
+    def test_titles_and_ratings_of_files(self):
+        folder = _folder(self)
+        log = folder / "log"
+        log.mkdir()
+        # Two parts; items in another order than by id, a user in both, equal
+        # times, ids with blanks, a rating that is too low.
+        (log / "a.csv").write_text(
+            "user,item,timestamp,rating\n"
+            "u1,b,5,4\nu2,a,5,5\nu1,a,5,1\nu1, a,5,5\n"
+        )
+        (log / "b.csv").write_text(
+            "user,item,timestamp,rating\n"
+            "u2,c,1,5\nu2,b,1,4\nu2,d,0,5\nu1,d,9,5\nu3,d,2,4\nu3,e,2,1\n"
+        )
+        (log / "items.csv").write_text("item,title\na,Alpha\nd,Delta\n")
+        sharded = prepare_folder(
+            folder / "out", str(log), min_rating=4.0, num_shards=3
+        )
+        whole = prepare(
+            sources.read(str(log)), splits.leave_last_out, min_rating=4.0
+        )
+        assert_same_data(self, sharded, whole)
+        self.assertEqual(
+            sharded.vocabulary.titles.tolist(), [None, "Alpha", None, "Delta"]
+        )
+
+    def test_parquet_by_row_groups(self):
+        folder = _folder(self)
+        log = sources.read(LOG).interactions
+        table = pa.table(
+            {
+                "user_id": log.user_ids[log.users],
+                "item_id": log.item_ids[log.items],
+                "timestamp": log.timestamps,
+            }
+        )
+        pq.write_table(table, folder / "log.parquet", row_group_size=1_000)
+        data = str(folder / "log.parquet")
+        units, _ = log_blocks.units(log_blocks.Source(data))
+        self.assertLen(units, 9)
+        sharded = prepare_folder(folder / "out", data)
+        whole = prepare(sources.read(data), splits.leave_last_out)
+        assert_same_data(self, sharded, whole)
+
+    def test_the_bundled_log_in_two_processes(self):
+        folder = _folder(self)
+        sharded = prepare_folder(folder, "movielens-small", num_workers=2)
+        whole = prepare(sources.read("movielens-small"), splits.leave_last_out)
+        assert_same_data(self, sharded, whole)
+
+    def test_asks_as_many_users_as_told(self):
+        folder = _folder(self)
+        some = prepare_folder(folder / "some", num_queries=50)
+        every = prepare_folder(folder / "all")
+        self.assertLen(some.split.test, 50)
+        every_asked = asked(every.split.test, every.vocabulary)
+        some_asked = asked(some.split.test, some.vocabulary)
+        for user, query in some_asked.items():
+            self.assertEqual(query, every_asked[user])
+        self.assertTrue(audit(some.split).passed)
+
+    def test_a_damaged_row_is_named(self):
+        folder = _folder(self)
+        path = folder / "log.csv"
+        path.write_text("user,item,timestamp\na,x,1\na,,2\n")
+        with self.assertRaisesRegex(InputError, "line 3.*item"):
+            prepare_folder(folder / "out", str(path))
+
+    def test_no_rating_is_high_enough(self):
+        folder = _folder(self)
+        with self.assertRaisesRegex(InputError, "two items"):
+            prepare_folder(folder, "movielens-small", min_rating=6.0)
+
+
+class ShardedTrainingTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = _folder(self)
+        self.train = dataclasses.replace(
+            prepare_folder(folder, num_shards=7).split.train,
+            group_interactions=2_000,
+        )
+
+    def _plan(self, train, epoch=0):
+        return pipeline.plan_epoch(
+            train, max_length=16, positions_per_batch=320, seed=3, epoch=epoch
+        )
+
+    def _batches(self, train, epoch=0, first_step=0):
+        plan = self._plan(train, epoch)
+        dataset = pipeline.train_dataset(train, plan, first_step=first_step)
+        return list(dataset.as_numpy_iterator())
+
+    def test_every_target_once_in_an_epoch(self):
+        whole = self.train.read(range(7))
+        pairs = collections.Counter()
+        for batch in self._batches(self.train):
+            learned = batch["target_ids"] > 0
+            pairs.update(
+                zip(batch["history_ids"][learned], batch["target_ids"][learned])
+            )
+        expected = collections.Counter()
+        for begin, end in zip(whole.offsets[:-1], whole.offsets[1:]):
+            items = whole.items[begin:end]
+            expected.update(itertools.pairwise(items))
+        self.assertEqual(pairs, expected)
+
+    def test_the_plan_counts_the_steps(self):
+        plan = self._plan(self.train)
+        self.assertGreater(len(plan.num_batches), 2)
+        self.assertLen(self._batches(self.train), len(plan))
+
+    def test_entered_anywhere_the_rest_is_identical(self):
+        every = self._batches(self.train, epoch=1)
+        border = self._plan(self.train, 1).num_batches[0]
+        for step in (1, border - 1, border, border + 1, len(every) - 1):
+            rest = self._batches(self.train, epoch=1, first_step=step)
+            self.assertLen(rest, len(every) - step)
+            for one, other in zip(every[step:], rest):
+                for name in one:
+                    np.testing.assert_array_equal(one[name], other[name])
+
+    def test_groups_are_drawn_anew_for_each_epoch(self):
+        orders = [
+            np.concatenate(self._plan(self.train, epoch).shards).tolist()
+            for epoch in range(3)
+        ]
+        for order in orders:
+            self.assertCountEqual(order, range(7))
+        self.assertNotEqual(orders[0], orders[1])
+        self.assertNotEqual(orders[1], orders[2])
+
+    def test_one_group_reads_no_more_than_it_needs(self):
+        plan = self._plan(self.train)
+        read = []
+
+        class Spy(shards.ShardedSequences):
+            def read_items(self, numbers):
+                read.append(list(numbers))
+                return super().read_items(numbers)
+
+        spy = Spy(**vars(self.train))
+        last = len(plan) - 1
+        list(pipeline.train_dataset(spy, plan, first_step=last))
+        self.assertEqual(read, [plan.shards[-1].tolist()])
+
+    def test_one_shard_gives_the_batches_of_memory(self):
+        folder = _folder(self)
+        one = prepare_folder(folder, num_shards=1).split.train
+        whole = prepare(sources.read(LOG), splits.leave_last_out).split.train
+        batches = [self._batches(train, epoch=2) for train in (one, whole)]
+        self.assertEqual(*map(len, batches))
+        for sharded, in_memory in zip(*batches):
+            for name in sharded:
+                np.testing.assert_array_equal(sharded[name], in_memory[name])
+
+
+class BuildDataTest(parameterized.TestCase):
+    @parameterized.parameters(
+        {"repeats": "all"},
+        {"split": "validation_only"},
+        {"min_rating": 3.0},
+        {"min_item_count": 5},
+        {"user_column": "user"},
+    )
+    def test_a_configuration_must_fit_the_shards(self, **fields):
+        folder = _folder(self)
+        prepare_folder(folder)
+        build_data(TrainConfig(data=str(folder)))
+        with self.assertRaisesRegex(InputError, next(iter(fields))):
+            build_data(TrainConfig(data=str(folder), **fields))
+
+    def test_missing_and_damaged_files_are_named(self):
+        folder = _folder(self)
+        prepare_folder(folder)
+        config = TrainConfig(data=str(folder))
+        shard = folder / "queries" / "00002.parquet"
+        shard.write_bytes(b"PAR1")
+        with self.assertRaisesRegex(InputError, "00002.parquet"):
+            build_data(config)
+        shard.unlink()
+        with self.assertRaisesRegex(InputError, "queries/00002.parquet"):
+            build_data(config)
+        (folder / "manifest.json").write_text("{}")
+        with self.assertRaisesRegex(InputError, "prepare_shards"):
+            build_data(config)
+
+
+if __name__ == "__main__":
+    absltest.main()
