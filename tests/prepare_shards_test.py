@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import tempfile
+import unittest
+
+from absl.testing import absltest, parameterized
+
+from recsys import prepare_shards
+from recsys.data import shards
+
+LOG = "synthetic:users=200,items=100,interactions=4000,seed=6"
+
+
+class CommandTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory())
+        )
+
+    def run_command(self, output, *arguments, data=LOG):
+        """Returns the exit code, standard output and standard error."""
+        texts = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(texts[0]),
+            contextlib.redirect_stderr(texts[1]),
+        ):
+            code = prepare_shards.COMMAND.run(
+                prepare_shards.main,
+                [
+                    f"--data={data}",
+                    f"--output={self.folder / output}",
+                    "--num_shards=3",
+                    *arguments,
+                ],
+            )
+        return code, *(text.getvalue() for text in texts)
+
+    def test_says_what_there_is_and_what_to_do_next(self):
+        code, output, _ = self.run_command(
+            "out", "--num_workers=1", "--repeats=all"
+        )
+        self.assertEqual(code, 0)
+        self.assertIn("200 users, 4,000 interactions", output)
+        self.assertIn(f"--data={self.folder / 'out'} --repeats=all", output)
+        self.assertTrue(shards.is_sharded(str(self.folder / "out")))
+        # What waited on the disk is gone.
+        self.assertCountEqual(
+            [path.name for path in (self.folder / "out").iterdir()],
+            ["manifest.json", "vocabulary.parquet", "sequences", "queries"],
+        )
+
+    @parameterized.parameters(
+        ("--num_shards=0", "num_shards"),
+        ("--num_queries=-1", "num_queries"),
+        ("--num_workers=0", "num_workers"),
+        ("--split=temporal", "split"),
+        ("--repeats=some", "repeats"),
+        ("--min_rating=3", "rating column"),
+        ("--user_column=user", "user_column"),
+        ("--beam=--direct_num_workers=2", "--runner"),
+        ("--data=/no/such/log", "/no/such/log"),
+        ("--data=", "--data"),
+        ("--output=", "--output"),
+    )
+    def test_mistakes_are_told_in_a_line(self, flag, named):
+        flags = [flag] if "workers" in flag else ["--num_workers=1", flag]
+        code, _, error = self.run_command("out", *flags)
+        self.assertEqual(code, 2)
+        self.assertIn(named, error)
+        self.assertEqual(error.count("\n"), 1)
+
+    def test_a_folder_with_something_in_it_is_left_alone(self):
+        (self.folder / "out").mkdir()
+        (self.folder / "out" / "mine").write_text("text")
+        code, _, error = self.run_command("out", "--num_workers=1")
+        self.assertEqual(code, 2)
+        self.assertIn("empty folder", error)
+        self.assertTrue((self.folder / "out" / "mine").exists())
+
+    @unittest.skipUnless(
+        importlib.util.find_spec("apache_beam"), "apache-beam is missing"
+    )
+    def test_beam_with_several_workers_writes_the_same(self):
+        # Two chunks of users and two files, so that both workers read.
+        data = self.folder / "log"
+        data.mkdir()
+        for part in range(2):
+            rows = [
+                f"u{(7 * row + part) % 50},i{(row * row + part) % 30},{row}"
+                for row in range(400)
+            ]
+            text = "\n".join(["user_id,item_id,timestamp", *rows])
+            (data / f"{part}.csv").write_text(text + "\n")
+        for output, flags in (
+            ("local", ["--num_workers=1"]),
+            (
+                "beam",
+                [
+                    "--runner=DirectRunner",
+                    "--beam=--direct_num_workers=2",
+                    "--beam=--direct_running_mode=multi_processing",
+                ],
+            ),
+        ):
+            code, _, error = self.run_command(
+                output, "--num_queries=20", *flags, data=data
+            )
+            self.assertEqual(code, 0, error)
+        local, beam = self.folder / "local", self.folder / "beam"
+        names = [
+            str(path.relative_to(local))
+            for path in local.rglob("*")
+            if path.is_file()
+        ]
+        self.assertLen(names, 2 + 2 * 3)
+        for name in names:
+            self.assertEqual(
+                (local / name).read_bytes(), (beam / name).read_bytes(), name
+            )
+
+    @unittest.skipUnless(
+        importlib.util.find_spec("apache_beam"), "apache-beam is missing"
+    )
+    def test_mistakes_that_a_worker_of_beam_finds_are_told_alike(self):
+        data = self.folder / "log.csv"
+        data.write_text("user,item,timestamp\na,x,1\na,,2\n")
+        errors = [
+            self.run_command("out", flag, data=data)[2]
+            for flag in ("--num_workers=1", "--runner=DirectRunner")
+        ]
+        self.assertIn("line 3", errors[0])
+        self.assertEqual(*errors)
+
+    @unittest.skipIf(
+        importlib.util.find_spec("apache_beam"), "apache-beam is there"
+    )
+    def test_without_beam_a_runner_is_an_error(self):
+        code, _, error = self.run_command("out", "--runner=DirectRunner")
+        self.assertEqual(code, 2)
+        self.assertIn("[beam]", error)
+
+
+if __name__ == "__main__":
+    absltest.main()
