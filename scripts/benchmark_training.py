@@ -1,19 +1,26 @@
-"""Measures training: interactions per second, share of the machine, memory.
+"""Measures training: speed, share of the machine, memory, time to quality.
 
 Run it from the checkout, on an otherwise idle machine:
 
     python scripts/benchmark_training.py
     python scripts/benchmark_training.py --preset=movielens-1m --data=ml-1m
+    python scripts/benchmark_training.py --preset=movielens-1m --data=ml-1m \
+        --until_ndcg=0.1857 --peers=.venv-peers/bin/python
 
 After some steps to warm up, the steps of one epoch are timed. "Useful
 arithmetic" counts the multiplications and additions of the matrix products
 for real positions (not padding) of the self-attention encoder and of the
 softmax, forward and backward; its rate is compared with that of a square
 float32 matrix product by TensorFlow in the same process.
+
+With `--until_ndcg` the configuration is trained until the test queries have
+that NDCG@10 (see quality_curve.py), with `--peers` other libraries train on
+the same split (see docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,9 +29,10 @@ import resource
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from peer_runs import check_peers, peers_table, run_peers
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
@@ -32,7 +40,14 @@ from recsys.config_flags import (
     add_preset_flag,
     given_fields,
 )
+from recsys.data.prepare import PreparedData
+from recsys.errors import InputError
+from recsys.evaluation.table import aligned
 from recsys.training.config import TrainConfig, make_config
+from recsys.training.inputs import build_data
+
+if TYPE_CHECKING:
+    from quality_curve import QualityCurve
 
 COMMAND = Command(
     "benchmark_training",
@@ -41,6 +56,26 @@ COMMAND = Command(
 )
 add_preset_flag(COMMAND)
 COMMAND.add_flag(int, "steps", "Steps to time.", group="Run", default=60)
+COMMAND.add_flag(
+    float,
+    "until_ndcg",
+    "Train until the test queries have this NDCG@10, and time it.",
+    group="Run",
+)
+COMMAND.add_flag(
+    str,
+    "peers",
+    "Python of an environment with other libraries, which then train on the "
+    "same split.",
+    group="Run",
+)
+COMMAND.add_flag(
+    int,
+    "peer_epochs",
+    "Epochs of RecTools' SASRec, and without --until_ndcg of ours.",
+    group="Run",
+    default=1,
+)
 COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
 add_config_flags(COMMAND)
 _MATRIX_SIZE = 2048
@@ -56,11 +91,25 @@ def main(values: dict[str, Any]) -> int:
         The exit code.
     """
     config = make_config(values["preset"], given_fields(values))
+    data = _checked_data(values, config)
     load_tensorflow()
-    measured = _measure(config, values["steps"])
+    measured = _measure_steps(config, data, values["steps"])
     for name, value in measured.items():
         text = f"{value:,.3g}" if isinstance(value, float) else str(value)
         print(f"{name:40} {text}")
+    if values["until_ndcg"] is not None or values["peers"]:
+        curve = _train(config, data, values)
+        measured["quality"] = dataclasses.asdict(curve)
+    if values["peers"]:
+        ours = _our_row(config, curve)
+        peers = run_peers(
+            values["peers"],
+            data,
+            epochs=values["peer_epochs"],
+            dim=config.embedding_dim,
+        )
+        measured["peers"] = [ours, *peers]
+        print(f"\n{aligned(*peers_table(ours, peers))}")
     if values["json"]:
         pathlib.Path(values["json"]).write_text(
             json.dumps(measured, indent=2) + "\n", "utf-8"
@@ -68,12 +117,85 @@ def main(values: dict[str, Any]) -> int:
     return 0
 
 
-def _measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
-    from recsys.training.inputs import build_data
+def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
+    """Reads the data once it is clear that everything can be measured."""
+    for name in ("steps", "peer_epochs"):
+        if values[name] < 1:
+            raise InputError(
+                f"--{name} must be at least 1. Received: {values[name]}"
+            )
+    if values["peers"]:
+        if config.split != "leave_last_out" or config.repeats == "all":
+            raise InputError(
+                "--peers must go with --split=leave_last_out and without "
+                "--repeats=all. Received: "
+                f"--split={config.split} --repeats={config.repeats}"
+            )
+        check_peers(values["peers"])
+    data = build_data(config)
+    if values["until_ndcg"] is not None and data.split.test is None:
+        raise InputError(
+            "--until_ndcg must go with a split that has test queries. "
+            f"Received: --split={config.split}"
+        )
+    return data
+
+
+def _train(
+    config: TrainConfig, data: PreparedData, values: dict[str, Any]
+) -> QualityCurve:
+    """Trains as far as the flags say, and prints what was reached."""
+    from quality_curve import train_until
+
+    goal = values["until_ndcg"]
+    curve = train_until(
+        config,
+        data,
+        until_ndcg=goal,
+        max_epochs=values["peer_epochs"] if goal is None else None,
+    )
+    columns = ("training_seconds", "test_recall@10", "test_ndcg@10")
+    rows = [
+        [str(number), f"{epoch[columns[0]]:.1f}"]
+        + [f"{epoch[name]:.4f}" for name in columns[1:]]
+        for number, epoch in enumerate(curve.epochs, start=1)
+    ]
+    header = ["epoch", "seconds", "test recall@10", "ndcg@10"]
+    print(f"\n{aligned(header, rows)}\n")
+    if goal is not None:
+        print(
+            f"test NDCG@10 of {goal:g}: "
+            f"{'reached' if curve.reached else 'not reached'} after "
+            f"{curve.training_seconds:.1f} seconds of training, "
+            f"{curve.wall_clock_seconds:.1f} with evaluations"
+        )
+    return curve
+
+
+def _our_row(config: TrainConfig, curve: QualityCurve) -> dict[str, Any]:
+    """Returns what `peers_table` shows of ours."""
+    epochs = curve.epochs
+    interactions = [e["interactions_per_second"] * e["seconds"] for e in epochs]
+    return {
+        "name": f"recsys {config.encoder}",
+        "epochs": len(epochs),
+        "training seconds": curve.training_seconds,
+        "seconds per epoch": curve.training_seconds / len(epochs),
+        "interactions per epoch": float(np.mean(interactions)),
+        "recommend seconds": curve.recommend_seconds,
+        "resident memory, GB": _resident_memory(),
+        "recall@10": epochs[-1]["test_recall@10"],
+        "ndcg@10": epochs[-1]["test_ndcg@10"],
+    }
+
+
+def _measure_steps(
+    config: TrainConfig, data: PreparedData, num_steps: int
+) -> dict[str, Any]:
+    """Times steps of the first epoch after one of each shape."""
     from recsys.training.trainer import Trainer
     from recsys.training.workdir import Workdir
 
-    data = build_data(config)
     before = _matrix_product_rate()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -86,40 +208,80 @@ def _measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
             if shape not in seen:
                 trainer.train_step(batch)
                 seen.add(shape)
-        targets = positions = useful = 0.0
         timed = batches[:num_steps]
         began = time.perf_counter()
         for batch in timed:
             trainer.train_step(batch)
         seconds = time.perf_counter() - began
-    for batch in timed:
-        targets += float(np.count_nonzero(batch["target_ids"] > 0))
-        lengths = np.count_nonzero(batch["history_ids"] > 0, axis=1)
-        positions += float(lengths.sum())
-        useful += _useful_operations(config, lengths, batch, data)
+    counted = [position_counts(batch) for batch in timed]
+    targets = sum(count["target"] for count in counted)
+    useful = sum(_useful_operations(config, batch, data) for batch in timed)
     rate = (before + _matrix_product_rate()) / 2
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "data": data.name,
         "items": data.vocabulary.num_items,
+        **_describe(config),
         "steps": len(timed),
         "seconds per step": seconds / len(timed),
         "interactions per second": targets / seconds,
-        "positions per second": positions / seconds,
+        **_shares(batches),
         "useful GFLOP/s": useful / seconds / 1e9,
         "matrix product GFLOP/s": rate / 1e9,
         "share of the matrix-product rate": useful / seconds / rate,
-        "resident memory, GB": resource.getrusage(
-            resource.RUSAGE_SELF
-        ).ru_maxrss
-        / 2**20,
+        "resident memory, GB": _resident_memory(),
     }
 
 
+def _describe(config: TrainConfig) -> dict[str, Any]:
+    """Names the fields that decide what a step costs."""
+    names = ["encoder", "embedding_dim", "max_history_length"]
+    if config.encoder == "self_attention":
+        names += ["num_blocks", "num_heads"]
+    return {name: getattr(config, name) for name in names} | {
+        "positions_per_batch": config.positions_per_batch
+    }
+
+
+def position_counts(batch: Any) -> dict[str, int]:
+    """Counts the positions of a batch by their use.
+
+    Args:
+        batch: `history_ids` and `target_ids`, `[rows, length]`.
+
+    Returns:
+        How many learn a target, how many are only read, how many are padding.
+    """
+    ids = np.asarray(batch["history_ids"])
+    targets = int(np.count_nonzero(np.asarray(batch["target_ids"])))
+    real = int(np.count_nonzero(ids))
+    return {
+        "target": targets,
+        "context": real - targets,
+        "padding": ids.size - real,
+    }
+
+
+def _shares(batches: list[Any]) -> dict[str, float]:
+    """Returns the share of each use in the positions of an epoch."""
+    counted = [position_counts(batch) for batch in batches]
+    total = sum(sum(count.values()) for count in counted)
+    return {
+        f"share of positions: {use}": sum(c[use] for c in counted) / total
+        for use in ("target", "context", "padding")
+    }
+
+
+def _resident_memory() -> float:
+    """Returns the most memory that the process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def _useful_operations(
-    config: TrainConfig, lengths: np.ndarray, batch: Any, data: Any
+    config: TrainConfig, batch: Any, data: PreparedData
 ) -> float:
     """Operations of the matrix products for real positions, both ways."""
+    lengths = np.count_nonzero(batch["history_ids"] > 0, axis=1)
     dim = config.embedding_dim
     softmax = np.count_nonzero(batch["target_ids"] > 0) * (
         data.vocabulary.num_items * dim

@@ -65,13 +65,7 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    try:
-        seeds = [int(seed) for seed in values["seeds"].split(",")]
-    except ValueError as error:
-        raise InputError(
-            "--seeds must be whole numbers with commas between. "
-            f"Received: {values['seeds']!r}"
-        ) from error
+    seeds = parse_seeds(values["seeds"])
     config = make_config(values["preset"], given_fields(values))
     workdir = pathlib.Path(
         values["workdir"] or f"runs/evaluate-{values['preset']}"
@@ -112,6 +106,21 @@ def main(values: dict[str, Any]) -> int:
         },
     )
     return 0
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Reads seeds with commas between.
+
+    Raises:
+        InputError: One is no whole number.
+    """
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            "--seeds must be whole numbers with commas between. "
+            f"Received: {text!r}"
+        ) from error
 
 
 def _train(

@@ -1,0 +1,191 @@
+"""Compares the history encoders, each with settings of its own.
+
+Run it from the checkout, on an otherwise idle machine:
+
+    python scripts/benchmark_encoders.py
+    python scripts/benchmark_encoders.py --preset=movielens-1m --data=ml-1m
+
+Each encoder is trained into `<workdir>/<encoder>` by the same function as
+`python -m recsys.train`; a run that is there is resumed or left as it is. The
+settings in `SETTINGS` were chosen on the validation queries, and so is the
+epoch that is kept. The test queries are read here, once, after the last
+training. A flag for a configuration field counts for every encoder.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from recsys.command_line import Command, load_tensorflow
+from recsys.config_flags import (
+    add_config_flags,
+    add_preset_flag,
+    given_fields,
+)
+from recsys.errors import InputError
+from recsys.evaluation import evaluate
+from recsys.evaluation.table import aligned
+from recsys.metrics import parse_metric
+from recsys.results import asked_queries
+from recsys.training.config import ENCODERS, TrainConfig, make_config
+from recsys.training.files import write_json
+from recsys.training.inputs import build_data
+
+# By preset and encoder, what differs from the preset.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "movielens-small": {
+        "mean_pooling": {},
+        "gru": {},
+        "self_attention": {},
+    },
+    "movielens-1m": {
+        "mean_pooling": {},
+        "gru": {},
+        "self_attention": {},
+    },
+}
+_METRICS = ("recall@10", "ndcg@10")
+
+COMMAND = Command(
+    "benchmark_encoders",
+    "Trains each history encoder and prints accuracy and cost.",
+    ["scripts/benchmark_encoders.py --preset=movielens-1m --data=ml-1m"],
+)
+add_preset_flag(COMMAND)
+COMMAND.add_flag(
+    str,
+    "encoders",
+    "Which, with commas between.",
+    group="Run",
+    default="mean_pooling,gru,self_attention",
+)
+COMMAND.add_flag(
+    str,
+    "workdir",
+    "Where the runs go. Default: runs/encoders-<preset>.",
+    group="Run",
+)
+COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_config_flags(COMMAND)
+
+
+def main(values: dict[str, Any]) -> int:
+    """Trains, measures and prints.
+
+    Args:
+        values: The value of every flag.
+
+    Returns:
+        The exit code.
+    """
+    names = values["encoders"].split(",")
+    unknown = [name for name in names if name not in ENCODERS]
+    if unknown or values["encoder"] is not None:
+        raise InputError(
+            "--encoders must be one or more of "
+            f"{', '.join(ENCODERS)}, and --encoder not be given. "
+            f"Received: {values['encoder'] or unknown[0]!r}"
+        )
+    workdir = pathlib.Path(
+        values["workdir"] or f"runs/encoders-{values['preset']}"
+    )
+    configs = {name: encoder_config(values, name) for name in names}
+    load_tensorflow()
+    rows = _measure(configs, workdir)
+    print(table(rows))
+    if values["json"]:
+        write_json(pathlib.Path(values["json"]), rows)
+    return 0
+
+
+def encoder_config(values: dict[str, Any], encoder: str) -> TrainConfig:
+    """Returns the configuration of an encoder: preset, settings, flags."""
+    settings = SETTINGS.get(values["preset"], {}).get(encoder, {})
+    return make_config(
+        values["preset"],
+        {**settings, **given_fields(values), "encoder": encoder},
+    )
+
+
+def _measure(
+    configs: dict[str, TrainConfig], workdir: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Trains all, then reads the test queries with each."""
+    import recsys
+    from recsys.training.trainer import train
+
+    data = build_data(next(iter(configs.values())))
+    runs = {
+        name: train(config, workdir / name, data=data)
+        for name, config in configs.items()
+    }
+    queries, _ = asked_queries(data.split)
+    rows = []
+    for name, run in runs.items():
+        recommender = recsys.load(run.workdir)
+        evaluation = evaluate(
+            recommender,
+            queries,
+            protocol=data.split.protocol,
+            ks=(10,),
+            lists=False,
+            exclude_history=configs[name].repeats != "all",
+        )
+        histories = queries.histories(np.arange(len(queries)))
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            recommender.user_vectors(*histories)
+            seconds.append(time.perf_counter() - began)
+        rows.append(
+            {
+                "encoder": name,
+                "parameters": recommender.model.count_params(),
+                "epochs": len(run.history),
+                "best epoch": run.best_epoch + 1,
+                "seconds per epoch": float(
+                    np.median([epoch["seconds"] for epoch in run.history])
+                ),
+                "encode ms per query": 1e3
+                * float(np.median(seconds))
+                / len(queries),
+                **evaluation.metrics([parse_metric(m) for m in _METRICS]),
+                "config": configs[name].to_dict(),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lays out what was measured of each encoder."""
+    header = [
+        "encoder",
+        "parameters",
+        "best epoch",
+        "s/epoch",
+        "encode, ms/query",
+        *_METRICS,
+    ]
+    return aligned(
+        header,
+        [
+            [
+                row["encoder"],
+                f"{row['parameters']:,}",
+                f"{row['best epoch']} of {row['epochs']}",
+                f"{row['seconds per epoch']:.1f}",
+                f"{row['encode ms per query']:.3f}",
+                *(f"{row[name]:.4f}" for name in _METRICS),
+            ]
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(main))

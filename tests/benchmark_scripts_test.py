@@ -1,0 +1,329 @@
+"""The benchmarks and the ablations, without anything that takes long."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import ablations  # noqa: E402
+import benchmark_encoders  # noqa: E402
+import benchmark_training  # noqa: E402
+import peer_runs  # noqa: E402
+
+from recsys.data.prepare import PreparedData  # noqa: E402
+from recsys.errors import InputError  # noqa: E402
+from recsys.training.config import (  # noqa: E402
+    PRESETS,
+    TrainConfig,
+    make_config,
+)
+from recsys.training.inputs import build_data  # noqa: E402
+
+# A "Python" that lists the first ten items that a history lacks.
+PEER = f"""#!{sys.executable}
+import json, pathlib, sys
+import numpy as np
+options = dict(each.lstrip("-").partition("=")[::2] for each in sys.argv[2:])
+if "check" in options:
+    sys.exit(0)
+folder = pathlib.Path(options["folder"])
+split = np.load(folder / "split.npz")
+lines = []
+for row, query in enumerate(split["query_ids"].tolist()):
+    begin, end = split["history_offsets"][row : row + 2]
+    seen = set(split["history_items"][begin:end].tolist())
+    free = [i for i in range(len(split["item_ids"])) if i not in seen][:10]
+    items = split["item_ids"][free].tolist()
+    lines.append(json.dumps({{"query_id": query, "items": items}}))
+(folder / (options["model"] + ".jsonl")).write_text("\\n".join(lines))
+(folder / (options["model"] + ".json")).write_text(
+    json.dumps({{"name": options["model"], "dim": options["dim"]}})
+)
+"""
+
+
+def _write_log(path: pathlib.Path, lengths: list[int], num_items: int) -> None:
+    """User u takes every (u + 1)-th item from item u on."""
+    rows = ["userId,movieId,timestamp"]
+    for user, length in enumerate(lengths):
+        for time in range(length):
+            item = (user + time * (user % 3 + 1)) % num_items
+            rows.append(f"user{user},{item},{time}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+class TempFolderTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+
+    def data(self, lengths: list[int], **fields) -> PreparedData:
+        path = self.folder / "log.csv"
+        _write_log(path, lengths, num_items=40)
+        return build_data(TrainConfig(data=str(path), **fields))
+
+    def executable(self, text: str) -> str:
+        path = self.folder / "python"
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
+
+class PeersTest(TempFolderTest):
+    def test_split_names_each_interaction(self):
+        # The second user has one interaction only and is asked nothing.
+        data = self.data([5, 1, 4])
+        path = self.folder / "split.npz"
+        peer_runs.write_split(data, data.split.test, path)
+        with np.load(path) as arrays:
+            split = dict(arrays)
+        self.assertEqual(split["query_ids"].tolist(), ["user0", "user2"])
+
+        def rows(part):
+            ids = split["item_ids"][split[f"{part}_items"]]
+            return [
+                each.tolist()
+                for each in np.split(ids, split[f"{part}_offsets"][1:-1])
+            ]
+
+        self.assertEqual(rows("train"), [["0", "1", "2"], ["2", "5"], ["1"]])
+        self.assertEqual(rows("history"), [["0", "1", "2", "3"], list("258")])
+
+    def test_lists_are_scored_by_our_evaluation(self):
+        data = self.data([6] * 12)
+        rows = peer_runs.run_peers(self.executable(PEER), data, epochs=1, dim=8)
+        self.assertEqual([row["name"] for row in rows], ["sasrec", "als"])
+        queries = data.split.test
+        gains = []
+        for query in range(len(queries)):
+            history, _ = queries.histories(np.array([query]))
+            [target], _ = queries.targets(np.array([query]))
+            free = np.setdiff1d(np.arange(2, 42), history)[:10].tolist()
+            place = free.index(target) if target in free else None
+            gains.append(0 if place is None else 1 / np.log2(place + 2))
+        self.assertGreater(np.mean(gains), 0)
+        for row in rows:
+            self.assertEqual(row["dim"], "8")
+            self.assertAlmostEqual(row["ndcg@10"], np.mean(gains))
+            self.assertAlmostEqual(row["recall@10"], np.mean(np.sign(gains)))
+
+    def test_missing_interpreter_says_what_to_install(self):
+        with self.assertRaisesRegex(
+            InputError, "pip install torch.*rectools.*Received: '/no/python'"
+        ):
+            peer_runs.check_peers("/no/python")
+
+    def test_missing_package_is_named(self):
+        python = self.executable("#!/bin/sh\necho 'torch: none' >&2\nexit 1\n")
+        with self.assertRaisesRegex(InputError, "pip install.*lacks torch"):
+            peer_runs.check_peers(python)
+
+    def test_failed_run_is_told_in_a_line(self):
+        python = self.executable("#!/bin/sh\necho 'no memory' >&2\nexit 1\n")
+        with self.assertRaisesRegex(InputError, "sasrec failed.*no memory"):
+            peer_runs.run_peers(python, self.data([6] * 3), epochs=1, dim=8)
+
+    def test_peer_script_needs_none_of_our_modules(self):
+        process = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import benchmark_peers, sys;"
+                "print([m for m in sys.modules if m.startswith('recsys')])",
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(process.stdout, "[]\n", process.stderr)
+
+    def test_ratios_say_how_many_times_ours_is_faster(self):
+        def row(name, seconds, interactions, recommend):
+            return {
+                "name": name,
+                "epochs": 3,
+                "training seconds": 3 * seconds,
+                "seconds per epoch": seconds,
+                "interactions per epoch": interactions,
+                "recommend seconds": recommend,
+                "resident memory, GB": 1.0,
+                "recall@10": 0.2,
+                "ndcg@10": 0.1,
+            }
+
+        header, rows = peer_runs.peers_table(
+            row("ours", 10, 1000, 2.0),
+            [row("theirs", 40, 800, 3.0), row("factors", 5, None, 1.0)],
+        )
+        self.assertEqual(header.count("ratio"), 2)
+        # 100 a second to 20 a second; 3 seconds to 2, and 1 to 2.
+        self.assertEqual(rows[0][2:8], "30.0 10.0 100 1.00 2.00 1.00".split())
+        self.assertEqual(rows[1][2:8], "120.0 40.0 20 5.00 3.00 1.50".split())
+        self.assertEqual(rows[2][2:8], "15.0 5.0 - - 1.00 0.50".split())
+
+
+class BenchmarkTrainingTest(TempFolderTest):
+    def test_positions_by_use(self):
+        batch = {
+            "history_ids": [[2, 3, 4, 0], [5, 6, 0, 0]],
+            "target_ids": [[0, 4, 7, 0], [6, 0, 0, 0]],
+        }
+        self.assertEqual(
+            benchmark_training.position_counts(batch),
+            {"target": 3, "context": 2, "padding": 3},
+        )
+
+    def test_is_the_run_of_train_and_stops_when_reached(self):
+        from quality_curve import train_until
+
+        from recsys.training.trainer import train
+
+        data = self.data([8] * 30)
+        config = TrainConfig(
+            data="unread",
+            encoder="mean_pooling",
+            embedding_dim=8,
+            num_epochs=2,
+            max_history_length=8,
+            positions_per_batch=100,
+        )
+        curve = train_until(config, data, until_ndcg=0.0)
+        self.assertTrue(curve.reached)
+        [epoch] = curve.epochs
+        run = train(config, self.folder / "run", data=data, verbose=False)
+        for name in ("loss", "validation_ndcg@10", "validation_recall@10"):
+            self.assertEqual(epoch[name], run.history[0][name])
+        self.assertEqual(epoch["training_seconds"], curve.training_seconds)
+        self.assertLess(curve.training_seconds, curve.wall_clock_seconds)
+
+    @parameterized.parameters(
+        ("--until_ndcg=0.1", "--split=validation_only", "test queries"),
+        ("--peers=/no/python", "--split=temporal", "--split=leave_last_out"),
+        ("--peers=/no/python", "--repeats=all", "--repeats=all"),
+        ("--peers=/no/python", "--peer_epochs=0", "at least 1"),
+        ("--peers=/no/python", "--steps=1", "pip install"),
+    )
+    def test_mistakes_are_told_before_any_work(self, one, other, message):
+        values = benchmark_training.COMMAND.parse([one, other])
+        with self.assertRaisesRegex(InputError, message):
+            benchmark_training.main(values)
+
+
+class AblationsTest(parameterized.TestCase):
+    def test_levers_change_the_base(self):
+        base = TrainConfig(embedding_dim=16)
+        configs = ablations.apply_levers(
+            base, ["dropout=0.45", "embedding_dim=32,learning_rate=0.01"]
+        )
+        self.assertEqual(
+            configs,
+            {
+                "dropout=0.45": TrainConfig(embedding_dim=16, dropout=0.45),
+                "embedding_dim=32,learning_rate=0.01": TrainConfig(
+                    embedding_dim=32, learning_rate=0.01
+                ),
+            },
+        )
+
+    @parameterized.parameters(
+        ("dropot=0.1", "did you mean --dropout"),
+        ("data=log.csv", "no such flag"),
+        ("seed=3", "no such flag"),
+        ("dropout=much", "must be a number"),
+        ("dropout=2", "below 1"),
+        ("dropout=0.2", "changes nothing"),
+        ("", "changes nothing"),
+    )
+    def test_wrong_levers(self, lever, message):
+        with self.assertRaisesRegex(InputError, message):
+            ablations.apply_levers(TrainConfig(), [lever])
+
+    @parameterized.parameters(*PRESETS)
+    def test_defaults_leave_out_what_the_base_has(self, preset):
+        base = make_config(preset, {})
+        configs = ablations.apply_levers(base, None)
+        self.assertNotIn(f"dropout={base.dropout}", configs)
+        self.assertIn("dropout=0.1", configs)
+        self.assertNotIn(base, configs.values())
+
+    def test_table_has_differences_to_the_same_seeds(self):
+        def run(lever, seed, recall, ndcg, best_epoch=4):
+            metrics = {"recall@10": recall, "ndcg@10": ndcg}
+            return ablations.Run(lever, seed, metrics, best_epoch, 90.0)
+
+        text = ablations.markdown(
+            [
+                run("", 0, 0.10, 0.05),
+                run("", 1, 0.14, 0.07, best_epoch=6),
+                run("dropout=0.1", 0, 0.13, 0.04),
+            ]
+        )
+        spread, _, *table = text.splitlines()
+        # Two values that are 2 d apart have the standard deviation d √2.
+        self.assertIn("2 seeds", spread)
+        self.assertIn("recall@10 0.0283, ndcg@10 0.0141", spread)
+        self.assertEqual(
+            table[2:],
+            [
+                "| base | 0.1200 |  | 0.0600 |  | 4-6 | 1.5 |",
+                "| `dropout=0.1` | 0.1300 | +0.0300 | 0.0400 | -0.0100 | 4 "
+                "| 1.5 |",
+            ],
+        )
+
+    def test_lever_seeds_are_seeds_of_the_base(self):
+        values = ablations.COMMAND.parse(["--seeds=0,1", "--lever_seeds=2"])
+        with self.assertRaisesRegex(InputError, "among --seeds=0,1"):
+            ablations.main(values)
+
+
+class EncodersTest(parameterized.TestCase):
+    @parameterized.product(
+        preset=list(benchmark_encoders.SETTINGS),
+        encoder=["mean_pooling", "gru", "self_attention"],
+    )
+    def test_flags_count_for_every_encoder(self, preset, encoder):
+        values = benchmark_encoders.COMMAND.parse(
+            [f"--preset={preset}", "--num_epochs=2"]
+        )
+        config = benchmark_encoders.encoder_config(values, encoder)
+        self.assertEqual(config.encoder, encoder)
+        self.assertEqual(config.num_epochs, 2)
+
+    @parameterized.parameters("--encoders=gru,lstm", "--encoder=gru")
+    def test_unknown_encoder(self, flag):
+        values = benchmark_encoders.COMMAND.parse([flag])
+        with self.assertRaisesRegex(InputError, "Received: '(lstm|gru)'"):
+            benchmark_encoders.main(values)
+
+    def test_table(self):
+        row = {
+            "encoder": "gru",
+            "parameters": 12345,
+            "epochs": 8,
+            "best epoch": 5,
+            "seconds per epoch": 2.25,
+            "encode ms per query": 0.5,
+            "recall@10": 0.1,
+            "ndcg@10": 0.05,
+        }
+        line = benchmark_encoders.table([row]).splitlines()[-1]
+        self.assertEqual(
+            line.split(),
+            "gru 12,345 5 of 8 2.2 0.500 0.1000 0.0500".split(),
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
