@@ -7,9 +7,10 @@ Run it from the checkout, on an otherwise idle machine:
 
 Each encoder is trained into `<workdir>/<encoder>` by the same function as
 `python -m recsys.train`; a run that is there is resumed or left as it is. The
-settings in `SETTINGS` were chosen on the validation queries, and so is the
-epoch that is kept. The test queries are read here, once, after the last
-training. A flag for a configuration field counts for every encoder.
+settings in `SETTINGS` are chosen on the validation queries, as
+`scripts/ablations.py --encoder=…` measures them, and so is the epoch that is
+kept. The test queries are read here, once, after the last training. A flag
+for a configuration field counts for every encoder.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from typing import Any
 
 import numpy as np
+from benchmark_training import check_json_path
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
@@ -36,7 +38,8 @@ from recsys.training.config import ENCODERS, TrainConfig, make_config
 from recsys.training.files import write_json
 from recsys.training.inputs import build_data
 
-# By preset and encoder, what differs from the preset.
+# By preset and encoder, what differs from the preset: nothing where nothing
+# was found to be better.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "movielens-small": {
         "mean_pooling": {},
@@ -91,6 +94,7 @@ def main(values: dict[str, Any]) -> int:
             f"{', '.join(ENCODERS)}, and --encoder not be given. "
             f"Received: {values['encoder'] or unknown[0]!r}"
         )
+    check_json_path(values["json"])
     workdir = pathlib.Path(
         values["workdir"] or f"runs/encoders-{values['preset']}"
     )

@@ -41,6 +41,7 @@ from recsys.config_flags import (
     given_fields,
 )
 from recsys.data.prepare import PreparedData
+from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.evaluation.table import aligned
 from recsys.training.config import TrainConfig, make_config
@@ -97,10 +98,10 @@ def main(values: dict[str, Any]) -> int:
     for name, value in measured.items():
         text = f"{value:,.3g}" if isinstance(value, float) else str(value)
         print(f"{name:40} {text}")
-    if values["until_ndcg"] is not None or values["peers"]:
+    if values["until_ndcg"] is not None or values["peers"] is not None:
         curve = _train(config, data, values)
         measured["quality"] = dataclasses.asdict(curve)
-    if values["peers"]:
+    if values["peers"] is not None:
         ours = _our_row(config, curve)
         peers = run_peers(
             values["peers"],
@@ -117,14 +118,28 @@ def main(values: dict[str, Any]) -> int:
     return 0
 
 
+def check_json_path(path: str | None) -> None:
+    """Checks before a long measurement that its file can be written after it.
+
+    Raises:
+        InputError: It is in no folder that exists.
+    """
+    if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+        raise InputError(
+            "--json must name a file in a folder that exists. "
+            f"Received: {path!r}"
+        )
+
+
 def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
     """Reads the data once it is clear that everything can be measured."""
+    check_json_path(values["json"])
     for name in ("steps", "peer_epochs"):
         if values[name] < 1:
             raise InputError(
                 f"--{name} must be at least 1. Received: {values[name]}"
             )
-    if values["peers"]:
+    if values["peers"] is not None:
         if config.split != "leave_last_out" or config.repeats == "all":
             raise InputError(
                 "--peers must go with --split=leave_last_out and without "
@@ -133,6 +148,13 @@ def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
             )
         check_peers(values["peers"])
     data = build_data(config)
+    if values["peers"] is not None and not isinstance(
+        data.split.train, Sequences
+    ):
+        raise InputError(
+            "--peers must go with a log that is read into memory. Received: "
+            f"--data={config.data}"
+        )
     if values["until_ndcg"] is not None and data.split.test is None:
         raise InputError(
             "--until_ndcg must go with a split that has test queries. "

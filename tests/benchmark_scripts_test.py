@@ -213,6 +213,8 @@ class BenchmarkTrainingTest(TempFolderTest):
         ("--peers=/no/python", "--repeats=all", "--repeats=all"),
         ("--peers=/no/python", "--peer_epochs=0", "at least 1"),
         ("--peers=/no/python", "--steps=1", "pip install"),
+        ("--peers=", "--steps=1", "pip install"),
+        ("--until_ndcg=0.1", "--json=/no/folder/x.json", "folder that exists"),
     )
     def test_mistakes_are_told_before_any_work(self, one, other, message):
         values = benchmark_training.COMMAND.parse([one, other])
