@@ -246,7 +246,8 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def _spread(base: list[Run]) -> str:
     """Says how far the base's seeds lie apart."""
-    text = f"Validation queries; base: {len(base)} seeds"
+    plural = "s" if len(base) > 1 else ""
+    text = f"Validation queries; base: {len(base)} seed{plural}"
     if len(base) < 2:
         return f"{text}."
     spreads = (
