@@ -93,6 +93,9 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "patience": (
             "Stop after so many epochs without a better validation NDCG@10."
         ),
+        "steps_before": (
+            "Steps of the run that this one extends; recsys.extend sets it."
+        ),
         "seed": "The same seed gives the same weights.",
     },
     "Execution": {

@@ -68,7 +68,9 @@ class ImportTest(parameterized.TestCase):
             self.assertEqual(value.__name__, name)
             self.assertStartsWith(value.__module__, "recsys.")
 
-    @parameterized.parameters("train", "evaluate", "recommend", "export")
+    @parameterized.parameters(
+        "train", "evaluate", "recommend", "export", "extend"
+    )
     def test_no_public_name_shadows_a_command(self, command):
         self.assertIsNotNone(importlib.util.find_spec(f"recsys.{command}"))
         with self.assertRaises(AttributeError):

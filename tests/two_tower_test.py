@@ -198,6 +198,20 @@ def _sub_models_of_table() -> keras.Model:
     )
 
 
+def _many_sub_models_of_table() -> keras.Model:
+    """Four places, of which one is inside another sub-model."""
+    table = _table()
+    watched = _sub_model(lambda ids: table(ids, pooling="mean"), "watched")
+    liked = _sub_model(lambda ids: table(ids[:, -1]), "liked")
+    liked = _sub_model(
+        lambda ids: keras.layers.Dense(SHAPE[1])(liked(ids)), "projected"
+    )
+    return _functional(
+        lambda ids: keras.layers.Add()([watched(ids), liked(ids)]),
+        _sub_model(table, "candidate"),
+    )
+
+
 def _own_two_tower() -> TwoTower:
     encoder = SelfAttentionEncoder(num_blocks=1)
     return TwoTower(*_towers(_item_features(), encoder))
@@ -209,6 +223,7 @@ MODELS = {
     "sub_models_of_towers": _sub_models_of_towers,
     "functional_table": _functional_table,
     "sub_models_of_table": _sub_models_of_table,
+    "many_sub_models_of_table": _many_sub_models_of_table,
     "subclassed_towers": lambda: OwnModel(*_towers(Parity())),
     "subclassed_table": BareModel,
 }

@@ -116,10 +116,13 @@ def check_output(output: pathlib.Path) -> None:
             "--output must be a new or empty folder, or an earlier export, "
             f"which is replaced. Received: {str(output)!r}"
         )
-    if not output.absolute().parent.is_dir():
+    existing = output.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
         raise InputError(
-            "--output must be in a folder that exists. "
-            f"Received: {str(output)!r}"
+            f"--output must be a folder. Received: {str(output)!r}, where "
+            f"{existing} is a file"
         )
 
 
@@ -149,6 +152,7 @@ def write_export(
     """
     check_output(output)
     output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_path(output) as temporary:
         temporary.mkdir()
         for name in names:

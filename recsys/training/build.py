@@ -114,6 +114,9 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns Adam with warm-up and cosine decay over all epochs.
 
+    A run that goes on with the moments of another goes on with its count of
+    steps too, which corrects their bias; the schedule begins after them.
+
     Args:
         config: The configuration.
         steps_per_epoch: About how many steps an epoch has.
@@ -126,6 +129,8 @@ def build_optimizer(
         warmup_steps=warmup_steps,
         decay_steps=max(1, num_steps - warmup_steps),
     )
+    if config.steps_before:
+        schedule = LaterSchedule(schedule, config.steps_before)
     return keras.optimizers.AdamW(
         learning_rate=schedule,
         beta_2=config.adam_beta_2,
@@ -133,6 +138,42 @@ def build_optimizer(
         use_ema=config.weight_average > 0,
         ema_momentum=config.weight_average,
     )
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class LaterSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that begins at a later step.
+
+    Args:
+        schedule: The schedule.
+        first_step: The step at which it begins.
+    """
+
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        first_step: int,
+    ) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._first_step = first_step
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the learning rate of a step."""
+        return self._schedule(step - self._first_step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            "schedule": keras.saving.serialize_keras_object(self._schedule),
+            "first_step": self._first_step,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LaterSchedule:
+        """Makes a schedule from `get_config`'s answer."""
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["first_step"])
 
 
 def _build_encoder(config: TrainConfig) -> keras.layers.Layer:

@@ -85,6 +85,9 @@ class TrainConfig:
     weight_average: float = 0.0
     # Stop after so many epochs without a better validation NDCG@10.
     patience: int = 5
+    # Steps that the optimizer made in the run that this one extends (see
+    # recsys.extend); warm-up and decay begin after them.
+    steps_before: int = 0
     seed: int = 0
 
     # Execution.
@@ -211,6 +214,7 @@ _LOWEST: dict[str, float] = {
     "weight_decay": 0,
     "weight_average": 0,
     "patience": 1,
+    "steps_before": 0,
     "seed": 0,
     "checkpoint_steps": 1,
 }

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from recsys.data import pipeline
+from recsys.data.item_features import ItemEncoder
 from recsys.data.prepare import PreparedData
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
@@ -123,7 +124,13 @@ class Trainer:
         self._data = data
         self._verbose = verbose
         keras.utils.set_random_seed(config.seed)
-        self.item_encoder = fit_item_encoder(config, data.vocabulary)
+        # A run that extends another keeps the values of that one's features.
+        saved = folder.item_features
+        self.item_encoder = (
+            ItemEncoder.load(saved)
+            if saved.is_file()
+            else fit_item_encoder(config, data.vocabulary)
+        )
         features = None
         self._candidate_ids = None
         if self.item_encoder is not None:
@@ -147,13 +154,13 @@ class Trainer:
         self.train_step = tf.function(
             self._step, jit_compile=config.jit_compile, reduce_retracing=True
         )
-        self._checkpoints = Checkpoints(
+        self.checkpoints = Checkpoints(
             folder.checkpoints, self.model, self.optimizer
         )
 
     def run(self) -> Progress:
         """Trains from wherever the run is to its end."""
-        progress = self._checkpoints.restore()
+        progress = self.checkpoints.restore()
         if progress is None:
             progress = Progress()
             initialize_table(self._config, self.model, self._data.split.train)
@@ -202,7 +209,7 @@ class Trainer:
             progress.epoch == self._config.num_epochs
             or progress.epoch - 1 - best >= self._config.patience
         )
-        self._checkpoints.save(progress)
+        self.checkpoints.save(progress)
 
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -233,7 +240,7 @@ class Trainer:
                     progress.step % self._config.checkpoint_steps == 0
                     and progress.step < len(plan)
                 ):
-                    self._checkpoints.save(progress)
+                    self.checkpoints.save(progress)
 
     def _count(
         self, progress: Progress, loss: float, num_targets: float

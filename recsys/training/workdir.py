@@ -49,6 +49,11 @@ class Workdir:
         return self.path / "checkpoints"
 
     @property
+    def extension(self) -> pathlib.Path:
+        """Which run this one extends, JSON; not there for any other run."""
+        return self.path / "extension.json"
+
+    @property
     def metrics(self) -> pathlib.Path:
         """The results, JSON."""
         return self.path / "metrics.json"

@@ -1,0 +1,146 @@
+"""`python -m recsys.extend`: a trained model learns new items."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from recsys.command_line import Command, load_tensorflow
+from recsys.config_flags import SOURCE_FIELDS, add_config_flags
+from recsys.errors import InputError
+
+COMMAND = Command(
+    "recsys.extend",
+    "Goes on with a trained model on new interactions, whose new items get "
+    "rows of their own: in a new workdir, from the old weights and the old "
+    "state of the optimizer. The same command again goes on with a run that "
+    "was stopped.",
+    [
+        "python -m recsys.extend --workdir=runs/mine --data=november.csv \\\n"
+        "      --output_workdir=runs/mine-november",
+    ],
+    interrupted="stopped; the same command goes on from the last checkpoint",
+)
+COMMAND.add_flag(
+    str, "workdir", "Where recsys.train put the model.", group="Run"
+)
+COMMAND.add_flag(
+    str,
+    "output_workdir",
+    "The new workdir. It also gets the grown log. The old one stays as it is.",
+    group="Run",
+)
+add_config_flags(COMMAND, SOURCE_FIELDS)
+COMMAND.add_flag(
+    int,
+    "num_epochs",
+    "Passes over the grown training data, at most.",
+    group="Training",
+    default=3,
+)
+COMMAND.add_flag(
+    float,
+    "learning_rate",
+    "The highest rate. Default: a third of the old run's.",
+    group="Training",
+)
+COMMAND.add_flag(
+    bool,
+    "train",
+    "Whether to train; otherwise only rows are added, and the same command "
+    "with --train trains.",
+    group="Training",
+    default=True,
+)
+
+
+def main(values: dict[str, Any]) -> int:
+    """Extends a model and trains it.
+
+    Args:
+        values: The value of every flag.
+
+    Returns:
+        The exit code.
+    """
+    for name in ("workdir", "output_workdir", "data"):
+        if not values[name]:
+            raise InputError(f"--{name} must be given. Received: none")
+    output = pathlib.Path(values["output_workdir"])
+    _prepare(pathlib.Path(values["workdir"]), output, values)
+    if values["train"]:
+        load_tensorflow()
+
+        from recsys.training.trainer import train
+        from recsys.training.workdir import Workdir
+
+        train(Workdir(output).read_config(), output)
+    print(
+        f"The model is in {output}. Next:\n"
+        f"  python -m recsys.evaluate --workdir={shlex.quote(str(output))}"
+    )
+    return 0
+
+
+def _prepare(
+    workdir: pathlib.Path, output: pathlib.Path, values: dict[str, Any]
+) -> None:
+    """Makes the new workdir, unless this command has made it before."""
+    from recsys.training import files
+    from recsys.training.growth import grow_data
+    from recsys.training.workdir import Workdir
+
+    old, new = Workdir(workdir), Workdir(output)
+    asked = {
+        "workdir": str(workdir),
+        "source": {name: values[name] for name in SOURCE_FIELDS},
+        "num_epochs": values["num_epochs"],
+        "learning_rate": values["learning_rate"],
+    }
+    if new.extension.is_file():
+        made = files.read_json(new.extension)
+        if made != asked:
+            raise InputError(
+                f"{output}: expected no run, or one that the same flags have "
+                "made; name another --output_workdir. Received: a run of "
+                f"other {', '.join(_differing(made, asked))}"
+            )
+        return
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(
+            "--output_workdir must be a new or empty folder. "
+            f"Received: {str(output)!r}"
+        )
+    config = old.read_config()
+    rate = values["learning_rate"]
+    changes = {
+        "num_epochs": values["num_epochs"],
+        "learning_rate": config.learning_rate / 3 if rate is None else rate,
+    }
+    source = {name: values[name] for name in SOURCE_FIELDS}
+    grown = grow_data(old, source, output, changes)
+    print(
+        f"{len(grown.log.interactions):,} interactions of "
+        f"{grown.grown_data.vocabulary.num_items:,} items, of which "
+        f"{grown.num_new_items:,} are new",
+        flush=True,
+    )
+    load_tensorflow()
+
+    from recsys.training.extension import write_extension
+
+    write_extension(grown, output, asked)
+
+
+def _differing(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} ({made.get(name)!r} there, {asked[name]!r} now)"
+        for name in asked
+        if made.get(name) != asked[name]
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(main))

@@ -1,0 +1,138 @@
+"""A trained run with more items: the same weights and moments, new rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from recsys import recommender
+from recsys.data.merging import write_log
+from recsys.data.sequences import Sequences
+from recsys.errors import InputError
+from recsys.models.two_tower import TwoTower
+from recsys.training import files
+from recsys.training.checkpoints import Progress
+from recsys.training.growth import DATA_FOLDER, GrownData
+from recsys.training.new_rows import neighbour_rows
+from recsys.training.trainer import Trainer
+from recsys.training.workdir import Workdir
+
+
+def write_extension(
+    grown: GrownData, output: pathlib.Path, about: dict[str, Any]
+) -> None:
+    """Makes the workdir in which a run goes on with more items.
+
+    Its `model.keras` is the old one with further rows: rows of old items, and
+    everything else, are the same bit for bit. Its first checkpoint holds that
+    model and the optimizer as the old run left it, with moments of zero for
+    the new rows.
+
+    Args:
+        grown: The data of both runs.
+        output: The new workdir; appears when it is complete.
+        about: What `extension.json` says of how it came about.
+
+    Raises:
+        InputError: The old run has no checkpoint.
+        OSError: A file could not be written.
+    """
+    old = Trainer(grown.config, grown.workdir, grown.data, verbose=False)
+    progress = old.checkpoints.restore()
+    if progress is None:
+        raise InputError(
+            f"{grown.workdir.checkpoints}: expected a checkpoint, which holds "
+            "the state of the optimizer. Received: none"
+        )
+    best = recommender.load(grown.workdir.path).model
+    config = dataclasses.replace(
+        grown.grown_config,
+        steps_before=grown.config.steps_before + progress.global_step,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_path(output) as temporary:
+        folder = Workdir(temporary)
+        (temporary / DATA_FOLDER).mkdir(parents=True)
+        write_log(grown.log, temporary / DATA_FOLDER)
+        if grown.workdir.item_features.is_file():
+            shutil.copy(grown.workdir.item_features, folder.item_features)
+        new = Trainer(config, folder, grown.grown_data, verbose=False)
+        size = grown.grown_data.vocabulary.size
+        for source, target in (
+            (old.optimizer.variables, new.optimizer.variables),
+            (best.trainable_variables, new.model.trainable_variables),
+        ):
+            carry(source, target, grown.indices, size)
+        _start_new_rows(new.model, grown)
+        if config.weight_average:
+            # The old run's average is what its model holds.
+            for average, variable in zip(
+                new.optimizer._model_variables_moving_average,
+                new.model.trainable_variables,
+                strict=True,
+            ):
+                average.assign(variable)
+        new.model.save(folder.model)
+        new.checkpoints.save(Progress())
+        grown.grown_data.vocabulary.save(folder.vocabulary)
+        files.write_json(folder.extension, about)
+        files.write_json(folder.config, config.to_dict())
+
+
+def carry(
+    old: Sequence[keras.Variable],
+    new: Sequence[keras.Variable],
+    indices: np.ndarray,
+    vocabulary_size: int,
+) -> None:
+    """Copies variables into those of a model with more items.
+
+    Args:
+        old: Variables; those with a row per item have `len(indices)` rows.
+        new: Their counterparts.
+        indices: `[old vocabulary size]`, the row in `new` of each old row.
+            Rows that are in none of them stay as they are.
+        vocabulary_size: The new one.
+
+    Raises:
+        ValueError: Two counterparts differ in more than their number of rows.
+    """
+    for source, target in zip(old, new, strict=True):
+        values = source.numpy()
+        sizes = (values.shape[:1], tuple(target.shape[:1]))
+        if sizes == ((len(indices),), (vocabulary_size,)):
+            grown = target.numpy()
+            grown[indices] = values
+            values = grown
+        if values.shape != target.shape:
+            raise ValueError(
+                "`new` must have the variables of `old`. Received: "
+                f"{target.path} of {target.shape} for {source.path} of "
+                f"{values.shape}"
+            )
+        target.assign(values)
+
+
+def _start_new_rows(model: TwoTower, grown: GrownData) -> None:
+    """Gives the new items rows to start from.
+
+    With item features these tell what they are, and a row of its own only
+    gets in their way: it is zero, as that of any untrained item.
+    """
+    table = model.candidate_tower.embedding.embeddings
+    rows = table.numpy()
+    is_new = np.ones(len(rows), bool)
+    is_new[grown.indices] = False
+    if model.candidate_tower.item_features is None:
+        sequences = grown.grown_data.split.train
+        assert isinstance(sequences, Sequences)  # Not of shards.
+        rows = neighbour_rows(rows, is_new, sequences, grown.config.seed)
+    else:
+        rows[is_new] = 0
+    table.assign(rows)

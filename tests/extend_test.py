@@ -1,0 +1,381 @@
+"""Growing catalogues: logs put together, rows and moments carried over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys import evaluate, extend, train
+from recsys.data import sources
+from recsys.data.interactions import Interactions, Log
+from recsys.data.merging import check_not_trained_on, merge_logs, write_log
+from recsys.data.sequences import Sequences, build_sequences
+from recsys.data.splits import leave_last_out
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import InputError
+from recsys.training import new_rows
+from recsys.training.build import LaterSchedule
+from recsys.training.checkpoints import checkpoint_paths
+
+
+def objects(*values: str) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def make_log(rows, items=None, per_second=1, ratings=None) -> Log:
+    """Returns a log of rows such as "ann x 7"."""
+    users, names, times = zip(*(row.split() for row in rows))
+    user_ids = list(dict.fromkeys(users))
+    item_ids = list(dict.fromkeys(names))
+    return Log(
+        "log",
+        Interactions(
+            objects(*user_ids),
+            objects(*item_ids),
+            np.array([user_ids.index(u) for u in users], np.int32),
+            np.array([item_ids.index(i) for i in names], np.int32),
+            np.array(times, np.int64),
+            ratings,
+            per_second,
+        ),
+        items,
+    )
+
+
+def rows_of(log: Log) -> list[str]:
+    columns = log.interactions
+    return [
+        f"{columns.user_ids[u]} {columns.item_ids[i]} {t}"
+        for u, i, t in zip(columns.users, columns.items, columns.timestamps)
+    ]
+
+
+class MergingTest(parameterized.TestCase):
+    def test_rows_users_and_items_in_order(self):
+        old = ["ann x 1", "bob y 2"]
+        new = ["cid z 3", "ann y 4", "bob x 5"]
+        merged = merge_logs(make_log(old), make_log(new))
+        self.assertEqual(rows_of(merged), old + new)
+        self.assertEqual(
+            list(merged.interactions.user_ids), "ann bob cid".split()
+        )
+        self.assertEqual(list(merged.interactions.item_ids), "x y z".split())
+        self.assertIsNone(merged.items)
+
+    def test_ratings_and_items(self):
+        old = make_log(
+            ["ann x 1"],
+            pa.table({"item_id": ["x"], "title": ["X"]}),
+            ratings=np.array([4], np.float32),
+        )
+        new = make_log(
+            ["ann y 2"],
+            pa.table({"item_id": ["y", "x"], "year": [1999, 1]}),
+        )
+        merged = merge_logs(old, new)
+        np.testing.assert_array_equal(
+            merged.interactions.ratings, np.array([4, np.nan], np.float32)
+        )
+        self.assertEqual(
+            merged.items.to_pylist(),
+            [
+                {"item_id": "x", "title": "X", "year": None},
+                {"item_id": "y", "title": None, "year": 1999},
+            ],
+        )
+
+    @parameterized.parameters(1, 1_000_000)
+    def test_what_is_written_is_read(self, per_second):
+        items = pa.table({"item_id": ["x"], "title": ["X"]})
+        ratings = np.array([4, 0.5], np.float32)
+        log = make_log(["ann x 1", "7 y 2"], items, per_second, ratings)
+        with tempfile.TemporaryDirectory() as folder:
+            write_log(log, pathlib.Path(folder))
+            again = sources.read(folder)
+        self.assertEqual(rows_of(again), rows_of(log))
+        self.assertEqual(again.interactions.timestamps_per_second, per_second)
+        np.testing.assert_array_equal(again.interactions.ratings, ratings)
+        self.assertEqual(again.items["title"].to_pylist(), ["X"])
+
+    def test_times_of_two_kinds(self):
+        with self.assertRaisesRegex(InputError, "dates in one and numbers"):
+            merge_logs(
+                make_log(["ann x 1"]), make_log(["ann x 1"], per_second=10**6)
+            )
+
+    @parameterized.parameters((["ann c 9"], True), (["ann c 3"], False))
+    def test_asking_for_what_was_trained_on(self, later, fits):
+        log = make_log(["ann a 1", "ann b 2", "ann d 5", *later])
+        vocabulary = Vocabulary(log.interactions.item_ids)
+        queries = leave_last_out(
+            build_sequences(log.interactions, vocabulary)
+        ).test
+        trained = Sequences(
+            objects("ann"),
+            np.array([0, 3]),
+            np.array([2, 3, 4], np.int32),
+            np.array([1, 2, 5]),
+        )
+        check = lambda: check_not_trained_on(  # noqa: E731
+            queries, vocabulary.item_ids, trained, objects("a", "b", "d")
+        )
+        if fits:
+            check()
+        else:
+            with self.assertRaisesRegex(InputError, "Received: 1 interaction"):
+                check()
+
+
+class NewRowsTest(absltest.TestCase):
+    def test_the_mean_of_neighbours(self):
+        # Items 2 to 4 are old, 5 to 7 new; 7 occurs nowhere. Items 2 and 3
+        # are the rarest, once each; 4 occurs twice.
+        table = np.array(
+            [[9, 9], [9, 9], [1, 0], [3, 0], [0, 6], [0, 0], [0, 0], [0, 0]],
+            np.float32,
+        )
+        is_new = np.arange(8) >= 5
+        sequences = Sequences(
+            objects("ann", "bob"),
+            np.array([0, 3, 6]),
+            np.array([2, 5, 4, 6, 3, 4], np.int32),
+            np.arange(6),
+        )
+        with mock.patch.object(new_rows, "_NOISE", 0):
+            rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
+        np.testing.assert_array_equal(rows[:5], table[:5])
+        np.testing.assert_allclose(
+            rows[5:], [[0.5, 3], [1.5, 3], [2, 0]], rtol=1e-6
+        )
+        rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
+        self.assertGreater(np.abs(rows[7] - [2, 0]).min(), 0)
+        np.testing.assert_array_equal(rows[:5], table[:5])
+
+
+class CarryTest(absltest.TestCase):
+    def test_by_hand(self):
+        from recsys.training.extension import carry
+
+        old = [tf.Variable([[1.0], [2.0], [3.0]]), tf.Variable([7.0, 8.0])]
+        new = [tf.Variable(-tf.ones([5, 1])), tf.Variable([0.0, 0.0])]
+        carry(old, new, np.array([0, 1, 3]), 5)
+        self.assertEqual(new[0].numpy().ravel().tolist(), [1, 2, -1, 3, -1])
+        self.assertEqual(new[1].numpy().tolist(), [7, 8])
+
+    def test_another_model(self):
+        from recsys.training.extension import carry
+
+        with self.assertRaises(ValueError):
+            carry(
+                [tf.Variable(tf.ones([3, 2]))],
+                [tf.Variable(tf.ones([5, 4]))],
+                np.array([0, 1, 3]),
+                5,
+            )
+
+
+class ScheduleTest(absltest.TestCase):
+    def test_begins_later(self):
+        import keras
+
+        schedule = LaterSchedule(
+            keras.optimizers.schedules.CosineDecay(0.0, 10, 0.0, "c", 1.0, 4),
+            first_step=100,
+        )
+        again = LaterSchedule.from_config(schedule.get_config())
+        for step, expected in ((100, 0.0), (102, 0.5), (104, 1.0), (109, 0.5)):
+            self.assertAlmostEqual(float(again(step)), expected, places=6)
+
+
+def run(module, *arguments) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = module.COMMAND.run(module.main, arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def write_csv(path: pathlib.Path, num_items: int, begin: int) -> None:
+    """Writes ten steps of 30 users around a circle of items."""
+    rows = ["user,item,timestamp"]
+    rows += [
+        f"u{user},i{(user + begin + step) % num_items},{begin + step}"
+        for user in range(30)
+        for step in range(10)
+    ]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def write_items(path: pathlib.Path, num_items: int) -> None:
+    rows = [f"i{i},{'odd' if i % 2 else 'even'}" for i in range(num_items)]
+    path.write_text("\n".join(["item,genres", *rows]) + "\n")
+
+
+def table_and_moments(workdir: pathlib.Path) -> list[np.ndarray]:
+    """Returns what the checkpoint has of the shape of the item table."""
+    path = str(checkpoint_paths(workdir / "checkpoints")[-1] / "variables")
+    values = [
+        tf.train.load_variable(path, name)
+        for name, shape in tf.train.list_variables(path)
+        if len(shape) == 2 and shape[1] == 8
+    ]
+    return values
+
+
+class CommandTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = pathlib.Path(
+            cls.enterClassContext(tempfile.TemporaryDirectory())
+        )
+        write_csv(cls.folder / "old.csv", 12, 0)
+        write_csv(cls.folder / "new.csv", 15, 10)
+        cls.old, cls.new = cls.folder / "old", cls.folder / "new"
+        code, _, err = run(
+            train,
+            f"--data={cls.folder / 'old.csv'}",
+            f"--workdir={cls.old}",
+            "--encoder=mean_pooling",
+            "--embedding_dim=8",
+            "--num_epochs=1",
+            "--warmup_steps=1",
+        )
+        if code:
+            raise AssertionError(err)
+
+    def extend(self, *arguments):
+        return run(
+            extend,
+            f"--workdir={self.old}",
+            f"--data={self.folder / 'new.csv'}",
+            f"--output_workdir={self.new}",
+            "--num_epochs=1",
+            *arguments,
+        )
+
+    def test_rows_are_added_then_trained(self):
+        before = recsys.load(self.old)
+        code, out, err = self.extend("--train=false")
+        self.assertEqual(code, 0, err)
+        self.assertIn("600 interactions of 15 items, of which 3 are new", out)
+        after = recsys.load(self.new)
+        ids = before.vocabulary.item_ids
+        old_rows = before.item_vectors()[before.vocabulary.encode(ids)]
+        np.testing.assert_array_equal(
+            after.item_vectors()[after.vocabulary.encode(ids)], old_rows
+        )
+        new_ids = sorted(set(after.vocabulary.item_ids) - set(ids))
+        self.assertEqual(new_ids, ["i12", "i13", "i14"])
+        self.assertGreater(
+            np.abs(
+                after.item_vectors()[after.vocabulary.encode(new_ids)]
+            ).min(),
+            0,
+        )
+        self.check_moments(after.vocabulary.encode(new_ids))
+        self.assertIn(
+            "i12", [r.item_id for r in after.recommend(["i11"], k=15)]
+        )
+
+        # The same command trains, and is then done.
+        code, _, err = self.extend()
+        self.assertEqual(code, 0, err)
+        trained = recsys.load(self.new)
+        rows = trained.item_vectors()[trained.vocabulary.encode(ids)]
+        self.assertGreater(np.abs(rows - old_rows).max(), 0)
+        weights = (self.new / "model.keras").read_bytes()
+        self.assertEqual(self.extend()[0], 0)
+        self.assertEqual((self.new / "model.keras").read_bytes(), weights)
+
+        # Any other command takes the new workdir as any other.
+        code, _, err = run(evaluate, f"--workdir={self.new}", "--audit")
+        self.assertEqual(code, 0, err)
+        metrics = json.loads((self.new / "metrics.json").read_text())
+        self.assertEqual(metrics["num_candidates"], 15)
+
+        code, _, err = self.extend("--learning_rate=0.5")
+        self.assertEqual(code, 2)
+        self.assertRegex(err, r"Received: a run of other learning_rate \(None")
+
+    def check_moments(self, new_rows):
+        old, new = map(table_and_moments, (self.old, self.new))
+        # The table, then Adam's two moments.
+        self.assertLen(old, 3)
+        self.assertEqual([len(values) for values in new], [17] * 3)
+        kept = np.delete(np.arange(17), new_rows)
+        for values, grown in zip(old[1:], new[1:]):
+            np.testing.assert_array_equal(grown[kept], values)
+            self.assertFalse(grown[new_rows].any())
+            self.assertTrue(values[2:].any())
+
+    def test_new_items_start_from_their_features(self):
+        old, new = self.folder / "old-features", self.folder / "new-features"
+        for name, num_items in (("old", 12), ("new", 15)):
+            write_items(self.folder / f"{name}-items.csv", num_items)
+        code, _, err = run(
+            train,
+            f"--data={self.folder / 'old.csv'}",
+            f"--items_file={self.folder / 'old-items.csv'}",
+            "--item_features=genres",
+            f"--workdir={old}",
+            "--encoder=mean_pooling",
+            "--embedding_dim=8",
+            "--num_epochs=1",
+            "--weight_average=0.9",
+        )
+        self.assertEqual(code, 0, err)
+        code, _, err = self.extend(
+            f"--workdir={old}",
+            f"--output_workdir={new}",
+            f"--items_file={self.folder / 'new-items.csv'}",
+            "--train=false",
+        )
+        self.assertEqual(code, 0, err)
+        before, after = recsys.load(old), recsys.load(new)
+        ids = before.vocabulary.item_ids
+        np.testing.assert_array_equal(
+            after.item_vectors()[after.vocabulary.encode(ids)],
+            before.item_vectors()[2:],
+        )
+        features = before.model.candidate_tower.item_features
+        for item, like in (("i12", "i4"), ("i13", "i5"), ("i14", "i0")):
+            expected = features(before.vocabulary.encode([like]))
+            got = after.item_vectors()[after.vocabulary.encode([item])]
+            self.assertGreater(np.abs(got).max(), 0)
+            np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+    @parameterized.parameters(
+        (["--data="], "--data must be given"),
+        (["--output_workdir="], "--output_workdir must be given"),
+        (["--workdir=/nowhere"], "no such folder"),
+        (["--data=/nowhere.csv"], "of a file or folder that exists"),
+        (["--num_epochs=0"], "--num_epochs must be at least 1"),
+    )
+    def test_mistakes(self, arguments, message):
+        output = f"--output_workdir={self.folder / 'other'}"
+        code, _, err = self.extend(output, *arguments)
+        self.assertEqual(code, 2, err)
+        self.assertRegex(err, message)
+        self.assertLen(err.splitlines(), 1)
+        self.assertFalse((self.folder / "other").exists())
+
+    def test_a_folder_that_is_taken(self):
+        code, _, err = self.extend(f"--output_workdir={self.old}")
+        self.assertEqual(code, 2)
+        self.assertIn("must be a new or empty folder", err)
+
+
+if __name__ == "__main__":
+    absltest.main()
