@@ -14,9 +14,12 @@ from recsys.data.choices import REPEATS
 from recsys.errors import InputError
 from recsys.training.config import (
     ENCODERS,
+    LOSSES,
+    NEGATIVES,
     PRESETS,
     SPLITS,
     TABLE_INITS,
+    TABLE_OPTIMIZERS,
     TrainConfig,
 )
 
@@ -80,6 +83,17 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         ),
         "max_history_length": "Longest history read at once, in items.",
     },
+    "Loss": {
+        "loss": (
+            f"{', '.join(LOSSES)}; auto is full for small catalogues and "
+            "sampled for large ones."
+        ),
+        "negatives": f"Where negatives come from: {', '.join(NEGATIVES)}.",
+        "num_negatives": "Negatives of each position.",
+        "negatives_per_row": "Draw negatives for each row of a batch.",
+        "mask_known_items": "A history's own items are no negatives of it.",
+        "logq_correction": "Correct for how often a negative is expected.",
+    },
     "Optimization": {
         "num_epochs": "Passes over the training data, at most.",
         "positions_per_batch": "About how many positions a step learns from.",
@@ -87,6 +101,10 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "warmup_steps": "Steps in which the rate rises from nothing.",
         "adam_beta_2": "Memory of Adam's second moment.",
         "weight_decay": "Decoupled weight decay.",
+        "table_optimizer": (
+            f"How the item table is updated: {', '.join(TABLE_OPTIMIZERS)}; "
+            "all but dense touch only rows with a gradient."
+        ),
         "weight_average": (
             "Keep a moving average of the weights with this memory; 0 does not."
         ),

@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from recsys.sampled_softmax import sampled_softmax
+
+__all__ = ["full_softmax", "sampled_softmax"]
+
 # Queries whose logits are held at once: 320 rows over a few thousand
 # candidates are a few megabytes, near enough to the cores' caches
 # (scripts/benchmark_training.py measures it).

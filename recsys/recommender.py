@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from recsys.data import pipeline
-from recsys.data.prepare import TRAIN_COUNT
+from recsys.data.prepare import train_counts
 from recsys.data.vocabulary import (
     FIRST_ITEM_INDEX,
     UNKNOWN_INDEX,
@@ -94,10 +94,7 @@ class Recommender:
         self.vocabulary = vocabulary
         self.name = name
         self._max_length = max_history_length
-        self._popularity = np.zeros(vocabulary.size, np.float32)
-        if TRAIN_COUNT in vocabulary.items.column_names:
-            counts = vocabulary.items.column(TRAIN_COUNT).to_numpy()
-            self._popularity[FIRST_ITEM_INDEX:] = counts
+        self._popularity = train_counts(vocabulary).astype(np.float32)
         self._encode = tf.function(
             model.history_tower,
             input_signature=[tf.TensorSpec([None, None], tf.int32)],
@@ -161,8 +158,15 @@ class Recommender:
         return vectors
 
     def item_vectors(self) -> np.ndarray:
-        """Returns `[vocabulary_size, embedding_dim]` float32."""
-        return self.model.candidate_tower.all_candidates().numpy()
+        """Returns `[vocabulary_size, embedding_dim]` float32, read-only."""
+        tower = self.model.candidate_tower
+        if isinstance(tower.embedding.embeddings.value, tf.Variable):
+            # An optimizer that updates single rows makes TensorFlow copy the
+            # table at each read; a view of it is enough.
+            tf.raw_ops.DisableCopyOnRead(
+                resource=tower.embedding.embeddings.handle
+            )
+        return np.asarray(tower.all_candidates())
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Scores every item for each history.

@@ -204,7 +204,7 @@ class ErrorsTest(parameterized.TestCase):
     def test_floats_count_as_far_as_they_are_exact(self, dtype, largest):
         table = SharedItemEmbedding(largest, 1, dtype=dtype.name)
         table.table.built = True
-        table.table.embeddings = tf.constant([[0.0], [10.0], [20.0]])
+        table.table.embeddings = keras.Variable([[0.0], [10.0], [20.0]])
         ids = tf.constant([[2, 0]], dtype)
         self.assertEqual(np.ravel(table(ids)).tolist(), [20, 0])
         table.vocabulary_size += 1

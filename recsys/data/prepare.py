@@ -134,6 +134,23 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
     )
 
 
+def train_counts(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns how often each item occurs in the training set.
+
+    Args:
+        vocabulary: Of prepared data.
+
+    Returns:
+        `[vocabulary.size]` int64, 0 for padding and unknown; all 0 where the
+        vocabulary does not tell.
+    """
+    counts = np.zeros(vocabulary.size, np.int64)
+    if TRAIN_COUNT in vocabulary.items.column_names:
+        column = vocabulary.items.column(TRAIN_COUNT)
+        counts[FIRST_ITEM_INDEX:] = column.to_numpy()
+    return counts
+
+
 def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
     """Whether two vocabularies come from the same training set.
 

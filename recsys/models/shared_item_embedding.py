@@ -51,7 +51,7 @@ class ItemTable(keras.layers.Layer):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=self.shape,
-            initializer=self.initializer,
+            initializer=_InPieces(self.initializer),
             # In mixed precision rows are cast, not the whole table.
             autocast=False,
         )
@@ -66,6 +66,48 @@ class ItemTable(keras.layers.Layer):
             "embedding_dim": embedding_dim,
             "initializer": keras.initializers.serialize(self.initializer),
         }
+
+
+class _InPieces(keras.initializers.Initializer):
+    """Fills a large table piece by piece.
+
+    All at once, drawing ten million vectors takes several times the memory of
+    the table.
+
+    Args:
+        initializer: What draws; one that looks at the shape is left alone.
+    """
+
+    _NUM_AT_ONCE = 2**24
+
+    def __init__(self, initializer: keras.initializers.Initializer) -> None:
+        self._initializer = initializer
+
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        """Returns the values of the whole table."""
+        initializer = self._initializer
+        rows, columns = shape
+        if rows * columns <= self._NUM_AT_ONCE or not isinstance(
+            initializer,
+            keras.initializers.RandomNormal
+            | keras.initializers.RandomUniform
+            | keras.initializers.TruncatedNormal,
+        ):
+            return initializer(shape, dtype=dtype)
+        table = tf.Variable(tf.zeros(shape, dtype), trainable=False)
+        step = max(1, self._NUM_AT_ONCE // columns)
+        for begin in range(0, rows, step):
+            end = min(begin + step, rows)
+            values = initializer((end - begin, columns), dtype=dtype)
+            table[begin:end].assign(values)
+            # An initializer returns the same values at each call.
+            if isinstance(initializer.seed, int):
+                config = {
+                    **initializer.get_config(),
+                    "seed": (initializer.seed + 1) % 2**31,
+                }
+                initializer = type(initializer).from_config(config)
+        return table.read_value_no_copy()
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -284,8 +326,10 @@ class SharedItemEmbedding(keras.layers.Layer):
         return super().from_config({**config, "table": table})
 
     def _lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        table = tf.convert_to_tensor(self.embeddings)
-        vectors = tf.cast(tf.gather(table, ids), self.compute_dtype)
+        # From the variable itself: a tensor of it would be a copy of the whole
+        # table, once an optimizer has updated single rows.
+        vectors = tf.gather(self.embeddings.value, ids)
+        vectors = tf.cast(vectors, self.compute_dtype)
         return vectors * tf.cast(ids != 0, vectors.dtype)[..., tf.newaxis]
 
     def _output_mask(

@@ -12,6 +12,7 @@ from recsys import losses
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.models import layer_sharing
 from recsys.models.towers import CandidateTower, HistoryTower
+from recsys.negative_sampling import Negatives, NegativeSampler
 
 _HISTORIES = {
     "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
@@ -42,6 +43,10 @@ class TwoTower(keras.Model):
         candidate_tower: The candidate tower, over the same table.
         **kwargs: Keras's own model arguments.
 
+    Attributes:
+        negative_sampler: What Keras's `fit` and `evaluate` draw negatives
+            with, or None. Not a part of the model's files.
+
     Raises:
         ValueError: The towers do not share one table.
     """
@@ -65,6 +70,7 @@ class TwoTower(keras.Model):
             )
         self.history_tower = history_tower
         self.candidate_tower = candidate_tower
+        self.negative_sampler: NegativeSampler | None = None
         self._loss_mean = keras.metrics.Mean(name="loss")
 
     def build(self, input_shape: Any = None) -> None:
@@ -111,8 +117,9 @@ class TwoTower(keras.Model):
         inputs: dict[str, tf.Tensor],
         training: bool = True,
         candidate_ids: tf.Tensor | None = None,
+        negatives: Negatives | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Full-softmax loss of every next item in a batch of histories.
+        """Softmax loss of every next item in a batch of histories.
 
         Args:
             inputs: `history_ids` and `target_ids`, `[batch, length]` int.
@@ -122,16 +129,22 @@ class TwoTower(keras.Model):
                 Items that have features only and are never targets are best
                 left out: they would be pushed down, and their features with
                 them.
+            negatives: What a `NegativeSampler` drew for the batch: the loss
+                is the sampled softmax, and no other row of the table is
+                read. Default: the full softmax.
 
         Returns:
             The sum of the cross-entropies and the number of targets, both
             float32 scalars.
         """
-        candidates = self.candidate_tower.all_candidates(training=training)
-        if candidate_ids is None:
-            candidates = candidates[FIRST_ITEM_INDEX:]
+        if negatives is not None:
+            candidates = self.candidate_tower(negatives.ids, training=training)
         else:
-            candidates = tf.gather(candidates, candidate_ids)
+            candidates = self.candidate_tower.all_candidates(training=training)
+            if candidate_ids is None:
+                candidates = candidates[FIRST_ITEM_INDEX:]
+            else:
+                candidates = tf.gather(candidates, candidate_ids)
         num_rows = tf.shape(inputs["history_ids"])[0]
         loss = count = tf.zeros([])
         for part in range(_NUM_PARTS):
@@ -144,27 +157,33 @@ class TwoTower(keras.Model):
                 training=training,
                 return_sequences=True,
             )
-            targets = tf.reshape(inputs["target_ids"][rows], [-1])
+            targets = inputs["target_ids"][rows]
             weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
-            if candidate_ids is None:
-                targets -= FIRST_ITEM_INDEX
+            if negatives is not None:
+                loss += losses.sampled_softmax(
+                    queries,
+                    self.candidate_tower(targets, training=training),
+                    candidates[rows] if negatives.is_per_row else candidates,
+                    targets,
+                    weights=weights,
+                    **negatives.of_rows(rows),
+                )
             else:
-                targets = tf.cast(targets, candidate_ids.dtype)
-                targets = tf.searchsorted(candidate_ids, targets)
-            loss += losses.full_softmax(
-                tf.reshape(queries, [-1, queries.shape[-1]]),
-                candidates,
-                targets,
-                weights,
-            )
+                loss += losses.full_softmax(
+                    tf.reshape(queries, [-1, queries.shape[-1]]),
+                    candidates,
+                    tf.reshape(_places(targets, candidate_ids), [-1]),
+                    tf.reshape(weights, [-1]),
+                )
             count += tf.reduce_sum(weights)
         return loss, count
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `fit`."""
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
+        negatives = self._negatives(inputs, self.optimizer.iterations)
         with tf.GradientTape() as tape:
-            loss, count = self.next_item_loss(inputs)
+            loss, count = self.next_item_loss(inputs, negatives=negatives)
             loss = tf.math.divide_no_nan(loss, count)
             # Half precision scales the loss; regularizers belong to it.
             total = self.optimizer.scale_loss(sum(self.losses, start=loss))
@@ -176,10 +195,21 @@ class TwoTower(keras.Model):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `evaluate`."""
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
-        loss, count = self.next_item_loss(inputs, training=False)
+        # The same seed for each batch, so that epochs can be compared.
+        loss, count = self.next_item_loss(
+            inputs, training=False, negatives=self._negatives(inputs, 0)
+        )
         loss = tf.math.divide_no_nan(loss, count)
         self._loss_mean.update_state(loss, sample_weight=count)
         return self.get_metrics_result()
+
+    def _negatives(
+        self, inputs: dict[str, tf.Tensor], step: Any
+    ) -> Negatives | None:
+        if self.negative_sampler is None:
+            return None
+        step = tf.cast(step, tf.int64)
+        return self.negative_sampler.draw(inputs, tf.stack([0, step]))
 
     def make_train_function(self, force: bool = False) -> Any:
         """Returns the function of `fit`, which Keras asks for before it.
@@ -290,3 +320,15 @@ class TwoTower(keras.Model):
         own = ("history_tower", "candidate_tower", "shares_item_features")
         kwargs = {k: v for k, v in config.items() if k not in own}
         return cls(history_tower, candidate_tower, **kwargs)
+
+
+def _places(
+    targets: tf.Tensor, candidate_ids: tf.Tensor | None
+) -> tf.Tensor:
+    """Returns where the targets are among the candidates."""
+    if candidate_ids is None:
+        return targets - FIRST_ITEM_INDEX
+    return tf.searchsorted(
+        candidate_ids,
+        tf.reshape(tf.cast(targets, candidate_ids.dtype), [-1]),
+    )

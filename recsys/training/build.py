@@ -21,9 +21,14 @@ from recsys.models.item_features import ItemFeatures
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
+from recsys.negative_sampling import NegativeSampler
+from recsys.optimizers import LazyAdam, RowwiseAdagrad
 from recsys.training.co_occurrence import co_occurrence_vectors
 from recsys.training.config import TrainConfig
 from recsys.training.feature_regression import explain_rows
+
+# The most items for which `loss="auto"` is the full softmax.
+LARGEST_FULL_SOFTMAX = 20_000
 
 
 def build_model(
@@ -109,8 +114,64 @@ def trained_items(
     return np.flatnonzero(counts).astype(np.int32)
 
 
+def uses_sampled_softmax(config: TrainConfig, num_items: int) -> bool:
+    """Whether the loss is the sampled softmax rather than the full one."""
+    if config.loss == "auto":
+        return num_items > LARGEST_FULL_SOFTMAX
+    return config.loss == "sampled_softmax"
+
+
+def chosen_table_optimizer(config: TrainConfig, num_items: int) -> str:
+    """Returns which of `TABLE_OPTIMIZERS` is meant; never auto."""
+    if config.table_optimizer != "auto":
+        return config.table_optimizer
+    is_sparse = uses_sampled_softmax(config, num_items)
+    # A moving average goes through the whole table in any case.
+    return "lazy_adam" if is_sparse and not config.weight_average else "dense"
+
+
+def build_negative_sampler(
+    config: TrainConfig, counts: np.ndarray
+) -> NegativeSampler | None:
+    """Returns what draws the negatives; None for the full softmax.
+
+    Args:
+        config: The configuration.
+        counts: `[vocabulary_size]`, each item's training interactions.
+    """
+    if not uses_sampled_softmax(config, len(counts) - FIRST_ITEM_INDEX):
+        return None
+    return NegativeSampler(
+        config.negatives,
+        config.num_negatives,
+        len(counts),
+        counts=counts,
+        per_row=config.negatives_per_row,
+        corrected=config.logq_correction,
+        masks_known=config.mask_known_items,
+    )
+
+
+def describe_method(config: TrainConfig, num_items: int) -> str:
+    """Says what the loss and the table's updates are."""
+    loss = "full softmax"
+    if uses_sampled_softmax(config, num_items):
+        kind = config.negatives.replace("_", "-")
+        corrected = "" if config.logq_correction else "uncorrected "
+        loss = (
+            f"{corrected}sampled softmax of {config.num_negatives:,} {kind} "
+            "negatives"
+        )
+    updates = {
+        "dense": "Adam on all rows",
+        "lazy_adam": "Adam on rows with a gradient",
+        "rowwise_adagrad": "Adagrad on rows with a gradient",
+    }[chosen_table_optimizer(config, num_items)]
+    return f"loss: {loss}; item table of {num_items:,} items: {updates}"
+
+
 def build_optimizer(
-    config: TrainConfig, steps_per_epoch: int
+    config: TrainConfig, steps_per_epoch: int, num_items: int
 ) -> keras.optimizers.Optimizer:
     """Returns Adam with warm-up and cosine decay over all epochs.
 
@@ -120,6 +181,7 @@ def build_optimizer(
     Args:
         config: The configuration.
         steps_per_epoch: About how many steps an epoch has.
+        num_items: Size of the catalogue, which decides what `auto` is.
     """
     num_steps = config.num_epochs * steps_per_epoch
     warmup_steps = min(config.warmup_steps, num_steps // 2)
@@ -131,6 +193,14 @@ def build_optimizer(
     )
     if config.steps_before:
         schedule = LaterSchedule(schedule, config.steps_before)
+    table_optimizer = chosen_table_optimizer(config, num_items)
+    if table_optimizer != "dense":
+        lazy = table_optimizer == "lazy_adam"
+        return (LazyAdam if lazy else RowwiseAdagrad)(
+            learning_rate=schedule,
+            beta_2=config.adam_beta_2,
+            weight_decay=config.weight_decay or None,
+        )
     return keras.optimizers.AdamW(
         learning_rate=schedule,
         beta_2=config.adam_beta_2,

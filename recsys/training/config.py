@@ -18,6 +18,17 @@ SPLITS = (
     "held_out_items",
     "validation_only",
 )
+LOSSES = ("auto", "full_softmax", "sampled_softmax")
+NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
+TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
+# The fields that `loss="full_softmax"` does not read.
+SAMPLING_FIELDS = (
+    "negatives",
+    "num_negatives",
+    "negatives_per_row",
+    "mask_known_items",
+    "logq_correction",
+)
 # The fields that only `split="temporal"` reads.
 TEMPORAL_FIELDS = ("validation_from", "test_from", "queries_per_user")
 
@@ -73,6 +84,19 @@ class TrainConfig:
     # Longest history that the encoder reads at once, in items.
     max_history_length: int = 200
 
+    # Loss: auto takes the full softmax for small catalogues and the sampled
+    # one for large ones (see recsys.training.build).
+    loss: str = "auto"
+    # Where the sampled softmax's negatives come from (see
+    # recsys.negative_sampling), how many each position has, whether each
+    # row of a batch has its own, and whether a row's own items are none.
+    negatives: str = "mixed"
+    num_negatives: int = 1024
+    negatives_per_row: bool = False
+    mask_known_items: bool = False
+    # Correct logits for how often each negative is expected.
+    logq_correction: bool = True
+
     # Optimization: Adam with linear warm-up, then cosine decay to nothing.
     num_epochs: int = 30
     positions_per_batch: int = 4_000
@@ -80,6 +104,10 @@ class TrainConfig:
     warmup_steps: int = 300
     adam_beta_2: float = 0.98
     weight_decay: float = 0.0
+    # How the item table is updated (see recsys.optimizers): dense goes through
+    # all rows at each step, the others through those with a gradient. auto:
+    # lazy_adam with the sampled softmax, dense with the full one.
+    table_optimizer: str = "auto"
     # Evaluate and keep a moving average of the weights, of which each step
     # replaces the share 1 - weight_average; 0 keeps the weights themselves.
     weight_average: float = 0.0
@@ -102,6 +130,9 @@ class TrainConfig:
             ("table_init", TABLE_INITS),
             ("repeats", REPEATS),
             ("split", SPLITS),
+            ("loss", LOSSES),
+            ("negatives", NEGATIVES),
+            ("table_optimizer", TABLE_OPTIMIZERS),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -132,6 +163,28 @@ class TrainConfig:
             )
 
         self._check_temporal_fields()
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self.loss == "full_softmax":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in SAMPLING_FIELDS and value != field.default:
+                    raise InputError(
+                        f"--{field.name} must go with the sampled softmax. "
+                        f"Received: --{field.name}={value} "
+                        "--loss=full_softmax"
+                    )
+        if self.weight_average and self.table_optimizer in (
+            "lazy_adam",
+            "rowwise_adagrad",
+        ):
+            raise InputError(
+                "--weight_average must be 0 with "
+                f"--table_optimizer={self.table_optimizer}: an average would "
+                "go through the whole table at each step. "
+                f"Received: {self.weight_average}"
+            )
 
     def _check_temporal_fields(self) -> None:
         if self.split != "temporal":
@@ -206,6 +259,7 @@ _LOWEST: dict[str, float] = {
     "dropout": 0,
     "id_dropout": 0,
     "max_history_length": 1,
+    "num_negatives": 2,
     "num_epochs": 1,
     "positions_per_batch": 1,
     "learning_rate": 0,

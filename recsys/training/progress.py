@@ -77,6 +77,15 @@ def show_start(progress: Progress, num_epochs: int) -> None:
         _show(f"going on with {_epoch(progress.epoch, num_epochs)}{step}")
 
 
+def show_method(text: str) -> None:
+    """Shows what was chosen where the configuration says `auto`.
+
+    Args:
+        text: One line.
+    """
+    _show(text)
+
+
 def show_epoch(progress: Progress, num_epochs: int) -> None:
     """Shows a line for the epoch that was finished last.
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from recsys.data import pipeline
 from recsys.data.item_features import ItemEncoder
-from recsys.data.prepare import PreparedData
+from recsys.data.prepare import PreparedData, train_counts
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -23,14 +23,22 @@ from recsys.training import files
 from recsys.training.build import (
     build_item_features,
     build_model,
+    build_negative_sampler,
     build_optimizer,
+    describe_method,
     initialize_table,
     trained_items,
 )
 from recsys.training.checkpoints import Checkpoints, Progress
 from recsys.training.config import TrainConfig
 from recsys.training.inputs import build_data, fit_item_encoder
-from recsys.training.progress import ProgressDisplay, show_epoch, show_start
+from recsys.training.progress import (
+    ProgressDisplay,
+    show_epoch,
+    show_method,
+    show_start,
+)
+from recsys.training.step import TrainStep
 from recsys.training.workdir import Workdir
 
 # What early stopping and the choice of the best epoch look at.
@@ -146,13 +154,24 @@ class Trainer:
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features
         )
-        self.optimizer = build_optimizer(config, len(self._plan(epoch=0)))
+        self.optimizer = build_optimizer(
+            config, len(self._plan(epoch=0)), data.vocabulary.num_items
+        )
         self.optimizer.build(self.model.trainable_variables)
         self._recommender = Recommender(
             self.model, data.vocabulary, config.max_history_length
         )
+        sampler = build_negative_sampler(config, train_counts(data.vocabulary))
         self.train_step = tf.function(
-            self._step, jit_compile=config.jit_compile, reduce_retracing=True
+            TrainStep(
+                self.model,
+                self.optimizer,
+                sampler,
+                config.seed,
+                self._candidate_ids,
+            ),
+            jit_compile=config.jit_compile,
+            reduce_retracing=True,
         )
         self.checkpoints = Checkpoints(
             folder.checkpoints, self.model, self.optimizer
@@ -166,6 +185,12 @@ class Trainer:
             initialize_table(self._config, self.model, self._data.split.train)
         if self._verbose:
             show_start(progress, self._config.num_epochs)
+            if not progress.finished:
+                show_method(
+                    describe_method(
+                        self._config, self._data.vocabulary.num_items
+                    )
+                )
         if not progress.finished:
             self._run_epochs(progress)
         return progress
@@ -255,18 +280,6 @@ class Trainer:
                 "finite loss; a lower --learning_rate may help. "
                 f"Received: {loss}"
             )
-
-    def _step(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """One update; returns the summed loss and the number of targets."""
-        with tf.GradientTape() as tape:
-            loss, num_targets = self.model.next_item_loss(
-                batch, candidate_ids=self._candidate_ids
-            )
-            mean = tf.math.divide_no_nan(loss, num_targets)
-        variables = self.model.trainable_variables
-        gradients = tape.gradient(mean, variables)
-        self.optimizer.apply(gradients, variables)
-        return loss, num_targets
 
     def _validate(self) -> dict[str, float]:
         metrics = [parse_metric("recall@10"), parse_metric(SELECTION_METRIC)]

@@ -1,0 +1,235 @@
+"""Negatives for the sampled softmax, and how often each is expected.
+
+Sources, for a batch with targets t₁ … t_m (padding left out) and N negatives:
+
+- `in_batch`: targets of the batch, drawn at random with replacement. With p(c)
+  the share of item c among all targets of the training data, c is expected
+  k(c) = N (m − 1) / m · p(c) times as a negative of a position: one draw in m
+  is the position's own target, which is an accidental hit.
+- `uniform`: any item, k(c) = N / num_items.
+- `popularity`: items in proportion to their training count plus one, so that
+  each can be drawn: k(c) = N (count(c) + 1) / Σ (count + 1).
+- `mixed`: ⌊N / 2⌋ in-batch and the rest uniform negatives (Yang et al. 2020,
+  https://doi.org/10.1145/3366424.3386195). Whichever source an item came
+  from, it is expected as often as both together expect it: k is the sum.
+
+The cost of a draw does not depend on the number of items.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from recsys.data.vocabulary import FIRST_ITEM_INDEX
+from recsys.item_shares import AliasTable, CountedFrequencies
+
+# What `NegativeSampler` can draw from.
+SOURCES = ("in_batch", "uniform", "popularity", "mixed")
+
+
+class Negatives(NamedTuple):
+    """Negatives of a batch.
+
+    Attributes:
+        ids: `[num_negatives]` int32, shared by all positions, or
+            `[num_rows, num_negatives]`, each row's own; with repetitions.
+        log_expected_counts: Of the same shape, float32: log k of each; None
+            where the loss is not to be corrected.
+        known_ids: `[num_rows, num_known]` int32, items that are no negatives
+            of a row; None for none.
+    """
+
+    ids: tf.Tensor
+    log_expected_counts: tf.Tensor | None
+    known_ids: tf.Tensor | None
+
+    @property
+    def is_per_row(self) -> bool:
+        """Whether each row has negatives of its own."""
+        return self.ids.shape.rank == 2
+
+    def of_rows(self, rows: slice) -> dict[str, tf.Tensor | None]:
+        """Returns the arguments of `sampled_softmax` for some rows."""
+        counts, known = self.log_expected_counts, self.known_ids
+        if known is not None:
+            known = known[rows]
+        if self.is_per_row and counts is not None:
+            counts = counts[rows]
+        return {
+            "negative_ids": self.ids[rows] if self.is_per_row else self.ids,
+            "log_expected_counts": counts,
+            "known_ids": known,
+        }
+
+
+class Frequencies(Protocol):
+    """Anything that tells how frequent an item is."""
+
+    def __call__(self, ids: Any) -> tf.Tensor:
+        """Returns each item's share of all targets.
+
+        Args:
+            ids: `[...]` integer.
+
+        Returns:
+            `[...]` float32.
+        """
+
+
+class NegativeSampler:
+    """Draws negatives for batches.
+
+    A draw depends on its seed and the batch alone, so that a resumed run sees
+    the negatives that it would have seen.
+
+    Args:
+        source: One of `SOURCES`.
+        num_negatives: How many for each position.
+        vocabulary_size: Rows of the item table.
+        counts: `[vocabulary_size]`, each item's number of interactions in the
+            training data. May be left out for `uniform`, and for `in_batch`
+            and `mixed` with other `frequencies` or uncorrected.
+        frequencies: What estimates the in-batch negatives' frequencies, such
+            as `StreamingFrequencies`. Default: `counts`.
+        per_row: Draw for each row of the batch rather than once for all.
+        corrected: Whether `log_expected_counts` are told (the logQ
+            correction). Without it popular negatives are pushed away too far.
+        masks_known: Whether a row's own items, those of its history and its
+            targets, are no negatives of the row.
+
+    Raises:
+        ValueError: An argument is out of its range, or `counts` are missing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        num_negatives: int,
+        vocabulary_size: int,
+        *,
+        counts: np.ndarray | None = None,
+        frequencies: Frequencies | None = None,
+        per_row: bool = False,
+        corrected: bool = True,
+        masks_known: bool = False,
+    ) -> None:
+        if source not in SOURCES:
+            raise ValueError(
+                f"`source` must be one of {', '.join(SOURCES)}. "
+                f"Received: {source!r}"
+            )
+        lowest = 2 if source == "mixed" else 1
+        if num_negatives < lowest:
+            raise ValueError(
+                f"`num_negatives` must be at least {lowest}. "
+                f"Received: {num_negatives}"
+            )
+        if counts is not None and len(counts) != vocabulary_size:
+            raise ValueError(
+                f"`counts` must have {vocabulary_size} entries. "
+                f"Received: {len(counts)}"
+            )
+        reads_batch = source in ("in_batch", "mixed") and corrected
+        if frequencies is None and reads_batch and counts is not None:
+            frequencies = CountedFrequencies(counts)
+        if (frequencies is None and reads_batch) or (
+            counts is None and source == "popularity"
+        ):
+            raise ValueError(
+                f"`counts` must be given with source={source!r}. Received: None"
+            )
+        self.source = source
+        self.num_negatives = num_negatives
+        self._num_in_batch, self._num_uniform = {
+            "in_batch": (num_negatives, 0),
+            "uniform": (0, num_negatives),
+            "popularity": (0, 0),
+            "mixed": (num_negatives // 2, num_negatives - num_negatives // 2),
+        }[source]
+        self._num_items = vocabulary_size - FIRST_ITEM_INDEX
+        self._frequencies = frequencies if reads_batch else None
+        self._per_row = per_row
+        self._corrected = corrected
+        self._masks_known = masks_known
+        self._alias: AliasTable | None = None
+        if source == "popularity" and counts is not None:
+            self._alias = AliasTable(counts)
+
+    def draw(self, batch: dict[str, tf.Tensor], seed: Any) -> Negatives:
+        """Draws the negatives of a batch.
+
+        Args:
+            batch: `history_ids` and `target_ids`, `[num_rows, length]`
+                integer, 0 where there is none.
+            seed: `[2]` integer, another one for each batch.
+
+        Returns:
+            The negatives.
+        """
+        target_ids = tf.cast(batch["target_ids"], tf.int32)
+        rows = [tf.shape(target_ids)[0]] if self._per_row else []
+        seeds = tf.random.split(tf.cast(seed, tf.int64), 2)
+        targets = tf.reshape(target_ids, [-1])
+        targets = tf.boolean_mask(targets, targets >= FIRST_ITEM_INDEX)
+        if self._alias is not None:
+            ids = self._alias.draw([*rows, self.num_negatives], seeds[0])
+        else:
+            ids = tf.concat(
+                [
+                    _choose(targets, [*rows, self._num_in_batch], seeds[0]),
+                    self._uniform([*rows, self._num_uniform], seeds[1]),
+                ],
+                axis=-1,
+            )
+        known_ids = None
+        if self._masks_known:
+            history_ids = tf.cast(batch["history_ids"], tf.int32)
+            known_ids = tf.concat([history_ids, target_ids], axis=1)
+        if not self._corrected:
+            return Negatives(ids, None, known_ids)
+        counts = self._expected_counts(ids, tf.size(targets))
+        # What is never expected is no negative: padding, where a batch has no
+        # targets, and a batch's only target.
+        log_counts = tf.where(counts > 0, tf.math.log(counts), np.inf)
+        return Negatives(ids, log_counts, known_ids)
+
+    def _expected_counts(
+        self, ids: tf.Tensor, num_targets: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns k of each of the ids, whichever source it came from."""
+        if self._alias is not None:
+            return self.num_negatives * self._alias.shares(ids)
+        counts = tf.fill(tf.shape(ids), self._num_uniform / self._num_items)
+        if self._frequencies is None:
+            return counts
+        num_targets = tf.cast(num_targets, tf.float32)
+        others = tf.math.divide_no_nan(num_targets - 1, num_targets)
+        shares = tf.cast(self._frequencies(ids), tf.float32)
+        return counts + self._num_in_batch * others * shares
+
+    def _uniform(self, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform(
+            shape,
+            seed,
+            minval=FIRST_ITEM_INDEX,
+            maxval=FIRST_ITEM_INDEX + self._num_items,
+            dtype=tf.int32,
+        )
+
+
+def _choose(values: tf.Tensor, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+    """Draws from `[n]` values with replacement; padding where n is 0."""
+    values = tf.concat([values, [0]], axis=0)
+    return tf.gather(
+        values,
+        tf.random.stateless_uniform(
+            shape,
+            seed,
+            minval=0,
+            maxval=tf.maximum(1, tf.shape(values)[0] - 1),
+            dtype=tf.int32,
+        ),
+    )
