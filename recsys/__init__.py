@@ -62,8 +62,12 @@ _SUBPACKAGES = (
     "data",
     "evaluation",
     "exporting",
+    "losses",
     "models",
+    "negative_sampling",
+    "optimizers",
     "retrieval",
+    "streaming_frequencies",
     "training",
 )
 

@@ -39,7 +39,8 @@ def sampled_softmax(
     not corrected: k is how often an item is expected *as a negative*.
 
     Logits are made for some queries at a time, together with the gradient, as
-    in `full_softmax`. The gradient of the gradient is not available.
+    in `full_softmax`. The gradient of the gradient is not available, nor that
+    of a weight of 0.
 
     Args:
         queries: `[num_rows, length, dim]` float.
