@@ -8,6 +8,12 @@ import tensorflow as tf
 from recsys.models.two_tower import TwoTower
 from recsys.negative_sampling import NegativeSampler
 
+# What a step takes: rows and lengths differ between batches.
+BATCH_SIGNATURE = {
+    name: tf.TensorSpec([None, None], tf.int32)
+    for name in ("history_ids", "target_ids")
+}
+
 
 class TrainStep:
     """One update, to be made into a `tf.function`.

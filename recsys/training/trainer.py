@@ -38,7 +38,7 @@ from recsys.training.progress import (
     show_method,
     show_start,
 )
-from recsys.training.step import TrainStep
+from recsys.training.step import BATCH_SIGNATURE, TrainStep
 from recsys.training.workdir import Workdir
 
 # What early stopping and the choice of the best epoch look at.
@@ -170,8 +170,10 @@ class Trainer:
                 config.seed,
                 self._candidate_ids,
             ),
+            # One trace for all shapes. With a trace for the shape that comes
+            # first, a resumed run would round otherwise than a whole one.
+            input_signature=[BATCH_SIGNATURE],
             jit_compile=config.jit_compile,
-            reduce_retracing=True,
         )
         self.checkpoints = Checkpoints(
             folder.checkpoints, self.model, self.optimizer
