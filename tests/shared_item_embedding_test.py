@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from recsys import SharedItemEmbedding
+from recsys.models import shared_item_embedding
 
 # Row i is (i, 10 i); row 0 is never read.
 ROWS = np.array([[99, 99], [1, 10], [2, 20], [3, 30], [4, 40]], np.float32)
@@ -66,6 +69,19 @@ class LookupTest(parameterized.TestCase):
             table.build()
             values.append(table.embeddings.numpy())
         np.testing.assert_array_equal(*values)
+        self.assertAlmostEqual(float(values[0].std()), 0.02, places=3)
+
+    @mock.patch.object(shared_item_embedding._InPieces, "_NUM_AT_ONCE", 1600)
+    def test_large_table_is_filled_in_pieces_that_differ(self):
+        values = []
+        for _ in range(2):
+            keras.utils.set_random_seed(3)
+            table = SharedItemEmbedding(1050, 16)
+            table.build()
+            values.append(table.embeddings.numpy())
+        np.testing.assert_array_equal(*values)
+        self.assertLen(np.unique(values[0][:, 0]), 1050)
+        self.assertAlmostEqual(float(values[0][-50:].std()), 0.02, places=2)
         self.assertAlmostEqual(float(values[0].std()), 0.02, places=3)
 
     def test_initializer(self):

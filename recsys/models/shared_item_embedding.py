@@ -86,8 +86,8 @@ class _InPieces(keras.initializers.Initializer):
     def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
         """Returns the values of the whole table."""
         initializer = self._initializer
-        rows, columns = shape
-        if rows * columns <= self._NUM_AT_ONCE or not isinstance(
+        num_rows, columns = shape
+        if num_rows * columns <= self._NUM_AT_ONCE or not isinstance(
             initializer,
             keras.initializers.RandomNormal
             | keras.initializers.RandomUniform
@@ -96,10 +96,12 @@ class _InPieces(keras.initializers.Initializer):
             return initializer(shape, dtype=dtype)
         table = tf.Variable(tf.zeros(shape, dtype), trainable=False)
         step = max(1, self._NUM_AT_ONCE // columns)
-        for begin in range(0, rows, step):
-            end = min(begin + step, rows)
+        for begin in range(0, num_rows, step):
+            end = min(begin + step, num_rows)
             values = initializer((end - begin, columns), dtype=dtype)
-            table[begin:end].assign(values)
+            # Assigning to a slice would copy the table each time.
+            rows = tf.range(begin, end)
+            table.scatter_update(tf.IndexedSlices(values, rows))
             # An initializer returns the same values at each call.
             if isinstance(initializer.seed, int):
                 config = {
