@@ -113,7 +113,7 @@ class RowwiseAdagradTest(parameterized.TestCase):
         optimizer.apply([_slices([1, 1], [[1.0, 0], [0, 1.0]], 3)], [table])
         second = first - 0.5 / np.sqrt(13.5)
         np.testing.assert_allclose(table[1], second, rtol=1e-5)
-        self.assertEqual(np.abs(np.array(table)[[0, 2]]).max(), 0)
+        self.assertEqual(np.abs(table.numpy()[[0, 2]]).max(), 0)
 
     def test_equals_adagrad_on_tables_of_one_column(self):
         lazy, dense = _table(dim=1), _table(dim=1)

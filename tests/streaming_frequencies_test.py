@@ -64,7 +64,9 @@ class StreamingFrequenciesTest(parameterized.TestCase):
         for num_hashes in (1, 4):
             layer = StreamingFrequencies(100, num_hashes, rate=0.02)
             _feed(layer, items, 100)
-            errors.append(np.abs(layer(tf.constant(ids)) * 100 - 1).mean())
+            errors.append(
+                np.abs(layer(tf.constant(ids)).numpy() * 100 - 1).mean()
+            )
         self.assertLess(errors[1], 0.5 * errors[0])
 
     def test_frequencies_of_in_batch_negatives(self):

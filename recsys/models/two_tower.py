@@ -322,9 +322,7 @@ class TwoTower(keras.Model):
         return cls(history_tower, candidate_tower, **kwargs)
 
 
-def _places(
-    targets: tf.Tensor, candidate_ids: tf.Tensor | None
-) -> tf.Tensor:
+def _places(targets: tf.Tensor, candidate_ids: tf.Tensor | None) -> tf.Tensor:
     """Returns where the targets are among the candidates."""
     if candidate_ids is None:
         return targets - FIRST_ITEM_INDEX
