@@ -139,7 +139,7 @@ class MergingTest(parameterized.TestCase):
 
 
 class NewRowsTest(absltest.TestCase):
-    def test_the_mean_of_neighbours(self):
+    def test_near_neighbours_and_near_rare_items(self):
         # Items 2 to 4 are old, 5 to 7 new; 7 occurs nowhere. Items 2 and 3
         # are the rarest, once each; 4 occurs twice.
         table = np.array(
@@ -156,9 +156,12 @@ class NewRowsTest(absltest.TestCase):
         with mock.patch.object(new_rows, "_NOISE", 0):
             rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
         np.testing.assert_array_equal(rows[:5], table[:5])
-        np.testing.assert_allclose(
-            rows[5:], [[0.5, 3], [1.5, 3], [2, 0]], rtol=1e-6
-        )
+        # Old items that occur once have rows of length 2 on average, the mean
+        # of the rarest is (2, 0), and 1 / (1 + 1) of a row comes from it.
+        for row, mean in ((5, [0.5, 3]), (6, [1.5, 3])):
+            expected = 2 * np.array(mean) / np.hypot(*mean) / 2 + [1, 0]
+            np.testing.assert_allclose(rows[row], expected, rtol=1e-6)
+        np.testing.assert_allclose(rows[7], [2, 0], rtol=1e-6)
         rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
         self.assertGreater(np.abs(rows[7] - [2, 0]).min(), 0)
         np.testing.assert_array_equal(rows[:5], table[:5])

@@ -17,7 +17,12 @@ from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.models.two_tower import TwoTower
 from recsys.training import files
+from recsys.training.build import (
+    chosen_table_optimizer,
+    uses_sampled_softmax,
+)
 from recsys.training.checkpoints import Progress
+from recsys.training.config import TrainConfig
 from recsys.training.growth import DATA_FOLDER, GrownData
 from recsys.training.new_rows import neighbour_rows
 from recsys.training.trainer import Trainer
@@ -52,7 +57,7 @@ def write_extension(
         )
     best = recommender.load(grown.workdir.path).model
     config = dataclasses.replace(
-        grown.grown_config,
+        _with_same_method(grown),
         steps_before=grown.config.steps_before + progress.global_step,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,32 @@ def write_extension(
         grown.grown_data.vocabulary.save(folder.vocabulary)
         files.write_json(folder.extension, about)
         files.write_json(folder.config, config.to_dict())
+
+
+def _with_same_method(grown: GrownData) -> TrainConfig:
+    """Returns the new configuration with the old loss and optimizer.
+
+    What is `auto` depends on the number of items, which has grown; moments
+    can only be carried on by the same optimizer.
+    """
+    before, now = (
+        (
+            uses_sampled_softmax(config, data.vocabulary.num_items),
+            chosen_table_optimizer(config, data.vocabulary.num_items),
+        )
+        for config, data in (
+            (grown.config, grown.data),
+            (grown.grown_config, grown.grown_data),
+        )
+    )
+    if before == now:
+        return grown.grown_config
+    is_sampled, optimizer = before
+    return dataclasses.replace(
+        grown.grown_config,
+        loss="sampled_softmax" if is_sampled else "full_softmax",
+        table_optimizer=optimizer,
+    )
 
 
 def carry(
