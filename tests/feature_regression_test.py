@@ -58,7 +58,8 @@ class FeatureRegressionTest(absltest.TestCase):
         np.testing.assert_allclose(
             total,
             left
-            + matrix
+            + features.scale
+            * matrix
             @ np.concatenate([features.embeddings, features.projection]),
             atol=1e-5,
         )

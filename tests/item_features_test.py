@@ -22,7 +22,7 @@ VECTORS = [[1.0, 0.0], [0.0, 3.0], [0.0, 0.0]]
 
 def _features(vector_dim: int = 2, dim: int = 4) -> ItemFeatures:
     layer = ItemFeatures(
-        5, dim, num_values=3, values_per_item=2, vector_dim=vector_dim
+        5, dim, num_values=3, values_per_item=2, vector_dim=vector_dim, scale=2
     )
     layer.set_features(VALUES, WEIGHTS, VECTORS if vector_dim else None)
     return layer
@@ -38,8 +38,8 @@ class ItemFeaturesTest(parameterized.TestCase):
             [
                 none,
                 none,
-                0.5 * rows[1] + 2 * rows[2] + project[0],
-                rows[2] + 3 * project[1],
+                2 * (0.5 * rows[1] + 2 * rows[2] + project[0]),
+                2 * (rows[2] + 3 * project[1]),
                 none,
             ]
         )
@@ -55,7 +55,7 @@ class ItemFeaturesTest(parameterized.TestCase):
 
     def test_vectors_alone(self):
         layer = ItemFeatures(
-            5, 4, num_values=1, values_per_item=0, vector_dim=2
+            5, 4, num_values=1, values_per_item=0, vector_dim=2, scale=1
         )
         layer.set_features(np.zeros((3, 0)), np.zeros((3, 0)), VECTORS)
         np.testing.assert_allclose(
@@ -98,7 +98,7 @@ class ItemFeaturesTest(parameterized.TestCase):
 
     def test_vectors_alone_extended(self):
         layer = ItemFeatures(
-            5, 4, num_values=1, values_per_item=0, vector_dim=2
+            5, 4, num_values=1, values_per_item=0, vector_dim=2, scale=1
         )
         layer.set_features(vectors=VECTORS)
         longer = layer.extended(vectors=[[1.0, 1.0]])
@@ -112,7 +112,7 @@ class ItemFeaturesTest(parameterized.TestCase):
         layer = _features(vector_dim=0)
         layer.set_features(VALUES[::-1], WEIGHTS[::-1])
         np.testing.assert_allclose(
-            layer(np.array([3])), layer.embeddings.numpy()[2:], rtol=1e-5
+            layer(np.array([3])), 2 * layer.embeddings.numpy()[2:], rtol=1e-5
         )
 
     @parameterized.parameters(
@@ -141,6 +141,10 @@ class ItemFeaturesTest(parameterized.TestCase):
     def test_sizes(self, sizes, message):
         with self.assertRaisesRegex(ValueError, message):
             ItemFeatures(*sizes)
+
+    def test_the_scale_must_be_positive(self):
+        with self.assertRaisesRegex(ValueError, "`scale` .* Received: 0$"):
+            ItemFeatures(5, 4, 3, 2, scale=0)
 
 
 class TowersTest(parameterized.TestCase):

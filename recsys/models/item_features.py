@@ -16,10 +16,14 @@ class ItemFeatures(keras.layers.Layer):
     """Maps integer item ids of any rank to the vectors of their features.
 
     With the values vₖ of an item, their weights wₖ and its vector x, the
-    answer is Σₖ wₖ E[vₖ] + W x, where E and W are trained. An item that was
-    never trained gets a useful vector from values that others have as well.
-    What each item's features are is part of the layer: it needs no further
-    input, and holds them in memory and in files.
+    answer is s (Σₖ wₖ E[vₖ] + W x), where E and W are trained. An item that
+    was never trained gets a useful vector from values that others have as
+    well. What each item's features are is part of the layer: it needs no
+    further input, and holds them in memory and in files.
+
+    Adam moves each weight by about the learning rate, however often a value
+    occurs. The scale s makes steps of the features s times as long as those
+    of the items' rows, which are to hold only what the features cannot tell.
 
     Given to both towers (`item_features=`), it is one layer in both.
 
@@ -39,8 +43,9 @@ class ItemFeatures(keras.layers.Layer):
         num_values: Rows of E, row 0, which stands for no value, included.
         values_per_item: The most values that an item has.
         vector_dim: Length of the vectors x; 0 where there are none.
-        embeddings_initializer: A Keras initializer for E, default normal with
-            a standard deviation of 0.02.
+        scale: The factor s of the answer.
+        embeddings_initializer: A Keras initializer for E and W, default normal
+            with a standard deviation of 0.02 / `scale`.
         **kwargs: Keras's own layer arguments.
 
     Raises:
@@ -54,6 +59,7 @@ class ItemFeatures(keras.layers.Layer):
         num_values: int,
         values_per_item: int,
         vector_dim: int = 0,
+        scale: float = 4.0,
         embeddings_initializer: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -76,12 +82,15 @@ class ItemFeatures(keras.layers.Layer):
             )
         self.vocabulary_size = vocabulary_size
         self.embedding_dim = embedding_dim
+        if not scale > 0:
+            raise ValueError(f"`scale` must be positive. Received: {scale}")
         self.num_values = num_values
         self.values_per_item = values_per_item
         self.vector_dim = vector_dim
+        self.scale = scale
         if embeddings_initializer is None:
             embeddings_initializer = keras.initializers.RandomNormal(
-                stddev=0.02
+                stddev=0.02 / scale
             )
         self.embeddings_initializer = keras.initializers.get(
             embeddings_initializer
@@ -195,7 +204,7 @@ class ItemFeatures(keras.layers.Layer):
             projection = tf.convert_to_tensor(self.projection)
             vectors = tf.cast(vectors, projection.dtype)
             parts.append(tf.einsum("...x,xd->...d", vectors, projection))
-        return tf.cast(tf.add_n(parts), self.compute_dtype)
+        return tf.cast(self.scale * tf.add_n(parts), self.compute_dtype)
 
     def _weighted_sum(self, values: Any, weights: Any) -> tf.Tensor:
         """`[..., embedding_dim]` of `[..., width]` values and weights.
@@ -204,7 +213,7 @@ class ItemFeatures(keras.layers.Layer):
         without a value are not looked up.
         """
         # The product makes the gradient dense. It would be a list of many
-        # repeated rows, on which optimizers are slow, and the table is small.
+        # repeated rows, which Adam is slow on, and squares before it adds them.
         table = tf.convert_to_tensor(self.embeddings) * 1.0
         weights = tf.cast(weights, table.dtype)
         shape = tf.shape(weights)
@@ -274,6 +283,7 @@ class ItemFeatures(keras.layers.Layer):
             "num_values": self.num_values,
             "values_per_item": self.values_per_item,
             "vector_dim": self.vector_dim,
+            "scale": self.scale,
             "embeddings_initializer": keras.initializers.serialize(
                 self.embeddings_initializer
             ),

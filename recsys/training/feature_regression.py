@@ -16,7 +16,7 @@ _NUM_STEPS = 30
 def feature_matrix(features: ItemFeatures) -> scipy.sparse.csr_array:
     """Returns `[vocabulary_size, num_values + vector_dim]`.
 
-    Times the coefficients `[E; W]` it gives the vectors of all items.
+    Times `[E; W]` and the layer's scale it gives the vectors of all items.
     """
     parts = []
     if features.values_per_item:
@@ -82,6 +82,7 @@ def explain_rows(
     """
     matrix = feature_matrix(features)
     coefficients = ridge_coefficients(matrix[trained], rows[trained])
+    coefficients /= features.scale
     if features.values_per_item:
         features.embeddings.assign(coefficients[: features.num_values])
         coefficients = coefficients[features.num_values :]
