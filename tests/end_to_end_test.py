@@ -205,9 +205,11 @@ class KilledTest(RunTestCase):
             f"tensorboard --logdir={workdir}/logs",
         ):
             self.assertIn(text, out)
-        # Nothing of TensorFlow's: a line per epoch and no more.
-        self.assertLen(err.splitlines(), 3, err)
-        for number, line in enumerate(err.splitlines(), start=1):
+        # Nothing of TensorFlow's: the loss, a line per epoch, and no more.
+        loss, *epochs = err.splitlines()
+        self.assertStartsWith(loss, "loss: full softmax; item table of 25 ")
+        self.assertLen(epochs, 3, err)
+        for number, line in enumerate(epochs, start=1):
             self.assertRegex(
                 line,
                 rf"^epoch {number}/3  loss \d+\.\d+  validation recall@10 "

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 
 _PROBE = keras.initializers.Zeros()
 
@@ -22,6 +23,23 @@ def is_writing_file() -> bool:
     keras.saving.serialize_keras_object(_PROBE)
     again = keras.saving.serialize_keras_object(_PROBE)
     return "shared_object_id" in again
+
+
+def forget(layer: keras.layers.Layer) -> None:
+    """Keeps Keras from marking a layer that is being written.
+
+    From the third place on Keras would load the layer of the second one, and
+    then mistake its calls there for those of the sub-model being loaded
+    ("not connected to `inputs`"). A layer that holds what is shared in a layer
+    of its own may as well be several.
+
+    Args:
+        layer: The layer whose `get_config` calls this.
+    """
+    # Keras has no public name for what it has seen.
+    seen = global_state.get_global_attribute("shared_objects/id_to_config_map")
+    if seen is not None:
+        seen.pop(id(layer), None)
 
 
 def serialize(layer: keras.layers.Layer | None) -> dict[str, Any] | None:

@@ -318,6 +318,7 @@ class SharedItemEmbedding(keras.layers.Layer):
             ),
         }
         if layer_sharing.is_writing_file():
+            layer_sharing.forget(self)
             config["table"] = layer_sharing.serialize(self.table)
         return config
 
