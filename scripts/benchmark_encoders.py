@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 import numpy as np
-from benchmark_training import check_json_path
+from json_flag import add_json_flag, check_output_file, write_if_asked
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
@@ -35,7 +35,6 @@ from recsys.evaluation.table import aligned
 from recsys.metrics import parse_metric
 from recsys.results import asked_queries
 from recsys.training.config import ENCODERS, TrainConfig, make_config
-from recsys.training.files import write_json
 from recsys.training.inputs import build_data
 
 # By preset and encoder, what differs from the preset: nothing where nothing
@@ -73,7 +72,7 @@ COMMAND.add_flag(
     "Where the runs go. Default: runs/encoders-<preset>.",
     group="Run",
 )
-COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 add_config_flags(COMMAND)
 
 
@@ -94,7 +93,7 @@ def main(values: dict[str, Any]) -> int:
             f"{', '.join(ENCODERS)}, and --encoder not be given. "
             f"Received: {values['encoder'] or unknown[0]!r}"
         )
-    check_json_path(values["json"])
+    check_output_file(values)
     workdir = pathlib.Path(
         values["workdir"] or f"runs/encoders-{values['preset']}"
     )
@@ -102,8 +101,7 @@ def main(values: dict[str, Any]) -> int:
     load_tensorflow()
     rows = _measure(configs, workdir)
     print(table(rows))
-    if values["json"]:
-        write_json(pathlib.Path(values["json"]), rows)
+    write_if_asked(values, rows)
     return 0
 
 

@@ -16,17 +16,15 @@ checked.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
-import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, peak_memory
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.data.sequences import Sequences
@@ -61,7 +59,7 @@ COMMAND.add_flag(int, "dim", "Length of the vectors.", group="Run", default=64)
 COMMAND.add_flag(
     int, "repeats", "Runs after the first.", group="Run", default=3
 )
-COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 
 
 def main(values: dict[str, Any]) -> int:
@@ -73,15 +71,13 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    for name, least in (("queries", 1), ("items", 1000), ("dim", 1)):
+    check_output_file(values)
+    lowest = {"queries": 1, "items": 1000, "dim": 1, "repeats": 1}
+    for name, least in lowest.items():
         if values[name] < least:
             raise InputError(
                 f"--{name} must be at least {least}. Received: {values[name]}"
             )
-    if values["repeats"] < 1:
-        raise InputError(
-            f"--repeats must be at least 1. Received: {values['repeats']}"
-        )
     if values["workdir"]:
         measured = _measure_model(
             pathlib.Path(values["workdir"]), values["repeats"]
@@ -91,17 +87,14 @@ def main(values: dict[str, Any]) -> int:
             values["queries"], values["items"], values["dim"]
         )
     measured = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         **measured,
-        "peak memory, GB": _peak_memory(),
+        "peak memory, GB": peak_memory(),
     }
     for name, value in measured.items():
         text = f"{value:,.3g}" if isinstance(value, float) else str(value)
         print(f"{name:45} {text}")
-    if values["json"]:
-        pathlib.Path(values["json"]).write_text(
-            json.dumps(measured, indent=2) + "\n", "utf-8"
-        )
+    write_if_asked(values, measured)
     return 0
 
 
@@ -171,7 +164,7 @@ def _measure_streamed(
     ]
     for other in compared[1:]:
         _check_same(compared[0], other)
-    before = _peak_memory()
+    before = peak_memory()
     seconds = _seconds(
         lambda: evaluate(recommender, queries, protocol="synthetic")
     )
@@ -241,11 +234,6 @@ def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _peak_memory() -> float:
-    """The most memory that this process has had, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -18,12 +18,8 @@ synthetic log and reads an epoch of batches. `vocabulary` has ten million ids.
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import multiprocessing
-import os
 import pathlib
-import platform
-import re
 import resource
 import sys
 import tempfile
@@ -34,6 +30,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, peak_memory
 
 from recsys.command_line import Command
 from recsys.data.synthetic import SyntheticLog
@@ -87,7 +85,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     str, "folder", "Where files go. Default: a temporary one.", group="Run"
 )
-COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 
 
 def main(values: dict[str, Any]) -> int:
@@ -105,9 +103,8 @@ def main(values: dict[str, Any]) -> int:
             f"--parts must be some of {', '.join(_PARTS)}. "
             f"Received: {values['parts']!r}"
         )
-    measured: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
-    }
+    check_output_file(values)
+    measured: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(dir=values["folder"]) as folder:
         for part in parts:
             measure = globals()[f"_measure_{part}"]
@@ -116,10 +113,7 @@ def main(values: dict[str, Any]) -> int:
     for name, value in measured.items():
         text = f"{value:,.4g}" if isinstance(value, float) else str(value)
         print(f"{name:50} {text}")
-    if values["json"]:
-        pathlib.Path(values["json"]).write_text(
-            json.dumps(measured, indent=2) + "\n", "utf-8"
-        )
+    write_if_asked(values, measured)
     return 0
 
 
@@ -134,10 +128,7 @@ def _with_memory(
     work: Callable[..., dict[str, Any]], arguments: Any
 ) -> dict[str, Any]:
     found = work(*arguments)
-    # Not getrusage, which a new process inherits from the one that made it.
-    status = pathlib.Path("/proc/self/status").read_text("utf-8")
-    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    return {**found, "peak memory, GB": int(peak) / 2**20}
+    return {**found, "peak memory, GB": peak_memory()}
 
 
 def _named(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -308,10 +299,11 @@ def _prepare_shards(data: str, output: str) -> dict[str, Any]:
         Options(),
         local_preparation.default_workers(),
     )
+    # At least what this process held when it started them, which is little.
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "seconds": time.perf_counter() - began,
-        "workers' peak memory, GB": workers / 2**20,
+        "workers' peak memory, GB": workers * 1024 / 1e9,
     }
 
 

@@ -14,12 +14,12 @@ import argparse
 import importlib
 import json
 import pathlib
-import resource
 import sys
 import time
 from typing import Any
 
 import numpy as np
+from measuring import peak_memory
 
 PACKAGES = {
     "sasrec": ("torch", "rectools.models.nn.transformers.sasrec"),
@@ -53,9 +53,7 @@ def main() -> int:
     run = {"sasrec": _sasrec, "als": _als}[options.model]
     measured, rankings = run(split, options)
     _write_rankings(split, rankings, options.folder / f"{options.model}.jsonl")
-    measured["resident memory, GB"] = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    )
+    measured["resident memory, GB"] = peak_memory()
     (options.folder / f"{options.model}.json").write_text(
         json.dumps(measured, indent=2) + "\n", "utf-8"
     )

@@ -16,16 +16,15 @@ query in a batch of 1,000.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import pathlib
-import platform
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, num_cores
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.errors import InputError
@@ -53,12 +52,15 @@ COMMAND.add_flag(
     bool, "scann", "Whether to measure ScaNN too.", group="Run", default=True
 )
 COMMAND.add_flag(
-    int, "threads", "Threads of all three.", group="Run", default=2
+    int,
+    "threads",
+    "Threads of all three, and cores. Default: all that the process has.",
+    group="Run",
 )
 COMMAND.add_flag(
     int, "repeats", "Runs after the first.", group="Run", default=5
 )
-COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 
 
 def main(values: dict[str, Any]) -> int:
@@ -70,17 +72,26 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    for name in ("dim", "repeats", "threads"):
+    check_output_file(values)
+    for name in ("dim", "repeats"):
         if values[name] < 1:
             raise InputError(
                 f"--{name} must be at least 1. Received: {values[name]}"
             )
+    threads = num_cores() if values["threads"] is None else values["threads"]
+    if not 1 <= threads <= num_cores():
+        raise InputError(
+            f"--threads must be from 1 to {num_cores()}, the cores that this "
+            f"process has. Received: {threads}"
+        )
     sizes = values["candidates"] or ["10000", "1000000"]
     for size in sizes:
         if not size.isdigit() or int(size) < 1000:
             raise InputError(
                 f"--candidates must be at least 1000. Received: {size}"
             )
+    # Before any of them starts its threads: each takes one for every core.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     try:
         import faiss  # noqa: F401
     except ImportError as error:
@@ -89,7 +100,6 @@ def main(values: dict[str, Any]) -> int:
             f"Received: {error}"
         ) from error
     load_tensorflow()
-    _set_threads(values["threads"])
     measured = []
     for size in sizes:
         candidates, queries = _clusters(int(size), values["dim"])
@@ -98,8 +108,7 @@ def main(values: dict[str, Any]) -> int:
             measured.append(
                 _measure_scann(candidates, queries, values["repeats"])
             )
-    machine = f"{platform.machine()}, {values['threads']} threads"
-    print(f"\n{machine}; top {_K}, {values['dim']} dimensions")
+    print(f"\n{machine()}; top {_K}, {values['dim']} dimensions")
     for entry in measured:
         print(
             f"{entry['candidates']:>11,} candidates  "
@@ -109,28 +118,8 @@ def main(values: dict[str, Any]) -> int:
                 if name != "candidates"
             )
         )
-    if values["json"]:
-        pathlib.Path(values["json"]).write_text(
-            json.dumps({"machine": machine, "measured": measured}, indent=2)
-            + "\n",
-            "utf-8",
-        )
+    write_if_asked(values, {"machine": machine(), "measured": measured})
     return 0
-
-
-def _set_threads(threads: int) -> None:
-    import faiss
-    import tensorflow as tf
-
-    faiss.omp_set_num_threads(threads)
-    # Already started by load_tensorflow, with a thread for each core.
-    if tf.config.threading.get_intra_op_parallelism_threads() != threads and (
-        os.cpu_count() != threads
-    ):
-        raise InputError(
-            f"--threads must be the number of cores that the process has "
-            f"(taskset limits it). Received: {threads}, {os.cpu_count()} cores"
-        )
 
 
 def _clusters(num_candidates: int, dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
-import platform
 import subprocess
 import sys
 import time
 from typing import Any
 
 import numpy as np
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, peak_memory
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.errors import InputError
@@ -75,7 +75,7 @@ COMMAND.add_flag(
     default="rowwise_adagrad,lazy_adam",
 )
 COMMAND.add_flag(int, "steps", "Steps to time.", group="Run", default=20)
-COMMAND.add_flag(str, "json", "Write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 COMMAND.add_flag(
     str, "plot", "Write a plot (PNG, SVG, …) to this file.", group="Run"
 )
@@ -130,6 +130,8 @@ def main(values: dict[str, Any]) -> int:
         point = Point(**json.loads(values["point"]))
         print(json.dumps(_measure(point)))
         return 0
+    for name in ("json", "plot"):
+        check_output_file(values, name)
     points = _points(values)
     if values["plot"]:
         _check_matplotlib()
@@ -138,12 +140,7 @@ def main(values: dict[str, Any]) -> int:
     for point in points:
         rows.append(_in_own_process(point))
         print(_line(_cells(rows[-1])), flush=True)
-    if values["json"]:
-        pathlib.Path(values["json"]).write_text(
-            json.dumps({"machine": _machine(), "points": rows}, indent=2)
-            + "\n",
-            "utf-8",
-        )
+    write_if_asked(values, {"machine": machine(), "points": rows})
     if values["plot"]:
         _plot(rows, values["plot"])
     return 0
@@ -250,7 +247,7 @@ def _measure(point: Point) -> dict[str, Any]:
         raise FloatingPointError(f"expected a finite loss. Received: {loss}")
     table = 4 * (point.items + 2) * config.embedding_dim
     slots = sum(4 * int(np.prod(v.shape)) for v in optimizer.variables)
-    peak = _peak_bytes()
+    peak = 1e9 * peak_memory()
     return {
         **dataclasses.asdict(point),
         "negatives": config.num_negatives,
@@ -274,21 +271,6 @@ def _batch(point: Point, rng: np.random.Generator) -> dict[str, np.ndarray]:
     items = np.floor(np.exp(draws * np.log(point.items + 1))).astype(np.int32)
     items = np.minimum(items, point.items) + 1
     return {"history_ids": items[:, :-1], "target_ids": items[:, 1:]}
-
-
-def _peak_bytes() -> int:
-    """The largest resident size that this process has had."""
-    # Not from getrusage, which counts the process that started this one too.
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status: expected a line VmHWM. Received: none")
-
-
-def _machine() -> str:
-    import os
-
-    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 _HEADINGS = (

@@ -21,17 +21,15 @@ the same split (see docs/benchmarks.md).
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
-import platform
-import resource
 import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, peak_memory
 from peer_runs import check_peers, peers_table, run_peers
 
 from recsys.command_line import Command, load_tensorflow
@@ -77,7 +75,7 @@ COMMAND.add_flag(
     group="Run",
     default=1,
 )
-COMMAND.add_flag(str, "json", "Also write JSON to this file.", group="Run")
+add_json_flag(COMMAND)
 add_config_flags(COMMAND)
 _MATRIX_SIZE = 2048
 
@@ -111,29 +109,13 @@ def main(values: dict[str, Any]) -> int:
         )
         measured["peers"] = [ours, *peers]
         print(f"\n{aligned(*peers_table(ours, peers))}")
-    if values["json"]:
-        pathlib.Path(values["json"]).write_text(
-            json.dumps(measured, indent=2) + "\n", "utf-8"
-        )
+    write_if_asked(values, measured)
     return 0
-
-
-def check_json_path(path: str | None) -> None:
-    """Checks before a long measurement that its file can be written after it.
-
-    Raises:
-        InputError: It is in no folder that exists.
-    """
-    if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
-        raise InputError(
-            "--json must name a file in a folder that exists. "
-            f"Received: {path!r}"
-        )
 
 
 def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
     """Reads the data once it is clear that everything can be measured."""
-    check_json_path(values["json"])
+    check_output_file(values)
     for name in ("steps", "peer_epochs"):
         if values[name] < 1:
             raise InputError(
@@ -205,7 +187,7 @@ def _our_row(config: TrainConfig, curve: QualityCurve) -> dict[str, Any]:
         "seconds per epoch": curve.training_seconds / len(epochs),
         "interactions per epoch": float(np.mean(interactions)),
         "recommend seconds": curve.recommend_seconds,
-        "resident memory, GB": _resident_memory(),
+        "resident memory, GB": peak_memory(),
         "recall@10": epochs[-1]["test_recall@10"],
         "ndcg@10": epochs[-1]["test_ndcg@10"],
     }
@@ -240,7 +222,7 @@ def _measure_steps(
     useful = sum(_useful_operations(config, batch, data) for batch in timed)
     rate = (before + _matrix_product_rate()) / 2
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "data": data.name,
         "items": data.vocabulary.num_items,
         **_describe(config),
@@ -251,7 +233,7 @@ def _measure_steps(
         "useful GFLOP/s": useful / seconds / 1e9,
         "matrix product GFLOP/s": rate / 1e9,
         "share of the matrix-product rate": useful / seconds / rate,
-        "resident memory, GB": _resident_memory(),
+        "resident memory, GB": peak_memory(),
     }
 
 
@@ -292,11 +274,6 @@ def _shares(batches: list[Any]) -> dict[str, float]:
         f"share of positions: {use}": sum(c[use] for c in counted) / total
         for use in ("target", "context", "padding")
     }
-
-
-def _resident_memory() -> float:
-    """Returns the most memory that the process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _useful_operations(

@@ -16,6 +16,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import ablations  # noqa: E402
 import benchmark_encoders  # noqa: E402
+import benchmark_evaluation  # noqa: E402
+import benchmark_input  # noqa: E402
+import benchmark_retrieval  # noqa: E402
+import benchmark_scale  # noqa: E402
 import benchmark_training  # noqa: E402
 import peer_runs  # noqa: E402
 
@@ -78,6 +82,51 @@ class TempFolderTest(parameterized.TestCase):
         path.write_text(text)
         path.chmod(0o755)
         return str(path)
+
+
+class MeasuringTest(parameterized.TestCase):
+    def test_memory_is_that_of_the_process_alone(self):
+        # Both hold Python; the parent holds 400 MB besides.
+        code = """
+import subprocess, sys, measuring
+ballast = b"1" * 400_000_000
+ask = "import measuring; print(measuring.peak_memory())"
+child = subprocess.check_output([sys.executable, "-c", ask], text=True)
+print(measuring.peak_memory(), child)
+"""
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        parent, child = map(float, printed.split())
+        self.assertBetween(parent, 0.4, 0.6)
+        self.assertBetween(child, 0.001, 0.2)
+
+    @parameterized.parameters(
+        benchmark_encoders,
+        benchmark_evaluation,
+        benchmark_input,
+        benchmark_retrieval,
+        benchmark_scale,
+        benchmark_training,
+    )
+    def test_json_file_is_checked_before_any_work(self, benchmark):
+        values = benchmark.COMMAND.parse(["--json=/no/folder/x.json"])
+        with self.assertRaisesRegex(
+            InputError, "--json must name a file in a folder that exists"
+        ):
+            benchmark.main(values)
+
+    @parameterized.parameters(0, 10_000)
+    def test_threads_of_the_retrieval_benchmark(self, threads):
+        values = benchmark_retrieval.COMMAND.parse([f"--threads={threads}"])
+        with self.assertRaisesRegex(
+            InputError, f"--threads must be from 1 to .*Received: {threads}"
+        ):
+            benchmark_retrieval.main(values)
 
 
 class PeersTest(TempFolderTest):
@@ -214,7 +263,6 @@ class BenchmarkTrainingTest(TempFolderTest):
         ("--peers=/no/python", "--peer_epochs=0", "at least 1"),
         ("--peers=/no/python", "--steps=1", "pip install"),
         ("--peers=", "--steps=1", "pip install"),
-        ("--until_ndcg=0.1", "--json=/no/folder/x.json", "folder that exists"),
     )
     def test_mistakes_are_told_before_any_work(self, one, other, message):
         values = benchmark_training.COMMAND.parse([one, other])
