@@ -110,7 +110,18 @@ def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
 
     # Row by row: all comparisons at once would be many times the logits.
     rows = (known_ids,) if shared is not None else (known_ids, negative_ids)
-    return tf.map_fn(one_row, rows, fn_output_signature=tf.bool)
+    padded = tuple(_with_at_least_one(each) for each in rows)
+    known = tf.map_fn(one_row, padded, fn_output_signature=tf.bool)
+    return known[: tf.shape(known_ids)[0]]
+
+
+def _with_at_least_one(values: tf.Tensor) -> tf.Tensor:
+    """Appends zeros where there is nothing.
+
+    A loop over nothing does not know the shape of what it would have made.
+    """
+    missing = tf.maximum(0, 1 - tf.shape(values)[0])
+    return tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
 
 
 def _shared(
@@ -223,36 +234,40 @@ def _fused_sampled_softmax(
             ),
         )
 
-    _, log_sums, errors, query_gradients, negative_gradients = tf.while_loop(
+    num_elements = tf.maximum(1, num_chunks)
+
+    def zeros(like: tf.Tensor) -> tf.Tensor:
+        return tf.zeros(tf.concat([[num_elements], tf.shape(like)[1:]], axis=0))
+
+    # What the loop never reaches counts nothing: log_sum = logit.
+    starts = (
+        _with_at_least_one(target_logits),
+        zeros(weights),
+        zeros(queries),
+        zeros(negative_vectors),
+    )
+    elements = (None, None, None, negative_vectors.shape[1:])
+    _, *arrays = tf.while_loop(
         lambda i, *_: i < counted_chunks,
         one_chunk,
         (
             0,
-            # What the loop never reaches counts nothing: log_sum = logit.
-            tf.TensorArray(tf.float32, num_chunks).unstack(target_logits),
-            tf.TensorArray(tf.float32, num_chunks).unstack(
-                tf.zeros_like(weights)
-            ),
-            tf.TensorArray(tf.float32, num_chunks).unstack(
-                tf.zeros_like(queries)
-            ),
-            tf.TensorArray(
-                tf.float32, num_chunks, element_shape=negative_vectors.shape[1:]
-            ).unstack(
-                tf.zeros(
-                    tf.concat(
-                        [[num_chunks], tf.shape(negative_vectors)[1:]], axis=0
-                    )
-                )
+            *(
+                tf.TensorArray(
+                    tf.float32, num_elements, element_shape=element
+                ).unstack(start)
+                for start, element in zip(starts, elements, strict=True)
             ),
         ),
         maximum_iterations=num_chunks,
     )
-    losses = log_sums.stack() - target_logits
-    error = errors.stack()[:, :, tf.newaxis]
-    query_gradient = query_gradients.stack() - error * target_vectors
+    log_sums, errors, query_gradients, negative_gradient = (
+        array.stack()[:num_chunks] for array in arrays
+    )
+    losses = log_sums - target_logits
+    error = errors[:, :, tf.newaxis]
+    query_gradient = query_gradients - error * target_vectors
     target_gradient = -error * queries
-    negative_gradient = negative_gradients.stack()
     if negative_vectors.shape[0] == 1:
         negative_gradient = tf.reduce_sum(
             negative_gradient, axis=0, keepdims=True

@@ -152,6 +152,48 @@ class SampledSoftmaxTest(parameterized.TestCase):
         case["queries"][:] = 1e3
         self.assertEqual(float(_loss(case)), 0)
 
+    @parameterized.product(
+        per_row=(False, True), known=(False, True), in_graph=(False, True)
+    )
+    def test_no_rows(self, per_row, known, in_graph):
+        # As of one row of a batch that is computed in two halves.
+        case = _case(per_row)
+        by_row = ["queries", "target_vectors", "target_ids", "weights"]
+        if per_row:
+            by_row += ["negative_vectors", "negative_ids", "log_counts"]
+        case.update({name: case[name][:0] for name in by_row})
+        if known:
+            by_row.append("known_ids")
+            case["known_ids"] = np.zeros((0, 2), np.int32)
+
+        def loss_and_gradient(**tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors["negative_vectors"])
+                loss = losses.sampled_softmax(
+                    log_expected_counts=tensors.pop("log_counts"), **tensors
+                )
+            return loss, tape.gradient(loss, tensors["negative_vectors"])
+
+        tensors = {name: tf.constant(value) for name, value in case.items()}
+        if in_graph:
+            # A graph that does not know how many rows there will be.
+            specs = {
+                name: tf.TensorSpec(
+                    [None if name in by_row else len(value), *value.shape[1:]],
+                    value.dtype,
+                    name,
+                )
+                for name, value in tensors.items()
+            }
+            loss_and_gradient = tf.function(
+                loss_and_gradient
+            ).get_concrete_function(**specs)
+        loss, gradient = loss_and_gradient(**tensors)
+        self.assertEqual(float(loss), 0)
+        np.testing.assert_array_equal(
+            gradient, np.zeros_like(case["negative_vectors"])
+        )
+
     def test_extreme_logits_stay_finite(self):
         case = _case(per_row=False)
         case["queries"] *= 1e4

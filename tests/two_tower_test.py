@@ -22,6 +22,7 @@ from recsys import (
     SharedItemEmbedding,
     TwoTower,
 )
+from recsys.negative_sampling import Negatives
 
 # No other variable of these models has this shape.
 SHAPE = (13, 6)
@@ -518,6 +519,40 @@ class LossTest(parameterized.TestCase):
         gradient = tf.convert_to_tensor(tape.gradient(loss, table.value))
         np.testing.assert_array_equal(gradient[:2], np.zeros((2, SHAPE[1])))
         self.assertGreater(np.abs(gradient[2:]).min(axis=1).max(), 0)
+
+    @parameterized.parameters("full", "shared", "per_row", "known")
+    def test_one_row(self, kind):
+        # One of the two halves that a batch is computed in has no rows.
+        model = _two_tower()
+        table = model.history_tower.embedding.embeddings.value
+
+        @tf.function(
+            input_signature=[
+                {name: tf.TensorSpec([None, None], tf.int32) for name in BATCH}
+            ]
+        )
+        def loss_and_gradient(batch):
+            negatives = None
+            num_rows = tf.shape(batch["history_ids"])[0]
+            if kind != "full":
+                ids = tf.constant([7, 4, 9])
+                known = batch["history_ids"] if kind == "known" else None
+                if kind == "per_row":
+                    ids = tf.tile(ids[tf.newaxis], [num_rows, 1])
+                negatives = Negatives(ids, None, known)
+            with tf.GradientTape() as tape:
+                loss, count = model.next_item_loss(batch, negatives=negatives)
+            gradient = tape.gradient(loss, table)
+            return loss, count, tf.convert_to_tensor(gradient)
+
+        row = {name: rows[:1] for name, rows in BATCH.items()}
+        one = loss_and_gradient(row)
+        two = loss_and_gradient(
+            {name: np.repeat(rows, 2, axis=0) for name, rows in row.items()}
+        )
+        self.assertEqual(float(one[1]), 3)
+        for of_one, of_two in zip(one, two):
+            np.testing.assert_allclose(2 * of_one, of_two, rtol=1e-5, atol=1e-7)
 
 
 class ScoresTest(parameterized.TestCase):
