@@ -329,6 +329,10 @@ class ParquetTest(TabularTestCase):
         ({"ts": [1, None]}, "row 2: expected a number or a date.*None$"),
         ({"ts": [1.0, np.nan]}, "row 2: .*timestamp column 'ts'.*nan$"),
         ({"ts": ["1", "x"]}, "timestamp column 'ts'.*a column of string$"),
+        (
+            {"ts": [datetime.time(10), datetime.time(11)]},
+            r"timestamp column 'ts'.*a column of time64\[us\]$",
+        ),
         ({"rating": ["a", "b"]}, "log.parquet: .*'b'"),
     )
     def test_errors(self, columns: dict, message: str):

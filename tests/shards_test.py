@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,11 @@ from recsys.data import (
     local_preparation,
     log_blocks,
     pipeline,
+    shard_preparation,
     shards,
     sources,
     splits,
+    tabular,
 )
 from recsys.data.prepare import PreparedData, open_shards, prepare
 from recsys.data.sequences import Sequences
@@ -184,6 +187,67 @@ class PreparationTest(parameterized.TestCase):
         path.write_text("user,item,timestamp\na,x,1\na,,2\n")
         with self.assertRaisesRegex(InputError, "line 3.*item"):
             prepare_folder(folder / "out", str(path))
+
+    @parameterized.parameters("2020-01-01 10:00:00", "1577836800.5")
+    def test_dates_are_not_compared_with_numbers(self, time):
+        log = _folder(self)
+        (log / "a.csv").write_text(
+            f"user,item,timestamp\na,x,{time}\na,y,{time}\n"
+        )
+        (log / "b.csv").write_text(
+            "user,item,timestamp\na,z,1577836800\na,x,1577836801\n"
+        )
+        with self.assertRaisesRegex(
+            InputError, "b.csv: .*timestamps.*a.csv.*Received: whole numbers"
+        ):
+            prepare_folder(log / "out", str(log))
+
+    def test_dates_and_fractions_of_a_second_are_one_kind(self):
+        log = _folder(self)
+        (log / "a.csv").write_text(
+            "user,item,timestamp\na,x,2020-01-01\na,y,2020-01-03\n"
+        )
+        # The second of January.
+        (log / "b.csv").write_text(
+            "user,item,timestamp\na,z,1577923200.5\na,w,1577923201.5\n"
+        )
+        data = prepare_folder(log / "out", str(log))
+        self.assertEqual(
+            asked(data.split.test, data.vocabulary),
+            {"a": (["x", "z", "w"], ["y"])},
+        )
+
+    def test_parts_must_have_the_same_columns(self):
+        log = _folder(self)
+        (log / "a.csv").write_text("user,item,timestamp\na,x,1\n")
+        (log / "b.csv").write_text("user,movie,timestamp\na,y,2\n")
+        with self.assertRaisesRegex(
+            InputError, "b.csv: expected the columns of .*a.csv.*movie"
+        ):
+            prepare_folder(log / "out", str(log))
+
+    def test_items_of_many_blocks_are_kept_once(self):
+        folder = _folder(self)
+        path = folder / "log.csv"
+        rows = [f"{row % 99},{row % 5},{row}" for row in range(2_000)]
+        path.write_text("\n".join(["user,item,timestamp", *rows, "0,9,9\n"]))
+        # 50 rows a block or fewer, so 40 blocks of 5 items or more.
+        self.enterContext(mock.patch.object(tabular, "_BLOCK_BYTES", 512))
+        self.enterContext(
+            mock.patch.object(shard_preparation, "_ITEM_ROWS", 10)
+        )
+        merge = self.enterContext(
+            mock.patch.object(
+                shard_preparation,
+                "merge_items",
+                side_effect=shard_preparation.merge_items,
+            )
+        )
+        data = prepare_folder(folder / "out", str(path))
+        self.assertEqual(data.vocabulary.item_ids.tolist(), list("012349"))
+        self.assertGreater(merge.call_count, 5)
+        for call in merge.call_args_list:
+            self.assertLess(sum(map(len, call.args[0])), 30)
 
     def test_no_rating_is_high_enough(self):
         folder = _folder(self)

@@ -143,7 +143,7 @@ class _Deal(beam.DoFn):
     def process(self, unit: Unit) -> Iterator[object]:
         row = unit.number << 40
         for block in unit.blocks():
-            part = steps.partition(block, row, self._options)
+            part = steps.partition(block, row, self._options, unit.name)
             for shard, piece in enumerate(part.pieces):
                 if piece.num_rows:
                     yield shard, (row, steps.to_bytes(piece))

@@ -24,8 +24,6 @@ from recsys.data.shards import Manifest
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 
-# Rows of the items of several units, before they are put together.
-_ITEM_ROWS = 2**22
 _VOCABULARY = "items.parquet"
 
 
@@ -61,15 +59,13 @@ def prepare_shards(
             stack.enter_context(tempfile.TemporaryDirectory(dir=output))
         )
         run = stack.enter_context(_workers(num_workers))
-        found: list[pa.Table] = []
+        found = steps.FoundItems()
         num_low_ratings = 0
         deal = functools.partial(_deal, spill=spill, options=options)
         for unit_items, num_low in run(deal, units):
             num_low_ratings += num_low
-            found.append(unit_items)
-            if sum(map(len, found[1:])) > max(_ITEM_ROWS, len(found[0])):
-                found = [steps.merge_items(found)]
-        vocabulary = steps.number_items(steps.merge_items(found))
+            found.add(unit_items)
+        vocabulary = steps.number_items(found.merged())
         del found
         vocabulary.save(spill / _VOCABULARY)
         make = functools.partial(
@@ -111,14 +107,14 @@ def _deal(
     Returns:
         The unit's items, and how many rows had too low a rating.
     """
-    found: list[pa.Table] = []
+    found = steps.FoundItems()
     num_low_ratings = 0
     row = unit.number << 40
     lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
     with contextlib.ExitStack() as stack:
         writer = None
         for block in unit.blocks():
-            part = steps.partition(block, row, options)
+            part = steps.partition(block, row, options, unit.name)
             if writer is None:
                 writer = stack.enter_context(
                     pa.ipc.new_file(
@@ -129,12 +125,10 @@ def _deal(
                 )
             for piece in part.pieces:
                 writer.write_batch(piece)
-            found.append(part.items)
+            found.add(part.items)
             row += len(block)
             num_low_ratings += part.num_low_ratings
-    if not found:
-        return steps.NO_ITEMS, 0
-    return steps.merge_items(found), num_low_ratings
+    return found.merged(), num_low_ratings
 
 
 def _make(

@@ -59,6 +59,11 @@ class Unit:
     part: Traversable | None = None
     piece: int | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.source.data if self.part is None else str(self.part)
+
     def blocks(self) -> Iterator[Interactions]:
         """Yields the rows, in order, about a million or fewer at a time.
 
@@ -90,7 +95,8 @@ def units(source: Source) -> tuple[list[Unit], pa.Table | None]:
         The units in the order of the log, and what is known of the items.
 
     Raises:
-        InputError: There is nothing to read, or it cannot be read.
+        InputError: There is nothing to read, it cannot be read, or its
+            parts do not have the same columns.
     """
     data, given = source.data, source.columns
     sources.reject_ignored(
@@ -103,9 +109,9 @@ def units(source: Source) -> tuple[list[Unit], pa.Table | None]:
         ]
         items = sources.items_beside([], {}, None, source.items_file)
     elif parts := _parts(data):
+        names = tabular.find_names(parts, given)
         pieces = []
         for part in parts:
-            names = tabular.find_names(part, given)
             if files.kind(part) == "parquet":
                 groups = range(tabular.num_row_groups(part))
                 pieces += [(part, group) for group in groups]

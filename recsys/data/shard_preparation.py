@@ -32,6 +32,10 @@ from recsys.errors import InputError
 NO_ITEMS = pa.table(
     {"item": pa.array([], pa.string()), "row": pa.array([], pa.int64())}
 )
+# Rows of the items of several blocks, before they are put together.
+_ITEM_ROWS = 2**22
+# Where the schema of a piece says which file its rows are from.
+_SOURCE = b"source"
 # Opens a file of the output folder, by its path there, for writing bytes.
 Opener = Callable[[str], IO[bytes]]
 
@@ -123,7 +127,7 @@ class Partition:
 
 
 def partition(
-    block: Interactions, first_row: int, options: Options
+    block: Interactions, first_row: int, options: Options, source: str
 ) -> Partition:
     """Deals the rows of a block to shards.
 
@@ -132,6 +136,7 @@ def partition(
         first_row: Stands for the place of the block's first row in the log:
             any numbers that rise with it will do.
         options: What is prepared.
+        source: What the block is read from, for messages.
 
     Returns:
         The rows.
@@ -155,13 +160,17 @@ def partition(
     ends = np.cumsum(np.bincount(shard, minlength=options.num_shards))
     in_order = rows[order]
     item_ids = pa.array(block.item_ids, pa.string())
+    timestamps = pa.array(block.timestamps[in_order])
+    if block.timestamps_per_second > 1:
+        # The type keeps them apart from numbers whose unit nobody knows.
+        timestamps = timestamps.cast(pa.timestamp("us"))
     table = pa.record_batch(
         {
             "user": user_ids.take(pa.array(block.users[in_order])),
             "item": item_ids.take(pa.array(block.items[in_order])),
-            "timestamp": pa.array(block.timestamps[in_order]),
+            "timestamp": timestamps,
         }
-    )
+    ).replace_schema_metadata({_SOURCE: source.encode()})
     pieces = [
         table.slice(end - count, count)
         for end, count in zip(ends, np.diff(ends, prepend=0), strict=True)
@@ -186,6 +195,28 @@ def merge_items(found: Sequence[pa.Table]) -> pa.Table:
     """
     table = pa.concat_tables(found).group_by("item")
     return table.aggregate([("row", "min")]).rename_columns(["item", "row"])
+
+
+class FoundItems:
+    """The items of any number of blocks, each kept about once."""
+
+    def __init__(self) -> None:
+        self._tables = [NO_ITEMS]
+
+    def add(self, items: pa.Table) -> None:
+        """Adds the items of a block, or of several.
+
+        Args:
+            items: Columns `item` and `row`.
+        """
+        self._tables.append(items)
+        before, *fresh = map(len, self._tables)
+        if sum(fresh) > max(_ITEM_ROWS, before):
+            self._tables = [merge_items(self._tables)]
+
+    def merged(self) -> pa.Table:
+        """Returns all of them, as `merge_items` does."""
+        return merge_items(self._tables)
 
 
 def number_items(found: pa.Table) -> Vocabulary:
@@ -226,6 +257,9 @@ def write_shard(
 
     Returns:
         What the shard holds.
+
+    Raises:
+        InputError: Some rows have dates and others numbers as times.
     """
     pieces = [piece for piece in pieces if piece.num_rows]
     sequences, num_rows = _sequences(pieces, vocabulary, options)
@@ -336,6 +370,7 @@ def _sequences(
             items=np.zeros(0, np.int32),
             timestamps=np.zeros(0, np.int64),
         ), 0
+    _check_one_kind(pieces)
     table = pa.Table.from_batches(pieces)
     user_ids, users = _numbered(table["user"])
     item_ids, items = _numbered(table["item"])
@@ -345,11 +380,32 @@ def _sequences(
             item_ids=item_ids,
             users=users,
             items=items,
-            timestamps=table["timestamp"].to_numpy(),
+            timestamps=table["timestamp"].cast(pa.int64()).to_numpy(),
         ),
         repeats=options.repeats,
     )
     return build_sequences(interactions, vocabulary), len(table)
+
+
+def _check_one_kind(pieces: Sequence[pa.RecordBatch]) -> None:
+    """Raises InputError where dates would be compared with numbers."""
+    first = pieces[0].schema
+    for piece in pieces[1:]:
+        if piece.schema.types != first.types:
+            kinds = [
+                "dates or fractions of a second"
+                if pa.types.is_timestamp(schema.field("timestamp").type)
+                else "whole numbers"
+                for schema in (first, piece.schema)
+            ]
+            sources = [
+                schema.metadata[_SOURCE].decode()
+                for schema in (first, piece.schema)
+            ]
+            raise InputError(
+                f"{sources[1]}: expected timestamps of the kind in "
+                f"{sources[0]}, {kinds[0]}. Received: {kinds[1]}"
+            )
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

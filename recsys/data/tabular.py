@@ -36,40 +36,47 @@ def read_tables(
     Raises:
         InputError: A file cannot be read, or the parts do not fit together.
     """
-    table, names = _read_part(parts[0], given)
-    tables = [table]
-    for part in parts[1:]:
-        table, found = _read_part(part, given)
-        if found != names:
-            raise InputError(
-                f"{part}: expected the columns of {parts[0]}, "
-                f"{_spell(names)}. Received: {_spell(found)}"
-            )
-        tables.append(table)
+    names = find_names(parts, given)
+    tables = [_read_part(part, given) for part in parts]
     return assemble(tables, parts), names
 
 
-def _read_part(
-    part: Traversable, given: ColumnNames
-) -> tuple[pa.Table, ColumnNames]:
+def _read_part(part: Traversable, given: ColumnNames) -> pa.Table:
     if files.kind(part) == "parquet":
         return _read_parquet(part, given)
     header, delimiter = files.header(part)
     names = given.find(header, part)
-    form = bad_rows.TextForm(header, delimiter)
-    return read_text(part, names, form), names
+    return read_text(part, names, bad_rows.TextForm(header, delimiter))
 
 
-def find_names(part: Traversable, given: ColumnNames) -> ColumnNames:
-    """Returns the columns of a part as it spells them.
+def find_names(parts: Sequence[Traversable], given: ColumnNames) -> ColumnNames:
+    """Returns the columns of the parts of a log as they spell them.
+
+    Args:
+        parts: Files of one log.
+        given: The column names that the user gave.
 
     Raises:
-        InputError: It cannot be read, or a column is missing.
+        InputError: A part cannot be read or lacks a column, or its columns
+            are not those of the first.
     """
+    first, *others = parts
+    names = given.find(_header(first), first)
+    for part in others:
+        found = given.find(_header(part), part)
+        if found != names:
+            raise InputError(
+                f"{part}: expected the columns of {first}, "
+                f"{_spell(names)}. Received: {_spell(found)}"
+            )
+    return names
+
+
+def _header(part: Traversable) -> list[str]:
     if files.kind(part) == "parquet":
         with files.readable(part), part.open("rb") as stream:
-            return given.find(pq.read_schema(stream).names, part)
-    return given.find(files.header(part)[0], part)
+            return pq.read_schema(stream).names
+    return files.header(part)[0]
 
 
 def num_row_groups(part: Traversable) -> int:
@@ -84,8 +91,9 @@ def stream(
     """Reads a part some rows at a time.
 
     The columns are understood as in `read_tables`, except that the kind of
-    the timestamps must be plain from the first rows, and that no value holds
-    a line break.
+    the timestamps must be plain from the first rows, that no value holds a
+    line break, and that each block by itself says whether its ids are whole
+    numbers with a needless ".0", which is dropped.
 
     Args:
         part: A CSV, TSV or Parquet file.
@@ -99,7 +107,7 @@ def stream(
         InputError: The file cannot be read.
     """
     if files.kind(part) == "parquet":
-        table, _ = _read_parquet(part, given, row_group)
+        table = _read_parquet(part, given, row_group)
         if len(table):
             yield assemble([_in_one_unit(table)], [part])
         return
@@ -195,7 +203,7 @@ def _parsing(
 
 def _read_parquet(
     file: Traversable, given: ColumnNames, row_group: int | None = None
-) -> tuple[pa.Table, ColumnNames]:
+) -> pa.Table:
     with files.readable(file), file.open("rb") as opened:
         schema = pq.ParquetFile(opened).schema_arrow
         names = given.find(schema.names, file)
@@ -223,7 +231,7 @@ def _read_parquet(
             )
     if not _is_sound(table):
         bad_rows.raise_columns(file, names, table)
-    return table, names
+    return table
 
 
 def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -277,7 +285,12 @@ def _is_sound(table: pa.Table) -> bool:
         return False
     if pa.types.is_floating(kind):
         return pc.all(pc.is_finite(times)).as_py()
-    return pa.types.is_integer(kind) or pa.types.is_temporal(kind)
+    return pa.types.is_integer(kind) or _is_date(kind)
+
+
+def _is_date(kind: pa.DataType) -> bool:
+    """Whether a type says a moment; times of a day and durations do not."""
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind)
 
 
 def assemble(
@@ -343,7 +356,7 @@ def _timestamps(
     columns: Sequence[pa.ChunkedArray], parts: Sequence[object]
 ) -> tuple[np.ndarray, int]:
     """Returns int64 timestamps, and how many of them make a second."""
-    temporal = [pa.types.is_temporal(column.type) for column in columns]
+    temporal = [_is_date(column.type) for column in columns]
     if len(set(temporal)) == 2:
         part = temporal.index(not temporal[0])
         raise InputError(
