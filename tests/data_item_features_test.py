@@ -100,6 +100,20 @@ class ParseColumnsTest(parameterized.TestCase):
         ):
             parse_columns("auto", ITEMS.select(["item_id"]))
 
+    @parameterized.parameters(
+        ({"title": ["Alien", "Heat"]}, ["title"]),
+        ({"title": [None, "Heat (1995)"]}, ["year", "title"]),
+        ({"title": pa.nulls(2, pa.string()), "genres": ["a", "b"]}, ["genres"]),
+        (
+            {"title": ["Alien", "Heat"], "genres": [[], None]},
+            ["title"],
+        ),
+        ({"title": ["Alien", None], "year": [None, 3]}, ["year", "title"]),
+    )
+    def test_auto_passes_over_what_tells_nothing(self, columns, expected):
+        found = parse_columns("auto", pa.table(columns))
+        self.assertEqual([column.name for column in found], expected)
+
     def test_year_from_the_title_unless_there_is_a_column(self):
         self.assertEqual(
             raw_column(ITEMS, "year").to_pylist(), [1995, 1982, None, None]
@@ -169,6 +183,46 @@ class ItemEncoderTest(parameterized.TestCase):
             named(encoder, encoded), [{"day=0": 1}, {"day=8.64e+06": 1}]
         )
 
+    def test_fractions_of_a_second_are_dropped(self):
+        times = pa.array([500_000, 100_250_000], pa.timestamp("us"))
+        dates = pa.table({"day": times})
+        encoder, encoded = encode("day", dates, dates)
+        self.assertEqual(
+            named(encoder, encoded), [{"day=0": 1}, {"day=100": 1}]
+        )
+
+    def test_whole_numbers_that_no_float_holds(self):
+        items = pa.table({"n": [2**53 + 1, None]})
+        encoder, encoded = encode("n", items, items)
+        self.assertEqual(named(encoder, encoded), [{"n=9.0072e+15": 1}, {}])
+
+    @parameterized.parameters(
+        pa.list_(pa.string()),
+        pa.list_(pa.string(), 2),
+        pa.large_list(pa.string()),
+    )
+    def test_lists_of_any_type(self, kind):
+        tags = pa.array([["a", "b"], None, ["a", "b"]], kind)
+        items = pa.table({"tags": tags})
+        encoder, encoded = encode("tags", items, items)
+        both = {"tags=a": 0.7071, "tags=b": 0.7071}
+        self.assertEqual(named(encoder, encoded), [both, {}, both])
+
+    def test_vectors_that_are_not_finite_are_unknown(self):
+        items = pa.table(
+            {"x": [[1.0, 5.0], [np.nan, 7.0], [np.inf, 0.0], [3.0, 5.0]]}
+        )
+        _, encoded = encode("x", items, items)
+        # Mean (2, 5) of the first and the last; squared lengths 1 around it.
+        np.testing.assert_allclose(
+            encoded.vectors, [[-1, 0], [0, 0], [0, 0], [1, 0]]
+        )
+
+    def test_vectors_of_nothing_but_nan(self):
+        items = pa.table({"x": [[np.nan, np.nan], [np.nan, 1.0]]})
+        with self.assertRaisesRegex(InputError, "tell items apart"):
+            encode("x", items, items)
+
     def test_vectors_are_centred_and_scaled(self):
         encoder, encoded = encode("image")
         # Mean (1, 1); squared lengths 1, 1 and 2 around it, 4/3 on average.
@@ -181,8 +235,10 @@ class ItemEncoderTest(parameterized.TestCase):
         self.assertEqual(encoder.vector_dim, 2)
         self.assertEqual(encoded.values.shape, (4, 0))
 
-    def test_vectors_as_text(self):
-        _, encoded = encode("text:vector")
+    @parameterized.parameters(pa.string(), pa.large_string())
+    def test_vectors_as_text(self, kind):
+        items = pa.table({"text": ITEMS["text"].cast(kind)})
+        _, encoded = encode("text:vector", items, items)
         # Mean (4, 5); squared lengths 18, 2, 2 and 18.
         np.testing.assert_allclose(
             encoded.vectors,

@@ -67,6 +67,15 @@ class ReadItemsTest(parameterized.TestCase):
         self.assertEqual(table["genres"].to_pylist(), [["A"], None])
 
     @parameterized.parameters(
+        pa.list_(pa.string(), 1), pa.large_list(pa.string())
+    )
+    def test_genres_in_lists_of_any_type(self, kind: pa.DataType):
+        genres = pa.array([["A"], ["B"]], kind)
+        path = self.write({"item": [1, 2], "genres": genres}, "i.parquet")
+        table = items.read_items(path, None)
+        self.assertEqual(table["genres"].to_pylist(), [["A"], ["B"]])
+
+    @parameterized.parameters(
         ("item,title\n1,a\n1,b\n", "every item once. Received twice: '1'$"),
         ("item,title\n1,a\n,b\n", "an item id in every row.*row 2$"),
         ("item,title\n1,a\n\n2\n", "line 4: expected 2 columns.*1: '2'$"),

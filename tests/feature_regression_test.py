@@ -27,6 +27,12 @@ class FeatureRegressionTest(absltest.TestCase):
         )
         np.testing.assert_array_equal(found, np.zeros((2, 3)))
 
+    def test_places_without_a_value_are_not_stored(self):
+        features = ItemFeatures(4, 4, num_values=3, values_per_item=2)
+        features.set_features([[1, 0], [2, 1]], [[1.0, 0.0], [0.5, 0.5]])
+        found = feature_regression.feature_matrix(features)
+        self.assertEqual(found.nnz, 3)
+
     def test_rows_and_features_add_up(self):
         rng = np.random.default_rng(0)
         num_items, dim = 30, 4

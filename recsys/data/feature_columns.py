@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.items import NO_GENRES
+from recsys.data.items import NO_GENRES, is_list
 from recsys.errors import InputError
 
 KINDS = ("categorical", "multi", "words", "numeric", "vector")
@@ -60,10 +60,11 @@ def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
     """Reads which columns are features from what a user wrote.
 
     Args:
-        text: "auto" (genres, year and title, where the table has them), or
-            column names with commas between, each with its kind and its
-            separator behind it where these are not what the column's type
-            and name suggest: `genres,year,tags:multi:;,brand:categorical`.
+        text: "auto" (genres, year and title, where the table tells them of
+            any item), or column names with commas between, each with its
+            kind and its separator behind it where these are not what the
+            column's type and name suggest:
+            `genres,year,tags:multi:;,brand:categorical`.
         items: The items table.
 
     Returns:
@@ -74,7 +75,7 @@ def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
             nothing is left.
     """
     if text.strip() == "auto":
-        parts = [name for name in _USUAL if _has(items, name)]
+        parts = [name for name in _USUAL if _tells(items, name)]
     else:
         parts = [part.strip() for part in _COMMA.split(text)]
     columns: list[FeatureColumn] = []
@@ -141,11 +142,8 @@ def text_values(items: pa.Table, column: FeatureColumn) -> pa.ListArray:
         InputError: The column's type does not fit its kind.
     """
     values = raw_column(items, column.name)
-    is_list = pa.types.is_list(values.type) or pa.types.is_large_list(
-        values.type
-    )
     try:
-        if is_list and column.kind == "multi":
+        if is_list(values.type) and column.kind == "multi":
             return values.cast(pa.list_(pa.string()))
         text = values.cast(pa.string())
     except pa.ArrowException as error:
@@ -179,8 +177,11 @@ def numbers(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     values = raw_column(items, column.name)
     try:
         if pa.types.is_temporal(values.type):
-            values = pc.cast(values, pa.timestamp("s")).cast(pa.int64())
-        found = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            seconds = values.cast(pa.timestamp("s"), safe=False)
+            values = seconds.cast(pa.int64())
+        # Not safe: large whole numbers may be rounded.
+        known = values.cast(pa.float64(), safe=False)
+        found = known.to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise _wrong_type(column, values.type) from error
     return np.where(np.isfinite(found), found, np.nan)
@@ -194,7 +195,8 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
         column: The column.
 
     Returns:
-        `[num_items, dim]` float32, NaN in the rows of which none is known.
+        `[num_items, dim]` float32, NaN in the rows of which none is known or
+        one that is not finite.
 
     Raises:
         InputError: The column's type does not fit its kind, or the vectors
@@ -202,8 +204,8 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     """
     raw = values = raw_column(items, column.name)
     try:
-        if pa.types.is_string(raw.type):
-            trimmed = pc.utf8_trim(values, " []()")
+        if pa.types.is_string(raw.type) or pa.types.is_large_string(raw.type):
+            trimmed = pc.utf8_trim(values.cast(pa.string()), " []()")
             values = pc.split_pattern_regex(trimmed, r"[,;\s]+")
         rows = values.cast(pa.list_(pa.float32())).drop_null()
         flat = rows.flatten()
@@ -218,6 +220,7 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     found = np.full((len(values), lengths[0]), np.nan, np.float32)
     known = values.is_valid().to_numpy(zero_copy_only=False)
     found[known] = flat.to_numpy().reshape(-1, lengths[0])
+    found[~np.isfinite(found).all(axis=1)] = np.nan
     return found
 
 
@@ -227,14 +230,20 @@ def _has(items: pa.Table, name: str) -> bool:
     return name == "year" and "title" in items.column_names
 
 
+def _tells(items: pa.Table, name: str) -> bool:
+    """Whether the table has a column with anything in it."""
+    if not _has(items, name):
+        return False
+    values = raw_column(items, name)
+    if is_list(values.type):
+        values = values.flatten()
+    return values.null_count < len(values)
+
+
 def _usual_kind(name: str, values: pa.Array) -> str:
     """Returns the kind that a column's name and type suggest."""
     kind = values.type
-    if (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-    ):
+    if is_list(kind):
         return "vector" if pa.types.is_floating(kind.value_type) else "multi"
     if (
         pa.types.is_integer(kind)

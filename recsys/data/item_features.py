@@ -119,7 +119,8 @@ class ItemEncoder:
         Raises:
             InputError: A column is missing, or its type does not fit.
         """
-        parts, vectors = [], [np.zeros((len(items), 0), np.float32)]
+        none = np.zeros((len(items), 0), np.float32)
+        parts, vectors = [(none.astype(np.int64), none)], [none]
         first = 1
         for column, state in zip(self.columns, self._states, strict=True):
             if "mean" in state:
@@ -129,10 +130,8 @@ class ItemEncoder:
             values, weights = encode(items, column, state)
             parts.append((np.where(weights > 0, values + first, 0), weights))
             first += _num_values(state)
-        none = np.zeros((len(items), 0))
         values, weights = (
-            np.concatenate([none, *(part[i] for part in parts)], axis=1)
-            for i in range(2)
+            np.concatenate(each, axis=1) for each in zip(*parts, strict=True)
         )
         # Each item's values to the front, in as few places as can be.
         order = np.argsort(weights == 0, axis=1, kind="stable")
@@ -181,10 +180,11 @@ def _fit(items: pa.Table, column: FeatureColumn) -> dict[str, Any]:
     if column.kind == "vector":
         found = feature_columns.vectors(items, column)
         known = found[~np.isnan(found).any(axis=1)]
-        mean = known.mean(axis=0, dtype=np.float64)
-        scale = np.sqrt(np.mean(np.sum((known - mean) ** 2, axis=1)))
-        return {"mean": mean.tolist(), "scale": float(scale) or 1.0}
-    if column.kind == "numeric":
+        if len(known):
+            mean = known.mean(axis=0, dtype=np.float64)
+            scale = np.sqrt(np.mean(np.sum((known - mean) ** 2, axis=1)))
+            return {"mean": mean.tolist(), "scale": float(scale) or 1.0}
+    elif column.kind == "numeric":
         numbers = feature_columns.numbers(items, column)
         numbers = numbers[~np.isnan(numbers)]
         if len(numbers):
@@ -210,7 +210,9 @@ def _fit(items: pa.Table, column: FeatureColumn) -> dict[str, Any]:
 def _flatten(lists: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
     """Returns each row's distinct values, and their rows."""
     values = pc.utf8_trim_whitespace(lists.flatten())
-    rows = pc.list_parent_indices(lists).to_numpy()
+    # Not Arrow's parent indices, which count what may lie under a null.
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    rows = np.repeat(np.arange(len(lists)), lengths)
     coded = values.dictionary_encode()
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     # Null and empty strings are no values; one twice is one.

@@ -101,6 +101,15 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
     return pa.table(columns)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a type are lists, of whatever lengths."""
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    )
+
+
 def _ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
     """Returns the raw ids as strings, whole numbers without a fraction."""
     try:
@@ -118,7 +127,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _split(genres: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_list(genres.type):
+    if is_list(genres.type):
         return genres.cast(pa.list_(pa.string())).combine_chunks()
     text = _as_text(genres).combine_chunks()
     none = pc.is_in(text, value_set=pa.array(NO_GENRES))

@@ -21,11 +21,12 @@ def feature_matrix(features: ItemFeatures) -> scipy.sparse.csr_array:
     parts = []
     if features.values_per_item:
         values = features.values.numpy()
-        rows = np.repeat(np.arange(len(values)), values.shape[1])
-        weights = features.value_weights.numpy().ravel()
+        weights = features.value_weights.numpy()
+        # Items with fewer values than others are filled up with zeros.
+        there = np.nonzero(weights)
         parts.append(
             scipy.sparse.coo_array(
-                (weights, (rows, values.ravel())),
+                (weights[there], (there[0], values[there])),
                 shape=(len(values), features.num_values),
             )
         )
