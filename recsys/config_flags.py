@@ -128,18 +128,6 @@ FIELD_HELP: dict[str, dict[str, str]] = {
 
 _DEFAULT_PRESET = "movielens-small"
 
-# The fields that say where a log is and how it is read, not what is kept.
-SOURCE_FIELDS = (
-    "data",
-    "user_column",
-    "item_column",
-    "timestamp_column",
-    "rating_column",
-    "items_file",
-    "tfds_data_dir",
-    "tfds_manual_dir",
-)
-
 
 def add_preset_flag(command: Command) -> None:
     """Gives a command that trains the flag `--preset`."""
@@ -150,6 +138,38 @@ def add_preset_flag(command: Command) -> None:
         f"{', '.join(PRESETS)}.",
         group="Run",
         default=_DEFAULT_PRESET,
+    )
+
+
+def add_run_flags(
+    command: Command, default: str, what: str = "Where the runs go."
+) -> None:
+    """Gives a command that trains the flags `--preset` and `--workdir`.
+
+    Args:
+        command: The command.
+        default: What `run_folder` is given, for `--help`.
+        what: The meaning of the folder.
+    """
+    add_preset_flag(command)
+    command.add_flag(str, "workdir", f"{what} Default: {default}.", group="Run")
+
+
+def run_folder(values: dict[str, Any], default: str) -> pathlib.Path:
+    """Returns the folder that the flags of `add_run_flags` name.
+
+    Args:
+        values: The value of every flag.
+        default: The folder where `--workdir` is not given; `<preset>` stands
+            for the preset.
+
+    Raises:
+        InputError: `--workdir` is empty.
+    """
+    if values["workdir"] == "":
+        raise InputError("--workdir must name a folder. Received: ''")
+    return pathlib.Path(
+        values["workdir"] or default.replace("<preset>", values["preset"])
     )
 
 

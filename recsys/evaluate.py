@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import EXIT_FAILED, Command, load_tensorflow
 from recsys.config_flags import (
-    SOURCE_FIELDS,
     add_config_flags,
     add_model_flag,
     given_fields,
     model_folder,
 )
-from recsys.training.config import SPLITS, TEMPORAL_FIELDS
+from recsys.training.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
 
 if TYPE_CHECKING:
     from recsys.evaluation_run import EvaluationRun

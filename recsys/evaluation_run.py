@@ -187,7 +187,7 @@ class EvaluationRun:
 
     @property
     def _exclude_history(self) -> bool:
-        return self.config.repeats != "all"
+        return self.config.excludes_history
 
     def finished(self) -> Results:
         """Returns the results, which `evaluate` must have found."""

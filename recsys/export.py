@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from recsys.command_line import Command, load_tensorflow
+from recsys.config_flags import add_model_flag, model_folder
 from recsys.errors import InputError
 from recsys.exporting.formats import FORMATS, check_output, write_export
 
@@ -24,9 +25,7 @@ COMMAND = Command(
         "\\\n      --formats=saved_model",
     ],
 )
-COMMAND.add_flag(
-    str, "workdir", "Where recsys.train put the model.", group="Model"
-)
+add_model_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "output",
@@ -59,16 +58,16 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    for name in ("workdir", "output"):
-        if not values[name]:
-            raise InputError(f"--{name} must name a folder. Received: none")
+    folder = model_folder(values)
+    if not values["output"]:
+        raise InputError("--output must name a folder. Received: none")
     names = _format_names(values["formats"])
     output = pathlib.Path(values["output"])
     check_output(output)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys.training.workdir import Workdir
 
-    workdir = Workdir(pathlib.Path(values["workdir"]))
+    workdir = Workdir(folder)
     config = workdir.read_config()
     load_tensorflow()
 

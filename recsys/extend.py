@@ -8,8 +8,13 @@ import sys
 from typing import Any
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import SOURCE_FIELDS, add_config_flags
+from recsys.config_flags import (
+    add_config_flags,
+    add_model_flag,
+    model_folder,
+)
 from recsys.errors import InputError
+from recsys.training.config import SOURCE_FIELDS
 
 COMMAND = Command(
     "recsys.extend",
@@ -23,9 +28,7 @@ COMMAND = Command(
     ],
     interrupted="stopped; the same command goes on from the last checkpoint",
 )
-COMMAND.add_flag(
-    str, "workdir", "Where recsys.train put the model.", group="Run"
-)
+add_model_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "output_workdir",
@@ -65,11 +68,12 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    for name in ("workdir", "output_workdir", "data"):
+    workdir = model_folder(values)
+    for name in ("output_workdir", "data"):
         if not values[name]:
             raise InputError(f"--{name} must be given. Received: none")
     output = pathlib.Path(values["output_workdir"])
-    _prepare(pathlib.Path(values["workdir"]), output, values)
+    _prepare(workdir, output, values)
     if values["train"]:
         load_tensorflow()
 

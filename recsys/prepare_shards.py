@@ -8,8 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import Command
-from recsys.config_flags import SOURCE_FIELDS, add_config_flags
+from recsys.config_flags import add_config_flags
 from recsys.errors import InputError
+from recsys.training.config import SOURCE_FIELDS
 
 if TYPE_CHECKING:
     from recsys.data.log_blocks import Source

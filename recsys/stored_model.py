@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from recsys.config_flags import SOURCE_FIELDS
 from recsys.data.interactions import Log
 from recsys.data.prepare import PreparedData, same_training_items
 from recsys.data.shards import is_sharded
@@ -21,7 +20,11 @@ from recsys.data.vocabulary import (
 from recsys.errors import InputError
 from recsys.evaluation import Recommender, audit
 from recsys.results import asked_queries
-from recsys.training.config import TEMPORAL_FIELDS, TrainConfig
+from recsys.training.config import (
+    SOURCE_FIELDS,
+    TEMPORAL_FIELDS,
+    TrainConfig,
+)
 from recsys.training.inputs import build_data, prepare_log, read_log
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
     add_config_flags,
-    add_preset_flag,
+    add_run_flags,
     given_fields,
+    run_folder,
 )
 from recsys.errors import InputError
 from recsys.training.config import TrainConfig, make_config
@@ -32,13 +33,9 @@ COMMAND = Command(
     ],
     interrupted="stopped; the same command goes on from the last checkpoint",
 )
-add_preset_flag(COMMAND)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the model, its checkpoints and its results go. "
-    "Default: runs/<preset>.",
-    group="Run",
+_FOLDER = "runs/<preset>"
+add_run_flags(
+    COMMAND, _FOLDER, "Where the model, its checkpoints and its results go."
 )
 add_config_flags(COMMAND)
 
@@ -53,10 +50,7 @@ def main(values: dict[str, Any]) -> int:
         The exit code.
     """
     config = make_config(values["preset"], given_fields(values))
-    if values["workdir"] == "":
-        raise InputError("--workdir must name a folder. Received: ''")
-    workdir = pathlib.Path(values["workdir"] or f"runs/{values['preset']}")
-    _train_and_report(config, workdir)
+    _train_and_report(config, run_folder(values, _FOLDER))
     return 0
 
 
@@ -91,7 +85,7 @@ def _report(config: TrainConfig, result: TrainResult) -> None:
         recommender.load(result.workdir),
         data.split,
         data.vocabulary.size,
-        exclude_history=config.repeats != "all",
+        exclude_history=config.excludes_history,
     )
     write_metrics(
         Workdir(result.workdir).metrics,

@@ -29,12 +29,13 @@ from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
     FIELD_HELP,
     add_config_flags,
-    add_preset_flag,
+    add_run_flags,
     given_fields,
+    run_folder,
 )
 from recsys.data.prepare import PreparedData
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
+from recsys.training.config import SEEDED_SPLITS, TrainConfig, make_config
 from recsys.training.files import write_json
 from recsys.training.inputs import build_data
 
@@ -74,7 +75,8 @@ COMMAND = Command(
     "validation queries.",
     ["scripts/ablations.py --lever=dropout=0.1 --lever=num_blocks=2"],
 )
-add_preset_flag(COMMAND)
+_FOLDER = "runs/ablations-<preset>"
+add_run_flags(COMMAND, _FOLDER)
 COMMAND.add_flag(
     list,
     "lever",
@@ -87,12 +89,6 @@ COMMAND.add_flag(
 )
 COMMAND.add_flag(
     str, "lever_seeds", "Of each lever, among those.", group="Run", default="0"
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go. Default: runs/ablations-<preset>.",
-    group="Run",
 )
 add_config_flags(COMMAND)
 
@@ -134,10 +130,10 @@ def main(values: dict[str, Any]) -> int:
             f"Received: {values['lever_seeds']}"
         )
     configs = apply_levers(base, values["lever"])
-    workdir = pathlib.Path(
-        values["workdir"] or f"runs/ablations-{values['preset']}"
-    )
-    data = build_data(base)
+    workdir = run_folder(values, _FOLDER)
+    # Otherwise each seed has a split of its own, which its runs read anew.
+    is_same = base.split not in SEEDED_SPLITS
+    data = build_data(base) if is_same else None
     load_tensorflow()
     runs: list[Run] = []
     for lever, config in {"": base, **configs}.items():
@@ -192,7 +188,7 @@ def _train(
     lever: str,
     config: TrainConfig,
     seed: int,
-    data: PreparedData,
+    data: PreparedData | None,
     workdir: pathlib.Path,
 ) -> Run:
     """Trains one configuration, or reads what its finished run found."""

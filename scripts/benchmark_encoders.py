@@ -1,4 +1,4 @@
-"""Compares the history encoders, each with settings of its own.
+"""Compares the history encoders, each with the settings of a preset.
 
 Run it from the checkout, on an otherwise idle machine:
 
@@ -7,10 +7,10 @@ Run it from the checkout, on an otherwise idle machine:
 
 Each encoder is trained into `<workdir>/<encoder>` by the same function as
 `python -m recsys.train`; a run that is there is resumed or left as it is. The
-settings in `SETTINGS` are chosen on the validation queries, as
-`scripts/ablations.py --encoder=…` measures them, and so is the epoch that is
-kept. The test queries are read here, once, after the last training. A flag
-for a configuration field counts for every encoder.
+epoch that is kept is chosen on the validation queries. The test queries are
+read here, once, after the last training. A flag for a configuration field
+counts for every encoder; what suits one of them, `scripts/ablations.py
+--encoder=…` finds.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from json_flag import add_json_flag, check_output_file, write_if_asked
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
     add_config_flags,
-    add_preset_flag,
+    add_run_flags,
     given_fields,
+    run_folder,
 )
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
@@ -37,20 +38,6 @@ from recsys.results import asked_queries
 from recsys.training.config import ENCODERS, TrainConfig, make_config
 from recsys.training.inputs import build_data
 
-# By preset and encoder, what differs from the preset: nothing where nothing
-# was found to be better.
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "movielens-small": {
-        "mean_pooling": {},
-        "gru": {},
-        "self_attention": {},
-    },
-    "movielens-1m": {
-        "mean_pooling": {},
-        "gru": {},
-        "self_attention": {},
-    },
-}
 _METRICS = ("recall@10", "ndcg@10")
 
 COMMAND = Command(
@@ -58,19 +45,14 @@ COMMAND = Command(
     "Trains each history encoder and prints accuracy and cost.",
     ["scripts/benchmark_encoders.py --preset=movielens-1m --data=ml-1m"],
 )
-add_preset_flag(COMMAND)
+_FOLDER = "runs/encoders-<preset>"
+add_run_flags(COMMAND, _FOLDER)
 COMMAND.add_flag(
     str,
     "encoders",
     "Which, with commas between.",
     group="Run",
     default="mean_pooling,gru,self_attention",
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go. Default: runs/encoders-<preset>.",
-    group="Run",
 )
 add_json_flag(COMMAND)
 add_config_flags(COMMAND)
@@ -94,9 +76,7 @@ def main(values: dict[str, Any]) -> int:
             f"Received: {values['encoder'] or unknown[0]!r}"
         )
     check_output_file(values)
-    workdir = pathlib.Path(
-        values["workdir"] or f"runs/encoders-{values['preset']}"
-    )
+    workdir = run_folder(values, _FOLDER)
     configs = {name: encoder_config(values, name) for name in names}
     load_tensorflow()
     rows = _measure(configs, workdir)
@@ -106,11 +86,9 @@ def main(values: dict[str, Any]) -> int:
 
 
 def encoder_config(values: dict[str, Any], encoder: str) -> TrainConfig:
-    """Returns the configuration of an encoder: preset, settings, flags."""
-    settings = SETTINGS.get(values["preset"], {}).get(encoder, {})
+    """Returns the configuration of an encoder."""
     return make_config(
-        values["preset"],
-        {**settings, **given_fields(values), "encoder": encoder},
+        values["preset"], {**given_fields(values), "encoder": encoder}
     )
 
 
@@ -136,7 +114,7 @@ def _measure(
             protocol=data.split.protocol,
             ks=(10,),
             lists=False,
-            exclude_history=configs[name].repeats != "all",
+            exclude_history=configs[name].excludes_history,
         )
         histories = queries.histories(np.arange(len(queries)))
         seconds = []

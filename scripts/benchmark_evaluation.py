@@ -122,7 +122,7 @@ def _measure_model(workdir: pathlib.Path, repeats: int) -> dict[str, Any]:
             recommender,
             queries,
             protocol=split.protocol,
-            exclude_history=config.repeats != "all",
+            exclude_history=config.excludes_history,
             batch_size=batch_size,
         )
 

@@ -10,8 +10,9 @@ Run it from the checkout, on an otherwise idle machine:
 After some steps to warm up, the steps of one epoch are timed. "Useful
 arithmetic" counts the multiplications and additions of the matrix products
 for real positions (not padding) of the self-attention encoder and of the
-softmax, forward and backward; its rate is compared with that of a square
-float32 matrix product by TensorFlow in the same process.
+softmax (of the sampled one, its target and negatives), forward and backward;
+its rate is compared with that of a square float32 matrix product by TensorFlow
+in the same process.
 
 With `--until_ndcg` the configuration is trained until the test queries have
 that NDCG@10 (see quality_curve.py), with `--peers` other libraries train on
@@ -122,7 +123,7 @@ def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
                 f"--{name} must be at least 1. Received: {values[name]}"
             )
     if values["peers"] is not None:
-        if config.split != "leave_last_out" or config.repeats == "all":
+        if config.split != "leave_last_out" or not config.excludes_history:
             raise InputError(
                 "--peers must go with --split=leave_last_out and without "
                 "--repeats=all. Received: "
@@ -219,7 +220,10 @@ def _measure_steps(
         seconds = time.perf_counter() - began
     counted = [position_counts(batch) for batch in timed]
     targets = sum(count["target"] for count in counted)
-    useful = sum(_useful_operations(config, batch, data) for batch in timed)
+    num_logits = logits_per_target(config, data)
+    useful = sum(
+        useful_operations(config, batch, num_logits) for batch in timed
+    )
     rate = (before + _matrix_product_rate()) / 2
     return {
         "machine": machine(),
@@ -276,15 +280,35 @@ def _shares(batches: list[Any]) -> dict[str, float]:
     }
 
 
-def _useful_operations(
-    config: TrainConfig, batch: Any, data: PreparedData
+def logits_per_target(config: TrainConfig, data: PreparedData) -> int:
+    """Returns how many logits the loss makes for each target."""
+    from recsys.training.build import trained_items, uses_sampled_softmax
+
+    if uses_sampled_softmax(config, data.vocabulary.num_items):
+        return 1 + config.num_negatives
+    if config.item_features:
+        return len(trained_items(data.split.train, data.vocabulary.size))
+    return data.vocabulary.num_items
+
+
+def useful_operations(
+    config: TrainConfig, batch: Any, num_logits: int
 ) -> float:
-    """Operations of the matrix products for real positions, both ways."""
-    lengths = np.count_nonzero(batch["history_ids"] > 0, axis=1)
+    """Counts operations of the matrix products for real positions.
+
+    Args:
+        config: The configuration.
+        batch: `history_ids` and `target_ids`, `[rows, length]`.
+        num_logits: How many logits each target has.
+
+    Returns:
+        The number, forward and backward; without the encoder's where it is
+        no self-attention.
+    """
+    lengths = np.count_nonzero(np.asarray(batch["history_ids"]), axis=1)
     dim = config.embedding_dim
-    softmax = np.count_nonzero(batch["target_ids"] > 0) * (
-        data.vocabulary.num_items * dim
-    )
+    targets = np.count_nonzero(np.asarray(batch["target_ids"]))
+    softmax = targets * num_logits * dim
     if config.encoder != "self_attention":
         return 6.0 * softmax
     # Query, key, value, gate and output; then three times 2 dim, and a gate.

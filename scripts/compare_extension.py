@@ -8,7 +8,8 @@ Run it from the checkout:
 The newest interactions of the log, by `--share`, are held back; a model is
 trained on the others, extended by them, and another is trained on everything.
 All are asked the same test queries of the whole log. The table is also written
-to `<workdir>/comparison.md`.
+to `<workdir>/comparison.md`. The same command goes on where it was stopped; the
+seconds are those of all epochs' steps, whenever they were made.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
-    SOURCE_FIELDS,
     add_config_flags,
-    add_preset_flag,
+    add_run_flags,
     given_fields,
+    run_folder,
 )
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
+from recsys.training import files
+from recsys.training.config import SOURCE_FIELDS, TrainConfig, make_config
 
 if TYPE_CHECKING:
     from recsys.data.interactions import Log
@@ -41,20 +42,14 @@ COMMAND = Command(
     "trains another on both, and compares them.",
     ["scripts/compare_extension.py"],
 )
-add_preset_flag(COMMAND)
+_FOLDER = "runs/compare-extension-<preset>"
+add_run_flags(COMMAND, _FOLDER)
 COMMAND.add_flag(
     float,
     "share",
     "How much of the log is new.",
     group="Run",
     default=0.1,
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go.",
-    group="Run",
-    default="runs/compare-extension",
 )
 COMMAND.add_flag(
     int,
@@ -86,9 +81,8 @@ def main(values: dict[str, Any]) -> int:
             f"--share must be between 0 and 1. Received: {values['share']}"
         )
     config = make_config(values["preset"], given_fields(values))
-    folder = pathlib.Path(values["workdir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    _split_log(config, values["share"], folder)
+    folder = run_folder(values, _FOLDER)
+    split_log(config, values["share"], folder)
     load_tensorflow()
     table = _compare(
         _at(config, folder / "old-log"),
@@ -106,11 +100,31 @@ def _at(config: TrainConfig, data: pathlib.Path) -> TrainConfig:
     return dataclasses.replace(config, **{**fresh, "data": str(data)})
 
 
-def _split_log(config: TrainConfig, share: float, folder: pathlib.Path) -> None:
-    """Writes the older and the newer part of the log."""
+def split_log(config: TrainConfig, share: float, folder: pathlib.Path) -> None:
+    """Writes the older and the newer part of the log, once.
+
+    Args:
+        config: Names the log.
+        share: How much of it is new.
+        folder: Gets the folders `old-log` and `new-log`.
+
+    Raises:
+        InputError: Parts of another log or share are there.
+    """
     from recsys.data.merging import write_log
     from recsys.training.inputs import read_log
 
+    source = {name: getattr(config, name) for name in SOURCE_FIELDS}
+    asked = {"share": share, **source}
+    parts = folder / "parts.json"
+    if parts.is_file():
+        if (made := files.read_json(parts)) != asked:
+            raise InputError(
+                f"{folder}: expected no runs, or some of the same --share and "
+                f"data; name another --workdir. Received: runs of {made}"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     log = read_log(config)
     times = log.interactions.timestamps
     cutoff = np.quantile(times, 1 - share)
@@ -120,6 +134,7 @@ def _split_log(config: TrainConfig, share: float, folder: pathlib.Path) -> None:
     ):
         (folder / name).mkdir(exist_ok=True)
         write_log(_rows(log, np.flatnonzero(rows)), folder / name)
+    files.write_json(parts, asked)
 
 
 def _rows(log: Log, rows: np.ndarray) -> Log:
@@ -151,14 +166,11 @@ def _compare(
     from recsys.training.trainer import train
     from recsys.training.workdir import Workdir
 
-    seconds = {}
+    def training_seconds(name: str, config: TrainConfig) -> float:
+        run = train(config, folder / name)
+        return sum(epoch["seconds"] for epoch in run.history)
 
-    def timed(name: str, work: Any) -> None:
-        began = time.perf_counter()
-        work()
-        seconds[name] = time.perf_counter() - began
-
-    def extended(name: str, *arguments: str) -> Any:
+    def extended(name: str, *arguments: str) -> None:
         flags = [
             f"--workdir={folder / 'old'}",
             f"--data={folder / 'new-log'}",
@@ -171,28 +183,33 @@ def _compare(
         if code := extend.COMMAND.run(extend.main, flags):
             raise SystemExit(code)
 
-    timed("old", lambda: train(config, folder / "old"))
-    timed("rows", lambda: extended("rows", "--train=false"))
-    timed("extended", lambda: extended("extended"))
+    train(config, folder / "old")
+    extended("rows", "--train=false")
+    extended("extended")
     grown = Workdir(folder / "extended").read_config()
     anew = dataclasses.replace(
         config, **{name: getattr(grown, name) for name in SOURCE_FIELDS}
     )
-    timed("anew", lambda: train(anew, folder / "anew"))
+    # The extension's run has ended: this reads what it measured.
+    seconds = {
+        name: training_seconds(name, each)
+        for name, each in (("extended", grown), ("anew", anew))
+    }
 
     data = build_data(grown)
-    models = {name: recsys.load(folder / name) for name in seconds}
-    stale = models.pop("old")
+    stale, *models = (
+        recsys.load(folder / name) for name in ("old", "rows", *seconds)
+    )
     known = set(stale.vocabulary.item_ids)
     rows = {
         "not extended": OtherCatalogue(
             stale, stale.vocabulary, data.vocabulary
         ),
-        "new rows, not trained": models["rows"],
-        f"extended, {num_epochs} epochs": models["extended"],
-        f"trained anew, {config.num_epochs} epochs": models["anew"],
+        "new rows, not trained": models[0],
+        f"extended, {num_epochs} epochs": models[1],
+        f"trained anew, {config.num_epochs} epochs": models[2],
     }
-    times = ["", "", f"{seconds['extended']:.0f}", f"{seconds['anew']:.0f}"]
+    times = ["", "", *(f"{each:.0f}" for each in seconds.values())]
     return _table(rows, times, data, known, config)
 
 
@@ -215,7 +232,8 @@ def _table(
         f"{data.vocabulary.num_items:,} items, "
         f"{data.vocabulary.num_items - len(known):,} of them new; "
         f"{len(queries):,} queries, {len(new):,} for new items.\n",
-        "| model | seconds | Recall@10 | NDCG@10 | Recall@10, new items |",
+        "| model | seconds of training | Recall@10 | NDCG@10 | "
+        "Recall@10, new items |",
         "| --- | --- | --- | --- | --- |",
     ]
     for (name, recommender), seconds in zip(
@@ -235,7 +253,7 @@ def _table(
                 protocol=data.split.protocol,
                 ks=(10,),
                 lists=False,
-                exclude_history=config.repeats != "all",
+                exclude_history=config.excludes_history,
             ).metrics()
             cells += [f"{found[metric]:.4f}" for metric in metrics]
         lines.append(f"| {name} | {seconds} | {' | '.join(cells)} |")

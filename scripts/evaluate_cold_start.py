@@ -22,10 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_config_flags, given_fields
+from recsys.config_flags import (
+    add_config_flags,
+    add_run_flags,
+    given_fields,
+    run_folder,
+)
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.errors import InputError
-from recsys.training.config import PRESETS, TrainConfig, make_config
+from recsys.training.config import TrainConfig, make_config
 from recsys.training.files import write_json
 
 if TYPE_CHECKING:
@@ -43,19 +48,8 @@ COMMAND = Command(
         "scripts/evaluate_cold_start.py --seed=1",
     ],
 )
-COMMAND.add_flag(
-    str,
-    "preset",
-    f"One of {', '.join(PRESETS)}.",
-    group="Run",
-    default="movielens-small",
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go. Default: runs/cold-start-<preset>-<seed>.",
-    group="Run",
-)
+_FOLDER = "runs/cold-start-<preset>-<seed>"
+add_run_flags(COMMAND, _FOLDER)
 add_config_flags(COMMAND)
 
 
@@ -75,9 +69,7 @@ def main(values: dict[str, Any]) -> int:
             "--split and --item_features must be held_out_items and some "
             f"columns. Received: {config.split!r}, {config.item_features!r}"
         )
-    workdir = pathlib.Path(
-        values["workdir"] or f"runs/cold-start-{values['preset']}-{config.seed}"
-    )
+    workdir = run_folder(values, _FOLDER.replace("<seed>", str(config.seed)))
     from recsys.training.inputs import build_data
 
     data = build_data(config)
@@ -87,7 +79,7 @@ def main(values: dict[str, Any]) -> int:
     cold = np.setdiff1d(items, data.split.train.items)
     results = {}
     for among, candidates in (("all", items), ("held-out", cold)):
-        results[among] = _show(recommenders, data, candidates)
+        results[among] = show(recommenders, data, candidates, config)
     write_json(
         workdir / "cold_start.json",
         {
@@ -123,10 +115,23 @@ def _recommenders(
     ]
 
 
-def _show(
-    recommenders: list[Recommender], data: PreparedData, candidates: np.ndarray
+def show(
+    recommenders: list[Recommender],
+    data: PreparedData,
+    candidates: np.ndarray,
+    config: TrainConfig,
 ) -> dict[str, dict[str, float]]:
-    """Prints the table among some candidates; returns metrics by name."""
+    """Prints the table among some candidates.
+
+    Args:
+        recommenders: What is compared; the last two once more, by query.
+        data: The log and its split.
+        candidates: Indices of the items.
+        config: Says whether items of a history are candidates.
+
+    Returns:
+        The metrics by recommender and name.
+    """
     from recsys.evaluation import compare, evaluate, results_table
 
     queries = data.split.test
@@ -139,6 +144,7 @@ def _show(
                 protocol=data.split.protocol,
                 ks=(10, 50),
                 lists=False,
+                exclude_history=config.excludes_history,
             ),
             num_items=len(candidates),
         )

@@ -21,10 +21,21 @@ from typing import Any
 import numpy as np
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_config_flags, given_fields
+from recsys.config_flags import (
+    add_config_flags,
+    add_run_flags,
+    given_fields,
+    run_folder,
+)
+from recsys.data.prepare import PreparedData
 from recsys.errors import InputError
-from recsys.training.config import PRESETS, SAMPLING_FIELDS, make_config
+from recsys.training.config import (
+    SAMPLING_FIELDS,
+    TrainConfig,
+    make_config,
+)
 from recsys.training.files import write_json
+from recsys.training.inputs import build_data
 
 # What each variant changes in the configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,25 +64,14 @@ COMMAND = Command(
         "scripts/evaluate_losses.py --preset=movielens-1m --data=ml-1m",
     ],
 )
-COMMAND.add_flag(
-    str,
-    "preset",
-    f"One of {', '.join(PRESETS)}.",
-    group="Run",
-    default="movielens-small",
-)
+_FOLDER = "runs/losses-<preset>"
+add_run_flags(COMMAND, _FOLDER)
 COMMAND.add_flag(
     str,
     "variants",
     "Which to train, with commas between.",
     group="Run",
     default=",".join(VARIANTS),
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go. Default: runs/losses-<preset>.",
-    group="Run",
 )
 _OWN_FIELDS = ("loss", "negatives", "logq_correction", "table_optimizer")
 _FIELDS = [
@@ -99,9 +99,8 @@ def main(values: dict[str, Any]) -> int:
                 f"Received: {name!r}"
             )
     config = make_config(values["preset"], given_fields(values))
-    workdir = pathlib.Path(
-        values["workdir"] or f"runs/losses-{values['preset']}"
-    )
+    workdir = run_folder(values, _FOLDER)
+    data = build_data(config)
     load_tensorflow()
     rows: dict[str, dict[str, float]] = {}
     for name in names:
@@ -114,7 +113,7 @@ def main(values: dict[str, Any]) -> int:
             }
             fields |= {field: defaults[field] for field in SAMPLING_FIELDS}
         rows[name] = _train_and_test(
-            dataclasses.replace(config, **fields), workdir / name
+            dataclasses.replace(config, **fields), workdir / name, data
         )
         print(f"{name}: {rows[name]}", flush=True)
     print(f"\n{_table(rows)}")
@@ -124,19 +123,21 @@ def main(values: dict[str, Any]) -> int:
     return 0
 
 
-def _train_and_test(config: Any, workdir: pathlib.Path) -> dict[str, float]:
+def _train_and_test(
+    config: TrainConfig, workdir: pathlib.Path, data: PreparedData
+) -> dict[str, float]:
     """Returns a variant's test metrics and the time of its epochs."""
     import recsys
     from recsys.evaluation import evaluate
     from recsys.results import asked_queries
     from recsys.training.trainer import train
 
-    run = train(config, workdir)
+    run = train(config, workdir, data=data)
     evaluation = evaluate(
         recsys.load(run.workdir),
         asked_queries(run.data.split)[0],
         protocol=run.data.split.protocol,
-        exclude_history=config.repeats != "all",
+        exclude_history=config.excludes_history,
         lists=False,
     )
     metrics = evaluation.metrics()

@@ -25,8 +25,9 @@ import numpy as np
 from recsys.command_line import Command, load_tensorflow
 from recsys.config_flags import (
     add_config_flags,
-    add_preset_flag,
+    add_run_flags,
     given_fields,
+    run_folder,
 )
 from recsys.errors import InputError
 from recsys.training.config import TrainConfig, make_config
@@ -43,15 +44,10 @@ COMMAND = Command(
     "spread, beside the baselines.",
     ["scripts/evaluate_movielens.py --seeds=0,1,2"],
 )
-add_preset_flag(COMMAND)
+_FOLDER = "runs/evaluate-<preset>"
+add_run_flags(COMMAND, _FOLDER)
 COMMAND.add_flag(
     str, "seeds", "With commas between.", group="Run", default="0,1,2"
-)
-COMMAND.add_flag(
-    str,
-    "workdir",
-    "Where the runs go. Default: runs/evaluate-<preset>.",
-    group="Run",
 )
 add_config_flags(COMMAND)
 
@@ -67,9 +63,7 @@ def main(values: dict[str, Any]) -> int:
     """
     seeds = parse_seeds(values["seeds"])
     config = make_config(values["preset"], given_fields(values))
-    workdir = pathlib.Path(
-        values["workdir"] or f"runs/evaluate-{values['preset']}"
-    )
+    workdir = run_folder(values, _FOLDER)
     load_tensorflow()
     runs = [_train(config, seed, workdir) for seed in seeds]
     rows, table = _test(config, runs)
@@ -141,7 +135,7 @@ def _test(
     from recsys.evaluation import evaluate
     from recsys.results import asked_queries, compare_with_baselines
 
-    exclude_history = config.repeats != "all"
+    exclude_history = config.excludes_history
     first, *others = runs
     results = compare_with_baselines(
         recsys.load(first.workdir),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from recsys.command_line import Command
+from recsys.config_flags import add_model_flag, model_folder
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.training.workdir import Workdir
@@ -34,7 +35,7 @@ COMMAND = Command(
         "      --num_histories=50000 --output=histories.jsonl"
     ],
 )
-COMMAND.add_flag(str, "workdir", "A trained model.", group="Run")
+add_model_flag(COMMAND)
 COMMAND.add_flag(int, "num_histories", "How many.", group="Run", default=50_000)
 COMMAND.add_flag(str, "output", "The file to write.", group="Run")
 
@@ -48,9 +49,9 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    if not values["workdir"] or not values["output"]:
-        raise InputError("--workdir and --output must be given. Received: none")
-    folder = Workdir(pathlib.Path(values["workdir"]))
+    folder = Workdir(model_folder(values))
+    if not values["output"]:
+        raise InputError("--output must name a file. Received: none")
     folder.read_config()
     ids = Vocabulary.load(folder.vocabulary).item_ids
     rng = np.random.default_rng(0)

@@ -85,7 +85,7 @@ class TestedTrainer(Trainer):
             protocol=self._data.split.protocol,
             ks=(10,),
             lists=False,
-            exclude_history=self._config.repeats != "all",
+            exclude_history=self._config.excludes_history,
         )
         found = evaluation.metrics([parse_metric(name) for name in METRICS])
         return {

@@ -84,7 +84,7 @@ def main(values: dict[str, Any]) -> int:
         recsys.load(folder.path),
         queries,
         protocol=data.split.protocol,
-        exclude_history=config.repeats != "all",
+        exclude_history=config.excludes_history,
     )
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(

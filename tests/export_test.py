@@ -651,7 +651,7 @@ class MistakesTest(parameterized.TestCase):
         (["--formats=onnx"], "--formats must be some of .*Received: 'onnx'"),
         (["--formats="], "--formats must be some of .*Received: ''"),
         (["--output="], "--output must name a folder"),
-        (["--workdir="], "--workdir must name a folder"),
+        (["--workdir="], "--workdir must name a trained model"),
         (["--workdir=/nowhere"], "no such folder"),
         ([f"--output={__file__}/x"], "--output must be a folder"),
     )

@@ -18,9 +18,22 @@ SPLITS = (
     "held_out_items",
     "validation_only",
 )
+# Those that the seed decides as well.
+SEEDED_SPLITS = ("held_out_users", "held_out_items")
 LOSSES = ("auto", "full_softmax", "sampled_softmax")
 NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
 TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
+# The fields that say where a log is and how it is read, not what is kept.
+SOURCE_FIELDS = (
+    "data",
+    "user_column",
+    "item_column",
+    "timestamp_column",
+    "rating_column",
+    "items_file",
+    "tfds_data_dir",
+    "tfds_manual_dir",
+)
 # The fields that `loss="full_softmax"` does not read.
 SAMPLING_FIELDS = (
     "negatives",
@@ -205,6 +218,14 @@ class TrainConfig:
                 f"--test_from={self.test_from}. "
                 f"Received: {self.validation_from}"
             )
+
+    @property
+    def excludes_history(self) -> bool:
+        """Whether no item of a query's history is a candidate of it.
+
+        Where a user may come back to an item, it is one.
+        """
+        return self.repeats != "all"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, as JSON can hold them."""

@@ -12,7 +12,6 @@ import pathlib
 
 import pyarrow.compute as pc
 
-from recsys.config_flags import SOURCE_FIELDS
 from recsys.data import shards, sources, splits
 from recsys.data.cutoffs import parse_cutoff
 from recsys.data.feature_columns import FeatureColumn, parse_columns
@@ -27,7 +26,7 @@ from recsys.data.prepare import (
 from recsys.data.sequences import Sequences
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig
+from recsys.training.config import SOURCE_FIELDS, TrainConfig
 
 
 def build_data(config: TrainConfig) -> PreparedData:
@@ -116,16 +115,7 @@ def read_log(config: TrainConfig) -> Log:
     Raises:
         InputError: It cannot be read.
     """
-    return sources.read(
-        config.data,
-        user_column=config.user_column,
-        item_column=config.item_column,
-        timestamp_column=config.timestamp_column,
-        rating_column=config.rating_column,
-        items_file=config.items_file,
-        tfds_data_dir=config.tfds_data_dir,
-        tfds_manual_dir=config.tfds_manual_dir,
-    )
+    return sources.read(**{n: getattr(config, n) for n in SOURCE_FIELDS})
 
 
 def prepare_log(log: Log, config: TrainConfig) -> PreparedData:

@@ -291,7 +291,7 @@ class Trainer:
             protocol=self._data.split.protocol,
             ks=(10,),
             lists=False,
-            exclude_history=self._config.repeats != "all",
+            exclude_history=self._config.excludes_history,
         )
         return {
             f"validation_{name}": value
