@@ -252,7 +252,13 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
         history = [str(item) for item in history]
     if type(query_id) not in _IDS:
         raise _malformed(text, source, number)
-    return str(query_id), history
+    query_id = str(query_id)
+    try:
+        # JSON can spell half of a pair of surrogates, which is no text.
+        "".join([query_id, *history]).encode()
+    except UnicodeEncodeError as error:
+        raise _malformed(text, source, number) from error
+    return query_id, history
 
 
 def _malformed(text: bytes, source: str, number: int) -> InputError:

@@ -54,6 +54,11 @@ class ReadQueriesTest(parameterized.TestCase):
         ("only_blank", b"\n\n", [("1", []), ("2", [])]),
         ("empty", b"", []),
         ("accents", "é\n".encode(), [("1", ["é"])]),
+        (
+            "surrogates",
+            b'{"history": ["\\ud83d\\ude00"]}',
+            [("1", ["\U0001f600"])],
+        ),
     )
     def test_queries(self, text, expected):
         lines = text.splitlines(keepends=True)
@@ -74,6 +79,9 @@ class ReadQueriesTest(parameterized.TestCase):
         b'{"query_id": null, "history": []}',
         b'{"query_id": [1], "history": []}',
         b'{"history": ["\xff"]}',
+        b'{"history": ["a", "\\ud800"]}',
+        b'{"history": ["\xed\xa0\x80"]}',
+        b'{"query_id": "\\ud800", "history": []}',
         b"a b",
     )
     def test_malformed(self, line):

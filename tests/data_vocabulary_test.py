@@ -91,6 +91,15 @@ class VocabularyTest(parameterized.TestCase):
         ):
             vocabulary.encode(["x", "a", "b"], strict=True)
 
+    def test_half_a_pair_of_surrogates_is_no_id(self):
+        # What Python makes of bytes of the command line that are no UTF-8.
+        text = "caf\udce9"
+        for ids in ([text], np.array([text]), np.array([text], object)):
+            with self.assertRaisesRegex(InputError, "udce9'$"):
+                _films().encode(ids)
+        with self.assertRaisesRegex(InputError, "udce9'$"):
+            _films().find(text)
+
     @parameterized.parameters(([1.5],), ([b"x"],), ([["x", None]],))
     def test_encode_wants_strings(self, ids):
         with self.assertRaisesRegex(TypeError, "`ids` must be strings"):

@@ -230,6 +230,10 @@ class RankingsFilesTest(parameterized.TestCase):
             {"query_id": "u0", "items": ["i2"], "scores": ["high"]},
             r":2: .*Received: 'high'",
         ),
+        (
+            '{"query_id": "u0", "items": ["\\ud800"]}',
+            r":2: .*Received: .*ud800",
+        ),
     )
     def test_a_line_that_cannot_be_used_is_an_error(self, line, message):
         queries = _queries(2, max_relevant=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import IO
 
@@ -109,7 +110,7 @@ class Vocabulary:
             int32 of the shape of `ids`.
 
         Raises:
-            InputError: `strict`, and an id is unknown.
+            InputError: `strict`, and an id is unknown; or one is no text.
             TypeError: `ids` is not made of strings or integers.
         """
         is_arrow = isinstance(ids, pa.Array)
@@ -291,6 +292,11 @@ def _as_strings(
             )
         try:
             ids = pa.array(values.ravel())
+        except UnicodeError as error:
+            raise InputError(
+                "an id must be text that UTF-8 can hold. "
+                f"Received: {_no_text(values.ravel().tolist())!r}"
+            ) from error
         except pa.ArrowException as error:
             raise TypeError(
                 f"`{name}` must be strings. Received: {error}"
@@ -302,6 +308,15 @@ def _as_strings(
     if ids.null_count:
         raise TypeError(f"`{name}` must be strings. Received: None")
     return ids
+
+
+def _no_text(values: list[object]) -> str:
+    """Returns the first string that has half a pair of surrogates."""
+    return next(
+        value
+        for value in values
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value)
+    )
 
 
 def _checked(ids: pa.Array, name: str) -> IdIndex:

@@ -186,6 +186,13 @@ def _parse(where: str, raw: str) -> dict[str, Any]:
             f"{where}: {_EXPECTED}. Received: the keys {sorted(line)}"
         )
     items = [str(item) for item in items]
+    try:
+        # JSON can spell half of a pair of surrogates, which is no text.
+        "".join(items).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {_EXPECTED}. Received: {raw[:80]!r}"
+        ) from error
     scores = line.get("scores")
     if scores is None:
         scores = list(range(0, -len(items), -1))
