@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from recsys.data.sequences import offsets_of
 from recsys.data.vocabulary import UNKNOWN_INDEX, Vocabulary
 from recsys.errors import InputError
 from recsys.training import files
@@ -286,7 +287,7 @@ def _encode(
     report.num_unknown += int(np.count_nonzero(~known))
     report.num_with_unknown += int(np.count_nonzero(num_known < lengths))
     report.num_without_known += int(np.count_nonzero(num_known == 0))
-    return items, np.append(0, np.cumsum(lengths))
+    return items, offsets_of(lengths)
 
 
 def _write(

@@ -230,9 +230,20 @@ def _notes_on_choice(split: Split, own: Split) -> list[str]:
 def _num_in_common(queries: Queries, others: Queries) -> int:
     """Counts queries whose first target is a target of the others.
 
-    Both point into sequences of the same log, in the same order.
+    Both are of the same log, its users and items in the same order, but not
+    all splits keep all of its interactions.
     """
-    return int(np.isin(queries.history_ends, others.history_ends).sum())
+
+    def keys(queries: Queries) -> set[tuple[int, int, int]]:
+        asked = queries.history_ends
+        columns = (
+            queries.users,
+            queries.sequences.items[asked],
+            queries.sequences.timestamps[asked],
+        )
+        return set(zip(*(column.tolist() for column in columns), strict=True))
+
+    return len(keys(queries) & keys(others))
 
 
 def _unknown_items(data: PreparedData, vocabulary: Vocabulary) -> list[str]:

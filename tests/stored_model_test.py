@@ -140,6 +140,17 @@ class EvaluationDataTest(parameterized.TestCase):
             asked.notes[0], "The model was chosen by 10 of these 10 queries"
         )
 
+    def test_queries_in_common_with_a_split_that_leaves_items_out(self):
+        # Held out are items 4 and 5 (from 0); users 6 and 7 alone have
+        # neither, so that these validate with their last item.
+        drawn = np.random.default_rng(0).permutation(np.arange(2, 11))
+        self.assertCountEqual(drawn[:2], [4 + 2, 5 + 2])
+        asked = self.asked("held_out_items", "leave_last_out")
+        self.assertLen(asked.notes, 1)
+        self.assertStartsWith(
+            asked.notes[0], "The model was chosen by 2 of these 10 queries"
+        )
+
     def test_the_same_log_elsewhere_is_the_same_log(self):
         copy = write_log(self.folder / "copy.csv")
         asked = self.asked("leave_last_out", None, {"data": copy})

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
 from recsys.data.shards import ShardedSequences
 
 
@@ -180,8 +180,7 @@ def plan_epoch(
     num_batches = []
     for group, numbers in enumerate(shards):
         lengths = sequences.read_lengths(numbers)
-        offsets = np.append(0, np.cumsum(lengths))
-        num_batches.append(len(plan_group(group, offsets)))
+        num_batches.append(len(plan_group(group, offsets_of(lengths))))
     return EpochPlan(shards, num_batches, plan_group)
 
 
@@ -208,14 +207,13 @@ def _plan_group(
         lengths.extend([length] * (len(full) // size))
         batches.extend(full.reshape(-1, size))
     order = rng.permutation(len(batches))
-    offsets = np.zeros(len(batches) + 1, np.int64)
-    np.cumsum([len(batches[i]) for i in order], out=offsets[1:])
+    sizes = np.array([len(batches[i]) for i in order], np.int64)
     empty = np.zeros(0, np.int64)
     return GroupPlan(
         windows=windows,
         lengths=np.array([lengths[i] for i in order], np.int64),
         rows=np.concatenate([empty] + [batches[i] for i in order]),
-        offsets=offsets,
+        offsets=offsets_of(sizes),
     )
 
 

@@ -72,7 +72,7 @@ class Sequences:
         positions = concatenated_ranges(self.offsets[:-1], lengths)
         return Sequences(
             user_ids=self.user_ids,
-            offsets=_offsets_of(lengths),
+            offsets=offsets_of(lengths),
             items=self.items[positions],
             timestamps=self.timestamps[positions],
         )
@@ -106,7 +106,7 @@ def build_sequences(
     )
     return Sequences(
         user_ids=interactions.user_ids,
-        offsets=_offsets_of(counts),
+        offsets=offsets_of(counts),
         items=indices[interactions.items[order]],
         timestamps=interactions.timestamps[order],
     )
@@ -116,7 +116,7 @@ def join_sequences(parts: Sequence[Sequences]) -> Sequences:
     """Puts sequences of different users together, one part after the other."""
     return Sequences(
         user_ids=np.concatenate([part.user_ids for part in parts]),
-        offsets=_offsets_of(np.concatenate([part.lengths for part in parts])),
+        offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
         items=np.concatenate([part.items for part in parts]),
         timestamps=np.concatenate([part.timestamps for part in parts]),
     )
@@ -132,12 +132,19 @@ def concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         `[sum(lengths)]` int64.
     """
-    offsets = _offsets_of(lengths)
+    offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
 
 
-def _offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Returns `[n + 1]` int64 offsets of parts with these `[n]` lengths."""
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Returns where parts that follow one another begin, and the last ends.
+
+    Args:
+        lengths: `[n]` integer, from 0.
+
+    Returns:
+        `[n + 1]` int64, beginning with 0.
+    """
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -24,7 +24,7 @@ from recsys.data.choices import REPEATS
 from recsys.data.id_index import string_hashes
 from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.prepare import counted_vocabulary
-from recsys.data.sequences import Sequences, build_sequences
+from recsys.data.sequences import Sequences, build_sequences, offsets_of
 from recsys.data.splits import BY_USER, num_held_out
 from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from recsys.errors import InputError
@@ -438,7 +438,7 @@ def _select(sequences: Sequences, users: np.ndarray) -> Sequences:
     chosen = sequences.prefixes(lengths)
     return Sequences(
         user_ids=sequences.user_ids[users],
-        offsets=np.append(0, np.cumsum(lengths[users])),
+        offsets=offsets_of(lengths[users]),
         items=chosen.items,
         timestamps=chosen.timestamps,
     )

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data.sequences import Sequences, join_sequences
+from recsys.data.sequences import Sequences, join_sequences, offsets_of
 from recsys.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -173,10 +173,8 @@ class ShardedSequences:
             for shard in shards
             for chunk in _column(self.paths[shard], "items").chunks
         ]
-        offsets = np.zeros(sum(map(len, lists)) + 1, np.int64)
         lengths = [np.diff(part.offsets.to_numpy()) for part in lists]
-        if lengths:
-            np.cumsum(np.concatenate(lengths), out=offsets[1:])
+        offsets = offsets_of(np.concatenate([np.zeros(0, np.int32), *lengths]))
         parts = [part.flatten().to_numpy() for part in lists]
         return np.concatenate([np.zeros(0, np.int32), *parts]), offsets
 
@@ -316,12 +314,9 @@ def to_table(sequences: Sequences) -> pa.Table:
 
 def to_sequences(table: pa.Table) -> Sequences:
     """Returns the sequences that the table of a shard holds."""
-    lengths = table["length"].to_numpy().astype(np.int64)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
     return Sequences(
         user_ids=np.array(table["user_id"].to_pylist(), object),
-        offsets=offsets,
+        offsets=offsets_of(table["length"].to_numpy()),
         items=_flat(table["items"], np.int32),
         timestamps=_flat(table["timestamps"], np.int64),
     )

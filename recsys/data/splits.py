@@ -12,7 +12,11 @@ import dataclasses
 
 import numpy as np
 
-from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.sequences import (
+    Sequences,
+    concatenated_ranges,
+    offsets_of,
+)
 from recsys.data.shards import ShardedSequences
 from recsys.errors import InputError
 
@@ -72,10 +76,8 @@ class Queries:
         self, starts: np.ndarray, ends: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         lengths = ends - starts
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
         positions = concatenated_ranges(starts, lengths)
-        return self.sequences.items[positions], offsets
+        return self.sequences.items[positions], offsets_of(lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,11 +314,11 @@ def held_out_items(
     """Holds out whole items: cold start.
 
     Items are drawn at random; nobody's interactions with them are trained on.
-    A user's last interaction with one of them is a test query, with all that
-    the user did before it as history. The user's last interaction before it
-    with another item validates, and what came before that, without the
-    held-out items, is trained on. Users who have nothing to do with held-out
-    items validate with their last interaction.
+    A user's last interaction with one of them is a test query, the last one
+    before it with another item validates, and what came before that is
+    trained on. Users who have nothing to do with held-out items validate with
+    their last interaction. The histories are without held-out items, of which
+    a model of ids knows nothing.
 
     Args:
         sequences: The whole log.
@@ -338,53 +340,46 @@ def held_out_items(
     is_cold = np.isin(sequences.items, drawn[: round(len(items) * fraction)])
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
     places = np.arange(len(users))
-    test = _last(places, users, is_cold, sequences.num_users)
-    ends = np.where(test >= 0, test, sequences.offsets[1:])
+    test = np.full(sequences.num_users, -1)
+    # Of several assignments to one place the last one stays.
+    test[users[is_cold]] = places[is_cold]
+    is_tested = test >= 0
+    ends = np.where(is_tested, test, sequences.offsets[1:])
     is_warm = ~is_cold & (places < ends[users])
-    validation = _last(places, users, is_warm, sequences.num_users)
-    in_train = is_warm & (places < validation[users])
     num_warm = np.bincount(users[is_warm], minlength=sequences.num_users)
-    num_trained = np.bincount(users[in_train], minlength=sequences.num_users)
-    offsets = np.append(0, np.cumsum(num_trained))
+    is_kept = is_warm | (places == test[users])
+    kept = Sequences(
+        user_ids=sequences.user_ids,
+        offsets=offsets_of(num_warm + is_tested),
+        items=sequences.items[is_kept],
+        timestamps=sequences.timestamps[is_kept],
+    )
     return Split(
         protocol="held_out_items",
-        train=Sequences(
-            user_ids=sequences.user_ids,
-            offsets=offsets,
-            items=sequences.items[in_train],
-            timestamps=sequences.timestamps[in_train],
-        ),
-        validation=_queries_at(sequences, validation, num_trained >= 1),
-        test=_queries_at(sequences, test, (num_warm >= 1) & (test >= 0)),
+        train=kept.prefixes(np.maximum(num_warm - 1, 0)),
+        validation=_queries_after(kept, num_warm - 1, num_warm >= 2),
+        test=_queries_after(kept, num_warm, is_tested & (num_warm >= 1)),
     )
 
 
-def _last(
-    places: np.ndarray, users: np.ndarray, which: np.ndarray, num_users: int
-) -> np.ndarray:
-    """`[num_users]` int64, each user's last marked place, -1 if none."""
-    last = np.full(num_users, -1, np.int64)
-    # Of several assignments to one place the last one stays.
-    last[users[which]] = places[which]
-    return last
-
-
-def _queries_at(
-    sequences: Sequences, places: np.ndarray, which: np.ndarray
+def _queries_after(
+    sequences: Sequences, lengths: np.ndarray, which: np.ndarray
 ) -> Queries:
-    """One query per chosen user: the item at the user's place."""
+    """One query per chosen user: the item after a history of some length."""
     users = np.flatnonzero(which)
     if not len(users):
         raise InputError(
             "split `held_out_items` must find users with items that are held "
             "out and items that are not. Received: none"
         )
+    starts = sequences.offsets[users]
+    ends = starts + lengths[users]
     return Queries(
         sequences=sequences,
         users=users,
-        history_starts=sequences.offsets[users],
-        history_ends=places[users],
-        target_ends=places[users] + 1,
+        history_starts=starts,
+        history_ends=ends,
+        target_ends=ends + 1,
     )
 
 
