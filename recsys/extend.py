@@ -94,22 +94,22 @@ def _prepare(
     """Makes the new workdir, unless this command has made it before."""
     from recsys.training import files
     from recsys.training.growth import grow_data
-    from recsys.training.workdir import Workdir
+    from recsys.training.workdir import Workdir, differences
 
     old, new = Workdir(workdir), Workdir(output)
-    asked = {
+    asked: dict[str, Any] = {
         "workdir": str(workdir),
         "source": {name: values[name] for name in SOURCE_FIELDS},
         "num_epochs": values["num_epochs"],
         "learning_rate": values["learning_rate"],
     }
     if new.extension.is_file():
-        made = files.read_json(new.extension)
-        if made != asked:
+        differing = differences(files.read_json(new.extension), asked)
+        if differing:
             raise InputError(
                 f"{output}: expected no run, or one that the same flags have "
                 "made; name another --output_workdir. Received: a run of "
-                f"other {', '.join(_differing(made, asked))}"
+                f"other {differing}"
             )
         return
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -123,8 +123,7 @@ def _prepare(
         "num_epochs": values["num_epochs"],
         "learning_rate": config.learning_rate / 3 if rate is None else rate,
     }
-    source = {name: values[name] for name in SOURCE_FIELDS}
-    grown = grow_data(old, source, output, changes)
+    grown = grow_data(old, asked["source"], output, changes)
     print(
         f"{len(grown.log.interactions):,} interactions of "
         f"{grown.grown_data.vocabulary.num_items:,} items, of which "
@@ -136,14 +135,6 @@ def _prepare(
     from recsys.training.extension import write_extension
 
     write_extension(grown, output, asked)
-
-
-def _differing(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    return [
-        f"{name} ({made.get(name)!r} there, {asked[name]!r} now)"
-        for name in asked
-        if made.get(name) != asked[name]
-    ]
 
 
 if __name__ == "__main__":

@@ -29,17 +29,13 @@ from recsys.config_flags import (
 )
 from recsys.data.prepare import PreparedData
 from recsys.errors import InputError
-from recsys.training.config import (
-    SAMPLING_FIELDS,
-    TrainConfig,
-    make_config,
-)
+from recsys.training.config import TrainConfig, make_config
 from recsys.training.files import write_json
 from recsys.training.inputs import build_data
 
 # What each variant changes in the configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "full_softmax": {"loss": "full_softmax"},
+    "full_softmax": {},
     "in_batch_uncorrected": {
         "negatives": "in_batch",
         "logq_correction": False,
@@ -104,17 +100,13 @@ def main(values: dict[str, Any]) -> int:
     load_tensorflow()
     rows: dict[str, dict[str, float]] = {}
     for name in names:
-        fields = {"loss": "sampled_softmax", **VARIANTS[name]}
         if name == "full_softmax":
             # What was given for the sampled variants is not for this one.
-            defaults = {
-                field.name: field.default
-                for field in dataclasses.fields(config)
-            }
-            fields |= {field: defaults[field] for field in SAMPLING_FIELDS}
-        rows[name] = _train_and_test(
-            dataclasses.replace(config, **fields), workdir / name, data
-        )
+            variant = config.with_full_softmax()
+        else:
+            fields = {"loss": "sampled_softmax", **VARIANTS[name]}
+            variant = dataclasses.replace(config, **fields)
+        rows[name] = _train_and_test(variant, workdir / name, data)
         print(f"{name}: {rows[name]}", flush=True)
     print(f"\n{_table(rows)}")
     write_json(

@@ -53,6 +53,12 @@ class TrainConfigTest(parameterized.TestCase):
         self.assertEqual(config.dropout, 0.05)
         self.assertEqual(config.seed, 7)
 
+    def test_the_full_softmax_takes_nothing_of_the_sampled_one(self):
+        config = TrainConfig(seed=7, num_negatives=64, negatives="uniform")
+        self.assertEqual(
+            config.with_full_softmax(), TrainConfig(seed=7, loss="full_softmax")
+        )
+
     def test_unknown_preset(self):
         with self.assertRaisesRegex(
             InputError,
@@ -78,6 +84,7 @@ class TrainConfigTest(parameterized.TestCase):
         ("id_dropout", -0.1, "must be at least 0. Received: -0.1"),
         ("id_dropout", 1.0, "must be below 1. Received: 1.0"),
         ("adam_beta_2", 1.0, "must be below 1. Received: 1.0"),
+        ("weight_average", 1.0, "must be below 1. Received: 1.0"),
         ("learning_rate", float("nan"), "must be at least 0. Received: nan"),
         ("learning_rate", -1.0, "must be at least 0. Received: -1.0"),
         ("num_epochs", 0, "must be at least 1. Received: 0"),

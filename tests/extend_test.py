@@ -23,9 +23,13 @@ from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.splits import leave_last_out
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.training import new_rows
+from recsys.training import build, files, new_rows
 from recsys.training.build import LaterSchedule
 from recsys.training.checkpoints import checkpoint_paths
+from recsys.training.config import SOURCE_FIELDS, TrainConfig
+from recsys.training.growth import grow_data
+from recsys.training.inputs import build_data
+from recsys.training.workdir import Workdir
 
 
 def objects(*values: str) -> np.ndarray:
@@ -236,6 +240,55 @@ def table_and_moments(workdir: pathlib.Path) -> list[np.ndarray]:
     return values
 
 
+class GrowDataTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory())
+        )
+        write_csv(self.folder / "old.csv", 40, 0)
+        write_csv(self.folder / "new.csv", 40, 10)
+
+    def grow(self, split: str, **changes):
+        """Grows the log of a run whose model nobody reads."""
+        config = TrainConfig(data=str(self.folder / "old.csv"), split=split)
+        workdir = Workdir(self.folder / "run")
+        workdir.path.mkdir()
+        workdir.model.touch()
+        files.write_json(workdir.config, config.to_dict())
+        build_data(config).vocabulary.save(workdir.vocabulary)
+        source = dict.fromkeys(SOURCE_FIELDS)
+        source["data"] = str(self.folder / "new.csv")
+        return grow_data(workdir, source, self.folder / "grown", changes)
+
+    def test_held_out_users_are_the_same_while_no_user_is_new(self):
+        grown = self.grow("held_out_users")
+        for part in ("validation", "test"):
+            before, after = (
+                getattr(data.split, part)
+                for data in (grown.data, grown.grown_data)
+            )
+            np.testing.assert_array_equal(before.users, after.users)
+
+    def test_users_that_were_trained_on_cannot_be_held_out(self):
+        # All that is asked for is new, but not the users.
+        with (self.folder / "new.csv").open("a") as file:
+            for user in range(30, 36):
+                file.write(f"u{user},i1,1\nu{user},i2,2\n")
+        with self.assertRaisesRegex(
+            InputError, "held_out_users .* [1-4] of 4 queries that it was"
+        ):
+            self.grow("held_out_users")
+
+    def test_what_cannot_be_is_told_before_logs_are_read(self):
+        with (
+            mock.patch("recsys.training.growth.read_log") as read_log,
+            self.assertRaisesRegex(InputError, "--num_epochs must be"),
+        ):
+            self.grow("leave_last_out", num_epochs=0)
+        read_log.assert_not_called()
+
+
 class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -322,6 +375,28 @@ class CommandTest(parameterized.TestCase):
             np.testing.assert_array_equal(grown[kept], values)
             self.assertFalse(grown[new_rows].any())
             self.assertTrue(values[2:].any())
+
+    def test_the_loss_stays_when_the_catalogue_outgrows_it(self):
+        old, new = self.folder / "old-full", self.folder / "new-full"
+        code, _, err = run(
+            train,
+            f"--data={self.folder / 'old.csv'}",
+            f"--workdir={old}",
+            "--encoder=mean_pooling",
+            "--embedding_dim=8",
+            "--num_epochs=1",
+            # Of no use to the full softmax, which 12 items have.
+            "--num_negatives=64",
+        )
+        self.assertEqual(code, 0, err)
+        with mock.patch.object(build, "LARGEST_FULL_SOFTMAX", 12):
+            code, _, err = self.extend(
+                f"--workdir={old}", f"--output_workdir={new}", "--train=false"
+            )
+        self.assertEqual(code, 0, err)
+        config = json.loads((new / "config.json").read_text())
+        self.assertEqual(config["loss"], "full_softmax")
+        self.assertEqual(config["table_optimizer"], "dense")
 
     def test_new_items_start_from_their_features(self):
         old, new = self.folder / "old-features", self.folder / "new-features"

@@ -195,6 +195,25 @@ class TowersTest(parameterized.TestCase):
         ]
         self.assertGreater(np.abs(dropped - whole).max(), 0)
 
+    def test_id_dropout_reaches_the_scores_of_all_items(self):
+        keras.utils.set_random_seed(1)
+        table = SharedItemEmbedding(5, 4)
+        model = TwoTower(
+            HistoryTower(table, MeanPooling()),
+            CandidateTower(
+                table, item_features=_features(), id_dropout=0.999999
+            ),
+        )
+        history = np.array([[2, 3]])
+        scores = model({"history_ids": history}, training=True).numpy()
+        features = model.candidate_tower.item_features(np.arange(2, 5))
+        np.testing.assert_allclose(
+            scores[:, 2:],
+            model.history_tower(history).numpy() @ features.numpy().T,
+            rtol=1e-5,
+            atol=1e-7,
+        )
+
     @parameterized.parameters(-0.1, 1.0)
     def test_id_dropout_out_of_range(self, rate):
         with self.assertRaisesRegex(ValueError, f"`id_dropout` .*: {rate}$"):

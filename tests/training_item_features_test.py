@@ -16,6 +16,7 @@ from recsys.errors import InputError
 from recsys.training import TrainConfig, train
 from recsys.training.inputs import build_data
 from recsys.training.trainer import Trainer
+from recsys.training.workdir import Workdir
 
 NUM_ITEMS = 20
 
@@ -115,6 +116,15 @@ class TrainTest(parameterized.TestCase):
             strict=True,
         ):
             np.testing.assert_array_equal(one, two, one.path)
+
+    def test_a_model_of_ids_reads_no_features(self):
+        config = self.config(item_features=None)
+        # As another run may have left it, in a folder that holds no run now.
+        (self.folder / "item_features.json").write_text("{}")
+        trainer = Trainer(
+            config, Workdir(self.folder), build_data(config), verbose=False
+        )
+        self.assertIsNone(trainer.item_encoder)
 
     @parameterized.parameters(
         ("flavour", "a column of the items file .*size.*: 'flavour'$"),

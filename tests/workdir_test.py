@@ -55,6 +55,16 @@ class WorkdirTest(parameterized.TestCase):
         ):
             self.workdir.check(TrainConfig(dropout=0.5))
 
+    def test_only_extensions_go_on_from_steps_of_another_run(self):
+        config = TrainConfig(steps_before=100)
+        with self.assertRaisesRegex(
+            InputError, "^--steps_before must be left to .* Received: 100$"
+        ):
+            self.workdir.check(config)
+        self._write_run(config)
+        files.write_json(self.workdir.extension, {})
+        self.workdir.check(config)
+
     def test_a_file_is_no_workdir(self):
         self.path.write_text("")
         with self.assertRaisesRegex(

@@ -106,9 +106,8 @@ class TwoTower(keras.Model):
                 inputs["candidate_ids"], training=training
             )
             return tf.einsum("bd,bcd->bc", queries, candidates)
-        scores = tf.matmul(
-            queries, self.candidate_tower.all_candidates(), transpose_b=True
-        )
+        candidates = self.candidate_tower.all_candidates(training=training)
+        scores = tf.matmul(queries, candidates, transpose_b=True)
         never = tf.fill([tf.shape(scores)[0], 2], scores.dtype.min)
         return tf.concat([never, scores[:, 2:]], axis=1)
 

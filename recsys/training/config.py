@@ -163,7 +163,7 @@ class TrainConfig:
             raise InputError(
                 f"--seed must be at most {_HIGHEST_SEED}. Received: {self.seed}"
             )
-        for name in ("dropout", "id_dropout", "adam_beta_2"):
+        for name in ("dropout", "id_dropout", "adam_beta_2", "weight_average"):
             value = getattr(self, name)
             if not value < 1:
                 raise InputError(f"--{name} must be below 1. Received: {value}")
@@ -226,6 +226,15 @@ class TrainConfig:
         Where a user may come back to an item, it is one.
         """
         return self.repeats != "all"
+
+    def with_full_softmax(self) -> TrainConfig:
+        """Returns the same with the full softmax, which samples nothing."""
+        defaults: dict[str, Any] = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.name in SAMPLING_FIELDS
+        }
+        return dataclasses.replace(self, loss="full_softmax", **defaults)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, as JSON can hold them."""

@@ -109,11 +109,10 @@ def _with_same_method(grown: GrownData) -> TrainConfig:
     if before == now:
         return grown.grown_config
     is_sampled, optimizer = before
-    return dataclasses.replace(
-        grown.grown_config,
-        loss="sampled_softmax" if is_sampled else "full_softmax",
-        table_optimizer=optimizer,
-    )
+    config = dataclasses.replace(grown.grown_config, table_optimizer=optimizer)
+    if is_sampled:
+        return dataclasses.replace(config, loss="sampled_softmax")
+    return config.with_full_softmax()
 
 
 def carry(

@@ -13,9 +13,15 @@ from recsys.data.interactions import Log
 from recsys.data.merging import check_not_trained_on, merge_logs
 from recsys.data.prepare import PreparedData
 from recsys.data.sequences import Sequences
+from recsys.data.splits import Split
 from recsys.data.vocabulary import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig
+from recsys.evaluation import audit
+from recsys.training.config import (
+    SEEDED_SPLITS,
+    SOURCE_FIELDS,
+    TrainConfig,
+)
 from recsys.training.inputs import prepare_log, read_log
 from recsys.training.workdir import Workdir
 
@@ -77,6 +83,12 @@ def grow_data(
             log would ask for what the model was trained on.
     """
     config = workdir.read_config()
+    # First, since it is told at once whether the changes fit.
+    own_source: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
+    grown_config = dataclasses.replace(
+        config,
+        **{**own_source, "data": str(output / DATA_FOLDER), **changes},
+    )
     for name in (config.data, source["data"]):
         if shards.is_sharded(name):
             raise InputError(
@@ -88,17 +100,6 @@ def grow_data(
     data = prepare_log(old_log, config)
     workdir.check_data(data.vocabulary)
     log = merge_logs(old_log, sources.read(**source))
-    grown_config = dataclasses.replace(
-        config,
-        user_column=None,
-        item_column=None,
-        timestamp_column=None,
-        rating_column=None,
-        items_file=None,
-        tfds_data_dir=None,
-        tfds_manual_dir=None,
-        **{"data": str(output / DATA_FOLDER), **changes},
-    )
     grown_data = prepare_log(log, grown_config)
     old_ids = data.vocabulary.item_ids
     places = grown_data.vocabulary.encode(old_ids)
@@ -108,6 +109,8 @@ def grow_data(
             "the grown log must have all items of the model. Received: "
             f"{len(lost):,} that the filters now leave out, such as {lost[0]!r}"
         )
+    special = np.arange(FIRST_ITEM_INDEX, dtype=np.int32)
+    indices = np.concatenate([special, places])
     trained = data.split.train
     assert isinstance(trained, Sequences)  # Not of shards.
     for queries in (grown_data.split.validation, grown_data.split.test):
@@ -118,7 +121,9 @@ def grow_data(
                 trained,
                 old_ids,
             )
-    special = np.arange(FIRST_ITEM_INDEX, dtype=np.int32)
+    if config.split in SEEDED_SPLITS:
+        trained = dataclasses.replace(trained, items=indices[trained.items])
+        _check_held_out(dataclasses.replace(grown_data.split, train=trained))
     return GrownData(
         workdir=workdir,
         config=config,
@@ -126,5 +131,24 @@ def grow_data(
         log=log,
         grown_config=grown_config,
         grown_data=grown_data,
-        indices=np.concatenate([special, places]),
+        indices=indices,
     )
+
+
+def _check_held_out(split: Split) -> None:
+    """Checks that users or items that are asked for were held out before.
+
+    Args:
+        split: The queries of the grown log, and what the model was trained on.
+
+    Raises:
+        InputError: The model knows some.
+    """
+    for check in audit(split).checks:
+        if check.num_violations:
+            raise InputError(
+                f"the model must know nothing of what {split.protocol} holds "
+                "out of the grown log, which are others than before; train "
+                f"anew instead. Received: {check.num_violations:,} of "
+                f"{check.num_checked:,} {check.unit} that it was trained on"
+            )

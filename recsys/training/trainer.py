@@ -136,7 +136,7 @@ class Trainer:
         saved = folder.item_features
         self.item_encoder = (
             ItemEncoder.load(saved)
-            if saved.is_file()
+            if config.item_features and saved.is_file()
             else fit_item_encoder(config, data.vocabulary)
         )
         features = None

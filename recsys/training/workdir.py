@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from recsys.data.prepare import same_training_items
 from recsys.data.vocabulary import Vocabulary
@@ -87,8 +88,14 @@ class Workdir:
 
         Raises:
             InputError: The folder cannot be written, or holds a run of
-                another configuration.
+                another configuration, or the run would go on from steps that
+                were never made.
         """
+        if config.steps_before and not self.extension.is_file():
+            raise InputError(
+                "--steps_before must be left to recsys.extend, for whose runs "
+                f"it counts. Received: {config.steps_before}"
+            )
         existing = self.path
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
@@ -99,18 +106,12 @@ class Workdir:
             )
         if not self.config.is_file():
             return
-        before = files.read_json(self.config)
-        now = config.to_dict()
-        differing = [
-            f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
+        differing = differences(files.read_json(self.config), config.to_dict())
         if differing:
             raise InputError(
                 f"{self.path}: expected no run, or one of the same "
                 "configuration; name another --workdir or use the same "
-                f"flags. Received: other {', '.join(differing)}"
+                f"flags. Received: other {differing}"
             )
 
     def check_data(self, vocabulary: Vocabulary) -> None:
@@ -132,3 +133,12 @@ class Workdir:
                 "name another --workdir for the new ones. Received: "
                 f"{vocabulary.num_items} items, not the same items and counts"
             )
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """Says how the fields of two runs differ; empty where they do not."""
+    return ", ".join(
+        f"{name} ({there.get(name)!r} there, {now.get(name)!r} now)"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+    )
