@@ -18,7 +18,6 @@ from recsys.data import pipeline
 from recsys.data.prepare import train_counts
 from recsys.data.vocabulary import (
     FIRST_ITEM_INDEX,
-    UNKNOWN_INDEX,
     Vocabulary,
 )
 from recsys.errors import InputError
@@ -349,12 +348,13 @@ class Recommender:
             k,
             exclusions=exclusions,
         )
-        # Every list of the most popular items is the same.
-        found[~has_history], scores[~has_history] = top_k(
-            np.ones((1, 1), np.float32),
-            tf.constant(self._popularity[FIRST_ITEM_INDEX:, np.newaxis]),
-            k,
-        )
+        if not has_history.all():
+            # Every list of the most popular items is the same.
+            found[~has_history], scores[~has_history] = top_k(
+                np.ones((1, 1), np.float32),
+                tf.constant(self._popularity[FIRST_ITEM_INDEX:, np.newaxis]),
+                k,
+            )
         return _indices(found), scores
 
     def _candidates(self) -> tf.Tensor:
@@ -386,7 +386,7 @@ def _indices(rows: np.ndarray) -> np.ndarray:
 def _without_unknown(
     items: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drops unknown items from histories.
+    """Drops unknown items, and padding, from histories.
 
     Args:
         items: `[total]` int32 vocabulary indices.
@@ -395,7 +395,7 @@ def _without_unknown(
     Returns:
         Both without them.
     """
-    known = items != UNKNOWN_INDEX
+    known = items >= FIRST_ITEM_INDEX
     if known.all():
         return items, offsets
     before = np.zeros(len(items) + 1, np.int64)

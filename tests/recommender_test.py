@@ -103,6 +103,29 @@ class RecommenderTest(parameterized.TestCase):
         )
         self.assertLen(self.recommender.recommend(ITEM_IDS, k=5), 0)
 
+    @parameterized.parameters(True, False)
+    def test_padding_in_a_history_is_passed_over(self, exclude_history):
+        padded, plain = (
+            self.recommender.recommend_indices(
+                np.array(items, np.int32),
+                np.array(offsets, np.int64),
+                6,
+                exclude_history=exclude_history,
+            )
+            for items, offsets in (
+                ([0, 2, 0, 5, 0], [0, 4, 5]),
+                ([2, 5], [0, 2, 2]),
+            )
+        )
+        np.testing.assert_array_equal(padded, plain)
+
+    def test_what_is_popular_is_looked_for_where_it_is_asked_for(self):
+        with mock.patch.object(
+            recommender_lib, "top_k", wraps=recommender_lib.top_k
+        ) as top_k:
+            self.recommender.recommend(["10"])
+        top_k.assert_called_once()
+
     def test_an_empty_history_gets_what_is_popular(self):
         got = self.recommender.recommend([], k=4)
         # Equal counts in the order of the vocabulary.

@@ -197,6 +197,16 @@ class ExactIndexTest(parameterized.TestCase):
         self.assertEqual(self.index.vectors.shape, (26, 2))
         np.testing.assert_array_equal(self.index.vectors[-1], [-19, -1])
 
+    @parameterized.parameters((IDS,), ([5, 4, 3, 2, 1],))
+    def test_lists_of_no_identifiers(self, ids):
+        index = retrieval.ExactIndex(ids, VECTORS)
+        self.assertFalse(index.mask([]).any())
+        similar = index.similar([], 2)
+        self.assertEqual(similar.identifiers.shape, (0, 2))
+        index.update([], np.zeros((0, 2)))
+        self.assertEqual(index.identifiers.dtype, np.array(ids).dtype)
+        self.assertEqual(index.identifiers.tolist(), ids)
+
     def test_an_empty_index_can_be_filled(self):
         index = retrieval.ExactIndex(np.zeros(0, int), np.zeros((0, 2)))
         self.assertEqual(index.top_k([[1, 0]], 2).counts.tolist(), [0])
@@ -316,6 +326,12 @@ class ScannIndexTest(parameterized.TestCase):
         self._assert_recall(got, expected, 0.9)
         found = got.identifiers[got.identifiers != ""]
         self.assertTrue(all(mask[int(text[1:])] for text in found))
+
+    def test_more_than_there_are(self):
+        got = self.index.top_k(self.queries[:2], 3100)
+        expected = self.exact.top_k(self.queries[:2], 3100)
+        np.testing.assert_array_equal(got.identifiers, expected.identifiers)
+        self.assertEqual(got.counts.tolist(), [3000, 3000])
 
     def test_searches_again_where_the_partitions_hold_too_little(self):
         # Nothing near the query is allowed: its partitions hold none.

@@ -67,13 +67,22 @@ class Identifiers:
             )
 
 
-def as_array(values: Sequence[str] | Sequence[int] | np.ndarray) -> np.ndarray:
+def as_array(
+    values: Sequence[str] | Sequence[int] | np.ndarray,
+    others: np.ndarray | None = None,
+) -> np.ndarray:
     """Returns identifiers as a flat array of int64 or of strings.
+
+    Args:
+        values: The identifiers.
+        others: Some of the same type, which an empty list does not tell.
 
     Raises:
         InputError: They are neither all strings nor all integers.
     """
     array = np.asarray(values)
+    if others is not None and array.shape == (0,):
+        return others[:0]
     # NumPy makes text of everything when there is some text.
     is_text = array.dtype.kind in "OU" and all(
         isinstance(value, str) for value in values

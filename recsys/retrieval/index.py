@@ -152,7 +152,7 @@ class ExactIndex:
         Raises:
             InputError: An identifier is unknown, or as for `top_k`.
         """
-        ids = as_array(identifiers).tolist()
+        ids = as_array(identifiers, self.identifiers).tolist()
         rows = self._identifiers.strict_rows(ids)
         vectors = tf.gather(self._table, rows).numpy()
         return self.top_k(vectors, k, exclusions=[[i] for i in ids], mask=mask)
@@ -172,7 +172,8 @@ class ExactIndex:
             InputError: An identifier is unknown.
         """
         mask = np.zeros(len(self), bool)
-        mask[self._identifiers.strict_rows(as_array(identifiers).tolist())] = 1
+        ids = as_array(identifiers, self.identifiers).tolist()
+        mask[self._identifiers.strict_rows(ids)] = True
         return mask
 
     def update(
@@ -191,14 +192,14 @@ class ExactIndex:
         Raises:
             InputError: As for the constructor; nothing is changed then.
         """
-        ids = Identifiers(identifiers).values
+        ids = Identifiers(as_array(identifiers, self.identifiers)).values
         vectors = check_vectors("vectors", vectors, self._dim)
         if len(ids) != len(vectors):
             raise InputError(
                 "`identifiers` and `vectors` must be as many. Received: "
                 f"{len(ids)} and {len(vectors)}"
             )
-        if len(ids) and ids.dtype.kind != self.identifiers.dtype.kind:
+        if ids.dtype.kind != self.identifiers.dtype.kind:
             raise InputError(
                 "`identifiers` must be of the type of the others, "
                 f"{self.identifiers.dtype}. Received: {ids.dtype}"

@@ -121,7 +121,10 @@ class ScannIndex(ExactIndex):
             # Half more than the average, since the allowed may be rarer
             # among the best; if it is too little, the search is repeated.
             fetch = int(1.5 * fetch * len(self) / max(len(rows), 1))
-        too_many = fetch > max(_LARGEST_FETCH * len(self), 2 * k)
+        # A list that is longer than the index ends with what is not there.
+        too_many = k > len(self) or (
+            fetch > max(_LARGEST_FETCH * len(self), 2 * k)
+        )
         if self._searcher is None or too_many or not len(queries):
             return super()._search(queries, k, excluded, rows)
         found, scores = self._fetch(queries, min(fetch, len(self)))
