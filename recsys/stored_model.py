@@ -13,7 +13,6 @@ from recsys.data.shards import is_sharded
 from recsys.data.splits import Queries, Split
 from recsys.data.vocabulary import (
     FIRST_ITEM_INDEX,
-    PADDING_INDEX,
     UNKNOWN_INDEX,
     Vocabulary,
 )
@@ -118,7 +117,7 @@ class OtherCatalogue:
     ) -> None:
         self.name = recommender.name
         self._recommender = recommender
-        self._indices = indices_in(vocabulary, other)
+        self._indices = vocabulary.indices_of(other)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Scores the items of the other log.
@@ -135,12 +134,6 @@ class OtherCatalogue:
         scores = scores[:, self._indices]
         scores[:, self._indices == UNKNOWN_INDEX] = -np.inf
         return scores
-
-
-def indices_in(vocabulary: Vocabulary, other: Vocabulary) -> np.ndarray:
-    """Returns `[other.size]` int32, the index of each item of `other`."""
-    special = np.array([PADDING_INDEX, UNKNOWN_INDEX], np.int32)
-    return np.concatenate([special, vocabulary.encode(other.item_ids)])
 
 
 def _drawn_queries(data: PreparedData) -> list[str]:
@@ -248,7 +241,7 @@ def _num_in_common(queries: Queries, others: Queries) -> int:
 
 def _unknown_items(data: PreparedData, vocabulary: Vocabulary) -> list[str]:
     """Says how much of a log the model does not know."""
-    unknown = indices_in(vocabulary, data.vocabulary) == UNKNOWN_INDEX
+    unknown = vocabulary.indices_of(data.vocabulary) == UNKNOWN_INDEX
     num_unknown = int(np.count_nonzero(unknown[FIRST_ITEM_INDEX:]))
     if not num_unknown:
         return []

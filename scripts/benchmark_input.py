@@ -310,8 +310,10 @@ def _prepare_shards(data: str, output: str) -> dict[str, Any]:
 def _read_epoch(folder: str) -> dict[str, Any]:
     from recsys.data import pipeline
     from recsys.data.prepare import open_shards
+    from recsys.data.shards import read_manifest
 
-    train = open_shards(pathlib.Path(folder)).split.train
+    path = pathlib.Path(folder)
+    train = open_shards(path, read_manifest(path)).split.train
     began = time.perf_counter()
     plan = pipeline.plan_epoch(
         train,

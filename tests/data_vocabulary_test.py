@@ -49,6 +49,24 @@ class VocabularyTest(parameterized.TestCase):
             ],
         )
 
+    def test_with_column(self):
+        films = _films()
+        counted = films.with_column("count", np.arange(4))
+        again = counted.with_column("genres", np.arange(4) * 2)
+        self.assertEqual(
+            again.items.column_names, ["item_id", "title", "count", "genres"]
+        )
+        self.assertEqual(again.items["genres"].to_pylist(), [0, 2, 4, 6])
+        self.assertEqual(again.encode(["x", "9"]).tolist(), [4, 1])
+        self.assertEqual(again.titles.tolist(), films.titles.tolist())
+        self.assertEqual(
+            films.items.column_names, ["item_id", "genres", "title"]
+        )
+
+    def test_indices_of_another_vocabulary(self):
+        other = Vocabulary(["x", "new", "30"])
+        self.assertEqual(_films().indices_of(other).tolist(), [0, 1, 4, 1, 2])
+
     def test_titles(self):
         self.assertEqual(
             _films().titles.tolist(),

@@ -55,6 +55,20 @@ class SequencesTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "Received 1 unknown: 'b'"):
             build_sequences(log, Vocabulary(["a", "c"]))
 
+    def test_near_pairs(self):
+        log = _interactions(
+            [(0, 0, 1), (0, 1, 2), (0, 2, 3), (1, 3, 1), (1, 0, 2)]
+        )
+        sequences = build_sequences(log, Vocabulary(["a", "b", "c", "d"]))
+        # a b c of one user, d a of the other: indices 2 3 4 and 5 2.
+        self.assertEqual(
+            [
+                (distance, earlier.tolist(), later.tolist())
+                for distance, earlier, later in sequences.near_pairs(3)
+            ],
+            [(1, [2, 3, 5], [3, 4, 2]), (2, [2], [4]), (3, [], [])],
+        )
+
     def test_sizes(self):
         log = _interactions([(0, 0, 1), (2, 1, 2), (2, 0, 3)])
         sequences = build_sequences(log, Vocabulary(["a", "b"]))

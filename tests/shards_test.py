@@ -39,10 +39,10 @@ def prepare_folder(
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
     units, items = log_blocks.units(log_blocks.Source(data))
-    local_preparation.prepare_shards(
+    manifest = local_preparation.prepare_shards(
         units, items, data, output, Options(**given), num_workers
     )
-    return open_shards(output)
+    return open_shards(output, manifest)
 
 
 def _folder(test: absltest.TestCase) -> pathlib.Path:

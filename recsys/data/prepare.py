@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
 
 from recsys.data import shards
 from recsys.data.interactions import Log, filter_interactions
@@ -81,7 +80,7 @@ def prepare(
             f"{log.name}: expected at least two items to choose between. "
             f"Received: {len(interactions.item_ids)}"
         )
-    vocabulary = Vocabulary(interactions.item_ids)
+    vocabulary = Vocabulary(interactions.item_ids, log.items)
     sequences = build_sequences(interactions, vocabulary)
     split = make_split(sequences)
     if not (split.train.lengths >= 2).any():
@@ -92,8 +91,8 @@ def prepare(
     counts = split.train.item_counts(vocabulary.size)
     return PreparedData(
         name=log.name,
-        vocabulary=counted_vocabulary(
-            interactions.item_ids, log.items, counts[FIRST_ITEM_INDEX:]
+        vocabulary=vocabulary.with_column(
+            TRAIN_COUNT, counts[FIRST_ITEM_INDEX:]
         ),
         split=split,
         num_interactions=sequences.num_interactions,
@@ -102,13 +101,16 @@ def prepare(
     )
 
 
-def open_shards(folder: pathlib.Path) -> PreparedData:
+def open_shards(
+    folder: pathlib.Path, manifest: shards.Manifest
+) -> PreparedData:
     """Opens what `recsys.prepare_shards` wrote.
 
     The queries are read, and the training sequences left in their files.
 
     Args:
         folder: The folder.
+        manifest: What it holds; see `shards.read_manifest`.
 
     Returns:
         The data; `split.train` are `ShardedSequences`.
@@ -116,14 +118,9 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
     Raises:
         InputError: A file is missing or damaged.
     """
-    manifest = shards.read_manifest(folder)
     vocabulary = Vocabulary.load(folder / shards.VOCABULARY)
-    counts = np.append(
-        np.zeros(FIRST_ITEM_INDEX, np.int64),
-        vocabulary.items.column(TRAIN_COUNT).to_numpy(),
-    )
     asked = BY_USER[manifest.split](shards.read_queried(folder, manifest))
-    train = shards.open_sequences(folder, manifest, counts)
+    train = shards.open_sequences(folder, manifest, train_counts(vocabulary))
     return PreparedData(
         name=manifest.name,
         vocabulary=vocabulary,
@@ -169,25 +166,3 @@ def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
     ):
         return False
     return first.items.select(columns).equals(second.items.select(columns))
-
-
-def counted_vocabulary(
-    item_ids: np.ndarray | pa.Array,
-    items: pa.Table | None,
-    train_counts: np.ndarray,
-) -> Vocabulary:
-    """Makes a vocabulary that knows how often its items are trained on.
-
-    Args:
-        item_ids: `[num_items]` str.
-        items: What is known of the items, if anything.
-        train_counts: `[num_items]` int64, the column `train_count`.
-
-    Returns:
-        The vocabulary.
-    """
-    table = Vocabulary(item_ids, items).items
-    if TRAIN_COUNT in table.column_names:
-        table = table.drop_columns([TRAIN_COUNT])
-    table = table.append_column(TRAIN_COUNT, pa.array(train_counts))
-    return Vocabulary(table.column("item_id"), table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -58,6 +58,27 @@ class Sequences:
             `[vocabulary_size]` int64.
         """
         return np.bincount(self.items, minlength=vocabulary_size)
+
+    def near_pairs(
+        self, window: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Finds the pairs of items that lie near each other.
+
+        Args:
+            window: Greatest distance, in places of one user's sequence.
+
+        Yields:
+            For each distance from 1 to `window`: the distance, and two int32
+            arrays, the earlier and the later item of each pair.
+        """
+        users = np.repeat(np.arange(self.num_users), self.lengths)
+        for distance in range(1, window + 1):
+            same_user = users[distance:] == users[:-distance]
+            yield (
+                distance,
+                self.items[:-distance][same_user],
+                self.items[distance:][same_user],
+            )
 
     def prefixes(self, lengths: np.ndarray) -> Sequences:
         """Returns the same users with only their first interactions.

@@ -23,7 +23,7 @@ from recsys.data import shards
 from recsys.data.choices import REPEATS
 from recsys.data.id_index import string_hashes
 from recsys.data.interactions import Interactions, filter_interactions
-from recsys.data.prepare import counted_vocabulary
+from recsys.data.prepare import TRAIN_COUNT
 from recsys.data.sequences import Sequences, build_sequences, offsets_of
 from recsys.data.splits import BY_USER, num_held_out
 from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
@@ -335,8 +335,8 @@ def write_manifest(
             f"{name}: no user has enough interactions: expected two or more "
             "of one user to train on. Received: at most one"
         )
-    counted = counted_vocabulary(
-        vocabulary.items["item_id"], items, counts[FIRST_ITEM_INDEX:]
+    counted = Vocabulary(vocabulary.items["item_id"], items).with_column(
+        TRAIN_COUNT, counts[FIRST_ITEM_INDEX:]
     )
     with open_file(shards.VOCABULARY) as stream:
         counted.write(stream)

@@ -62,6 +62,22 @@ class Vocabulary:
         self._items = pa.table(columns)
         self._ids = ids
 
+    def with_column(self, name: str, values: np.ndarray) -> Vocabulary:
+        """Returns the same items with a further column, the last.
+
+        Args:
+            name: The column; one of that name is replaced.
+            values: `[num_items]`.
+        """
+        items = self._items
+        if name in items.column_names:
+            items = items.drop_columns([name])
+        # The ids were checked and indexed already.
+        other = Vocabulary.__new__(Vocabulary)
+        other._ids, other._index = self._ids, self._index
+        other._items = items.append_column(name, pa.array(values))
+        return other
+
     @property
     def num_items(self) -> int:
         """How many items there are."""
@@ -135,6 +151,19 @@ class Vocabulary:
                 + (", …" if len(missing) > 3 else "")
             )
         return indices.reshape(shape)
+
+    def indices_of(self, other: Vocabulary) -> np.ndarray:
+        """Finds the items of another vocabulary.
+
+        Args:
+            other: The other one.
+
+        Returns:
+            `[other.size]` int32, the index here of each index there; of
+            items that are not here that of the unknown item.
+        """
+        special = np.array([PADDING_INDEX, UNKNOWN_INDEX], np.int32)
+        return np.concatenate([special, self.encode(other._ids)])
 
     def decode(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the raw ids of indices.

@@ -58,14 +58,11 @@ def _near_counts(
     sequences: Sequences, vocabulary_size: int, window: int
 ) -> scipy.sparse.csr_array:
     """`[vocabulary_size, vocabulary_size]`, symmetric, Σ 1 / distance."""
-    items = sequences.items
-    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
     rows, columns, counts = [], [], []
-    for distance in range(1, window + 1):
-        same = users[distance:] == users[:-distance]
-        rows.append(items[:-distance][same])
-        columns.append(items[distance:][same])
-        counts.append(np.full(len(rows[-1]), 1 / distance))
+    for distance, earlier, later in sequences.near_pairs(window):
+        rows.append(earlier)
+        columns.append(later)
+        counts.append(np.full(len(earlier), 1 / distance))
     one_way = scipy.sparse.coo_array(
         (
             np.concatenate(counts),

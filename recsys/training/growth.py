@@ -102,15 +102,13 @@ def grow_data(
     log = merge_logs(old_log, sources.read(**source))
     grown_data = prepare_log(log, grown_config)
     old_ids = data.vocabulary.item_ids
-    places = grown_data.vocabulary.encode(old_ids)
-    if (places == UNKNOWN_INDEX).any():
-        lost = old_ids[places == UNKNOWN_INDEX]
+    indices = grown_data.vocabulary.indices_of(data.vocabulary)
+    lost = old_ids[indices[FIRST_ITEM_INDEX:] == UNKNOWN_INDEX]
+    if len(lost):
         raise InputError(
             "the grown log must have all items of the model. Received: "
             f"{len(lost):,} that the filters now leave out, such as {lost[0]!r}"
         )
-    special = np.arange(FIRST_ITEM_INDEX, dtype=np.int32)
-    indices = np.concatenate([special, places])
     trained = data.split.train
     assert isinstance(trained, Sequences)  # Not of shards.
     for queries in (grown_data.split.validation, grown_data.split.test):

@@ -106,7 +106,7 @@ def _build_sharded(config: TrainConfig) -> PreparedData:
                 f"the log. Received: --{name}={getattr(config, name)} with "
                 f"--data={config.data}"
             )
-    return open_shards(folder)
+    return open_shards(folder, manifest)
 
 
 def read_log(config: TrainConfig) -> Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 
 from recsys.data.sequences import Sequences
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
@@ -37,46 +38,49 @@ def neighbour_rows(
         `[vocabulary_size, embedding_dim]` float32; rows that are not new stay
         as they are.
     """
-    counts = np.bincount(sequences.items, minlength=len(table))
+    counts = sequences.item_counts(len(table))
+    new = np.flatnonzero(is_new)
     old = np.flatnonzero(~is_new)[FIRST_ITEM_INDEX:]
     rare = old[counts[old] <= np.quantile(counts[old], _RARE_SHARE)]
     means = _neighbour_means(table, is_new, sequences)
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     means = np.divide(means, lengths, where=lengths > 0, out=means)
-    means *= _usual_lengths(table, counts, old)[:, np.newaxis]
-    share = (counts[:, np.newaxis] / (counts[:, np.newaxis] + 1)) * (
-        lengths > 0
-    )
+    means *= _usual_lengths(table, counts, old, new)[:, np.newaxis]
+    n = counts[new, np.newaxis]
+    share = n / (n + 1) * (lengths > 0)
     rows = share * means + (1 - share) * table[rare].mean(axis=0)
     rng = np.random.default_rng(seed)
     rows += _NOISE * rng.standard_normal(rows.shape)
-    return np.where(is_new[:, np.newaxis], rows, table).astype(np.float32)
+    grown = table.copy()
+    grown[new] = rows
+    return grown
 
 
 def _neighbour_means(
     table: np.ndarray, is_new: np.ndarray, sequences: Sequences
 ) -> np.ndarray:
-    """Returns the mean of the old rows near each new item; zero if none."""
-    total = np.zeros(table.shape, np.float64)
-    count = np.zeros((len(table), 1), np.int64)
-    items = sequences.items
-    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
-    for distance in range(1, _WINDOW + 1):
-        same_user = users[distance:] == users[:-distance]
-        earlier = items[:-distance][same_user]
-        later = items[distance:][same_user]
+    """`[num_new, dim]`, the mean of the old rows near each; zero if none."""
+    items, others = [], []
+    for _, earlier, later in sequences.near_pairs(_WINDOW):
         for item, other in ((earlier, later), (later, earlier)):
             chosen = is_new[item] & ~is_new[other]
-            np.add.at(total, item[chosen], table[other[chosen]])
-            np.add.at(count, item[chosen], 1)
-    return total / np.maximum(count, 1)
+            items.append(item[chosen])
+            others.append(other[chosen])
+    # The place of each new item among the new ones.
+    place = np.cumsum(is_new) - 1
+    rows, columns = place[np.concatenate(items)], np.concatenate(others)
+    near = scipy.sparse.coo_array(
+        (np.ones(len(rows)), (rows, columns)),
+        shape=(np.count_nonzero(is_new), len(table)),
+    ).tocsr()
+    return (near @ table) / np.maximum(near.sum(axis=1), 1)[:, np.newaxis]
 
 
 def _usual_lengths(
-    table: np.ndarray, counts: np.ndarray, old: np.ndarray
+    table: np.ndarray, counts: np.ndarray, old: np.ndarray, new: np.ndarray
 ) -> np.ndarray:
-    """Returns for each item how long rows of old items as frequent are."""
+    """`[num_new]`, how long rows of old items are that are as frequent."""
     levels, level = np.unique(counts[old], return_inverse=True)
     lengths = np.linalg.norm(table[old], axis=1)
     means = np.bincount(level, lengths) / np.bincount(level)
-    return np.interp(counts, levels, means)
+    return np.interp(counts[new], levels, means)
