@@ -157,6 +157,16 @@ class TrainDatasetTest(parameterized.TestCase):
         self.assertCountEqual(counts, [4, 1])
         self.assertEqual({b["target_ids"].shape for b in batches}, {(4, 1)})
 
+    def test_does_not_wait_for_the_tuning_thread(self):
+        sequences = _sequences()
+        plan = pipeline.plan_epoch(
+            sequences, max_length=8, positions_per_batch=32, seed=0, epoch=0
+        )
+
+        options = pipeline.train_dataset(sequences, plan).options()
+
+        self.assertIs(options.autotune.enabled, False)
+
     def test_a_row_longer_than_a_batch_is_a_batch(self):
         batches = _batches(_sequences((9,)), max_length=8, positions=3)
         self.assertLen(batches, 1)

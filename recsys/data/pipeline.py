@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
 from recsys.data.shards import ShardedSequences
+from recsys.data.tf_options import without_autotune
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
@@ -260,7 +261,7 @@ def train_dataset(
         },
     )
     train_ds = groups_ds.prefetch(1).flat_map(_batches_of_group)
-    return train_ds.prefetch(8)
+    return without_autotune(train_ds.prefetch(8))
 
 
 _GROUP_TYPES = {
@@ -273,6 +274,10 @@ _GROUP_TYPES = {
     "lengths": tf.int64,
     "first": tf.int64,
 }
+
+
+# Batches that are made at once: one alone keeps ahead of the training step.
+_PARALLEL_CALLS = 2
 
 
 def _group_arrays(
@@ -314,7 +319,7 @@ def _batches_of_group(group: dict[str, tf.Tensor]) -> tf.data.Dataset:
 
     num_batches = tf.size(group["lengths"], out_type=tf.int64)
     steps = tf.data.Dataset.range(group["first"], num_batches)
-    return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True)
+    return steps.map(make_batch, _PARALLEL_CALLS, deterministic=True)
 
 
 def history_batches(

@@ -275,6 +275,8 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
 
+    from recsys.data.tf_options import without_autotune
+
     specs = builder.info.features.tf_example_spec
     fields = [*_ROLES.values(), "movie_title"]
     spec = {field: specs[field] for field in fields}
@@ -284,7 +286,9 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     )
     files = [str(path) for path in builder.info.splits["train"].filepaths]
     batches = tf.data.TFRecordDataset(files).batch(_BATCH_ROWS)
-    yield from batches.map(
+    num_cores = len(os.sched_getaffinity(0))
+    batches = batches.map(
         lambda records: tf.io.parse_example(records, spec),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    ).prefetch(tf.data.AUTOTUNE)
+        num_parallel_calls=num_cores,
+    )
+    yield from without_autotune(batches.prefetch(num_cores))
