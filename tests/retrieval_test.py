@@ -61,12 +61,13 @@ class ExactTopKTest(parameterized.TestCase):
         largest=[1, 100],
         has_exclusions=[False, True],
         has_rows=[False, True],
-        few_scores=[0, 2**17],
+        few=[0, 2**17],
     )
     def test_against_sorting(
-        self, sizes, largest, has_exclusions, has_rows, few_scores
+        self, sizes, largest, has_exclusions, has_rows, few
     ):
-        self.enterContext(mock.patch.object(exact, "_FEW_SCORES", few_scores))
+        for name in ("_FEW_SCORES", "_FEW_CANDIDATES"):
+            self.enterContext(mock.patch.object(exact, name, few))
         num_queries, num_candidates, k = sizes
         rng = np.random.default_rng(num_candidates)
         queries = _whole_numbers(rng, (num_queries, 4), largest)
@@ -104,6 +105,7 @@ class ExactTopKTest(parameterized.TestCase):
         exclusions = [rng.integers(1003, size=50) for _ in queries]
         with (
             mock.patch.object(exact, "_FEW_SCORES", 0),
+            mock.patch.object(exact, "_FEW_CANDIDATES", 0),
             mock.patch.object(exact, "_SCORES_PER_CHUNK", 512),
             mock.patch.object(exact, "_GROUPS_PER_K", 1),
         ):

@@ -16,8 +16,10 @@ _SCORES_PER_CHUNK = 2**21
 # The first bound is the k-th of the groups' maxima; of few groups it is low.
 _GROUPS_PER_K = 4
 _MAX_SCORES = 2**24
-# Up to so many scores, sorting them takes less time than leaving some out.
+# Up to so many scores, or candidates, sorting all takes less time than leaving
+# some out.
 _FEW_SCORES = 2**17
+_FEW_CANDIDATES = 2**14
 
 
 def top_k(
@@ -126,7 +128,7 @@ class _Search:
         if excluded is None:
             excluded = np.empty((0, 2), np.int64)
         end = candidates.shape[0] if rows is None else len(rows)
-        if num_queries * end <= _FEW_SCORES:
+        if num_queries * end <= _FEW_SCORES or end <= _FEW_CANDIDATES:
             if rows is not None:
                 candidates = tf.gather(candidates, rows)
             self._sort(candidates, excluded)
