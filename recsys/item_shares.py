@@ -24,8 +24,8 @@ class CountedFrequencies:
     """
 
     def __init__(self, counts: np.ndarray) -> None:
-        counts = _item_counts(counts)
-        self._shares = _constant_table(np.maximum(counts, 1) / counts.sum())
+        counts = item_counts(counts)
+        self._shares = constant_table(np.maximum(counts, 1) / counts.sum())
 
     def __call__(self, ids: Any) -> tf.Tensor:
         """Returns each item's share, `[...]` float32."""
@@ -40,16 +40,20 @@ class AliasTable:
 
     Args:
         counts: `[vocabulary_size]`, of which each item's weight is one more.
+        counted_only: Whether an item of count 0 has no weight.
     """
 
-    def __init__(self, counts: np.ndarray) -> None:
-        weights = _item_counts(counts) + 1
+    def __init__(self, counts: np.ndarray, counted_only: bool = False) -> None:
+        counts = item_counts(counts)
+        weights = counts + 1
         weights[:FIRST_ITEM_INDEX] = 0
+        if counted_only:
+            weights[counts == 0] = 0
         own_share, alias = alias_table(weights[FIRST_ITEM_INDEX:])
         self._num_items = len(alias)
-        self._shares = _constant_table(weights / weights.sum())
-        self._own_share = _constant_table(own_share)
-        self._alias = tf.Variable(alias, trainable=False)
+        self._shares = constant_table(weights / weights.sum())
+        self._own_share = constant_table(own_share)
+        self._alias = constant_table(alias)
 
     def draw(self, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
         """Returns int32 ids of that shape."""
@@ -106,7 +110,7 @@ def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return own_share, alias
 
 
-def _item_counts(counts: np.ndarray) -> np.ndarray:
+def item_counts(counts: np.ndarray) -> np.ndarray:
     """Returns the counts as float64, those of no items 0."""
     counts = np.array(counts, np.float64)
     counts[:FIRST_ITEM_INDEX] = 0
@@ -117,6 +121,8 @@ def _item_counts(counts: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _constant_table(values: np.ndarray) -> tf.Variable:
-    """A variable, since a constant would be written into every graph."""
-    return tf.Variable(values.astype(np.float32), trainable=False)
+def constant_table(values: np.ndarray) -> tf.Variable:
+    """Returns values as a variable; a constant would be in every graph."""
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    return tf.Variable(values, trainable=False)

@@ -13,6 +13,8 @@ Sources, for a batch with targets t₁ … t_m (padding left out) and N negative
   https://doi.org/10.1145/3366424.3386195). Whichever source an item came
   from, it is expected as often as both together expect it: k is the sum.
 
+With `trained_only` the items that were never counted are none of these.
+
 The cost of a draw does not depend on the number of items.
 """
 
@@ -24,7 +26,12 @@ import numpy as np
 import tensorflow as tf
 
 from recsys.data.vocabulary import FIRST_ITEM_INDEX
-from recsys.item_shares import AliasTable, CountedFrequencies
+from recsys.item_shares import (
+    AliasTable,
+    CountedFrequencies,
+    constant_table,
+    item_counts,
+)
 
 # What `NegativeSampler` can draw from.
 SOURCES = ("in_batch", "uniform", "popularity", "mixed")
@@ -99,6 +106,9 @@ class NegativeSampler:
             correction). Without it popular negatives are pushed away too far.
         masks_known: Whether a row's own items, those of its history and its
             targets, are no negatives of the row.
+        trained_only: Whether items of count 0 are no negatives. Those that
+            have features would only be pushed down, and their features with
+            them.
 
     Raises:
         ValueError: An argument is out of its range, or `counts` are missing.
@@ -115,6 +125,7 @@ class NegativeSampler:
         per_row: bool = False,
         corrected: bool = True,
         masks_known: bool = False,
+        trained_only: bool = False,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(
@@ -136,10 +147,11 @@ class NegativeSampler:
         if frequencies is None and reads_batch and counts is not None:
             frequencies = CountedFrequencies(counts)
         if (frequencies is None and reads_batch) or (
-            counts is None and source == "popularity"
+            counts is None and (source == "popularity" or trained_only)
         ):
             raise ValueError(
-                f"`counts` must be given with source={source!r}. Received: None"
+                f"`counts` must be given with source={source!r} and "
+                f"trained_only={trained_only}. Received: None"
             )
         self.source = source
         self.num_negatives = num_negatives
@@ -150,13 +162,18 @@ class NegativeSampler:
             "mixed": (num_negatives // 2, num_negatives - num_negatives // 2),
         }[source]
         self._num_items = vocabulary_size - FIRST_ITEM_INDEX
+        self._trained_ids: tf.Variable | None = None
+        if counts is not None and trained_only:
+            ids = np.flatnonzero(item_counts(counts))
+            self._trained_ids = constant_table(ids.astype(np.int32))
+            self._num_items = len(ids)
         self._frequencies = frequencies if reads_batch else None
         self._per_row = per_row
         self._corrected = corrected
         self._masks_known = masks_known
         self._alias: AliasTable | None = None
         if source == "popularity" and counts is not None:
-            self._alias = AliasTable(counts)
+            self._alias = AliasTable(counts, trained_only)
 
     def draw(self, batch: dict[str, tf.Tensor], seed: Any) -> Negatives:
         """Draws the negatives of a batch.
@@ -211,13 +228,12 @@ class NegativeSampler:
         return counts + self._num_in_batch * others * shares
 
     def _uniform(self, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform(
-            shape,
-            seed,
-            minval=FIRST_ITEM_INDEX,
-            maxval=FIRST_ITEM_INDEX + self._num_items,
-            dtype=tf.int32,
+        places = tf.random.stateless_uniform(
+            shape, seed, minval=0, maxval=self._num_items, dtype=tf.int32
         )
+        if self._trained_ids is not None:
+            return tf.gather(self._trained_ids, places)
+        return places + FIRST_ITEM_INDEX
 
 
 def _choose(values: tf.Tensor, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:

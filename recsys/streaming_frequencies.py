@@ -32,8 +32,9 @@ class StreamingFrequencies(keras.layers.Layer):
     which counts time in batches, so that an item which is in every batch could
     not be told from one that is ten times in each.
 
-    The state is in weights: it is part of checkpoints and files. The cost of
-    an update grows with the batch alone.
+    The state is in the weights of this layer, which a `NegativeSampler` that
+    it is given to does not make part of the model: save it beside the model.
+    The cost of an update grows with the batch alone.
 
     Args:
         num_buckets: Places of each hash function; several times the number

@@ -287,7 +287,7 @@ def logits_per_target(config: TrainConfig, data: PreparedData) -> int:
     if uses_sampled_softmax(config, data.vocabulary.num_items):
         return 1 + config.num_negatives
     if config.item_features:
-        return len(trained_items(data.split.train, data.vocabulary.size))
+        return len(trained_items(data.vocabulary))
     return data.vocabulary.num_items
 
 

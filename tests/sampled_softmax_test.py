@@ -337,6 +337,28 @@ class DrawTest(parameterized.TestCase):
                 rtol=1e-6,
             )
 
+    # As above, with item 5 left out.
+    @parameterized.parameters(
+        ("uniform", [1 / 3] * 3, [6000 / 3] * 3),
+        ("popularity", [p / 13 for p in (7, 4, 2)], None),
+        (
+            "mixed",
+            [(share + 1 / 3) / 2 for share in (0.5, 0.25, 0.25)],
+            [3000 * 0.75 * p + 3000 / 3 for p in (0.6, 0.3, 0.1)],
+        ),
+    )
+    def test_trained_items_alone(self, source, shares, expected):
+        negatives = self._draw(source, num_negatives=6000, trained_only=True)
+        drawn = np.bincount(negatives.ids, minlength=6) / 6000
+        np.testing.assert_allclose(drawn[2:5], shares, atol=0.03)
+        self.assertEqual(drawn[:2].sum() + drawn[5], 0)
+        expected = np.array(expected or np.multiply(6000, shares))
+        np.testing.assert_allclose(
+            np.exp(negatives.log_expected_counts),
+            expected[negatives.ids - 2],
+            rtol=1e-5,
+        )
+
     @parameterized.parameters(
         ("in_batch", [0.5, 0.25, 0.25, 0]),
         ("uniform", [0.25] * 4),
@@ -397,6 +419,11 @@ class DrawTest(parameterized.TestCase):
         ({"counts": np.ones(5)}, "`counts` must have 6 entries. Received: 5"),
         ({"source": "popularity"}, "`counts` must be given with"),
         ({"source": "mixed"}, "`counts` must be given with"),
+        ({"trained_only": True}, "`counts` must be given .*trained_only=True"),
+        (
+            {"trained_only": True, "counts": np.zeros(6)},
+            "`counts` must hold at least one interaction",
+        ),
         (
             {"source": "mixed", "counts": np.zeros(6)},
             "`counts` must hold at least one interaction",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -93,6 +95,17 @@ class StreamingFrequenciesTest(parameterized.TestCase):
         ids = tf.range(2, 10)
         np.testing.assert_array_equal(layer(ids), other(ids))
         self.assertEqual(layer.trainable_weights, [])
+
+    def test_a_checkpoint_beside_the_model(self):
+        layer, other = (StreamingFrequencies(50) for _ in range(2))
+        layer.update(tf.constant([2, 3, 3]))
+        other.build()
+        path = self.enterContext(tempfile.TemporaryDirectory()) + "/state"
+        tf.train.Checkpoint(frequencies=layer).write(path)
+        status = tf.train.Checkpoint(frequencies=other).read(path)
+        status.assert_consumed()
+        for one, two in zip(layer.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(one, two)
 
     def test_config_round_trip(self):
         layer = StreamingFrequencies(50, 3, 0.5, 10.0, name="mine")

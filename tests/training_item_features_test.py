@@ -117,6 +117,20 @@ class TrainTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(one, two, one.path)
 
+    def test_an_unseen_item_is_no_negative(self):
+        config = self.config(loss="sampled_softmax", negatives="uniform")
+        trainer = Trainer(
+            config, Workdir(self.folder), build_data(config), verbose=False
+        )
+        table = trainer.model.candidate_tower.embedding.embeddings
+        before = table.numpy()
+        for batch in trainer.batches(epoch=0).take(5):
+            trainer.train_step(batch)
+        moved = np.flatnonzero((table.numpy() != before).any(axis=1))
+        new = trainer._recommender.vocabulary.encode(["new"])
+        self.assertGreater(len(moved), 10)
+        self.assertNotIn(new[0], moved)
+
     def test_a_model_of_ids_reads_no_features(self):
         config = self.config(item_features=None)
         # As another run may have left it, in a folder that holds no run now.

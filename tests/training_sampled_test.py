@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 import recsys
 from recsys import negative_sampling
+from recsys.data import pipeline
 from recsys.errors import InputError
 from recsys.training import build, config, trainer
 from recsys.training.checkpoints import checkpoint_paths
@@ -89,6 +90,17 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(whole.keys(), resumed.keys())
         for name, value in whole.items():
             np.testing.assert_array_equal(value, resumed[name])
+
+    def test_each_epoch_is_planned_once(self):
+        plan = pipeline.plan_epoch
+        with mock.patch.object(pipeline, "plan_epoch", wraps=plan) as planned:
+            trainer.train(
+                self._config(encoder="mean_pooling", num_epochs=2),
+                self.folder / "run",
+                verbose=False,
+            )
+        epochs = [call.kwargs["epoch"] for call in planned.call_args_list]
+        self.assertEqual(epochs, [0, 1])
 
     def test_learns_and_says_what_was_chosen(self):
         errors = io.StringIO()

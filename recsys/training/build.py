@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.data.item_features import ItemEncoder
-from recsys.data.sequences import Sequences
+from recsys.data.prepare import PreparedData, train_counts
 from recsys.data.shards import ShardedSequences
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
+from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from recsys.models.history_encoders import (
     GRUEncoder,
     MeanPooling,
@@ -73,9 +73,7 @@ def build_item_features(
 
 
 def initialize_table(
-    config: TrainConfig,
-    model: TwoTower,
-    sequences: Sequences | ShardedSequences,
+    config: TrainConfig, model: TwoTower, data: PreparedData
 ) -> None:
     """Starts the item table from co-occurrences, if so configured.
 
@@ -86,12 +84,12 @@ def initialize_table(
     Args:
         config: The configuration.
         model: A built model.
-        sequences: The training sequences. Of shards a group is read: some
-            millions of interactions of users drawn at random.
+        data: What is trained on. Of shards a group is read: some millions of
+            interactions of users drawn at random.
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
-        counted = sequences
+        counted = data.split.train
         if isinstance(counted, ShardedSequences):
             rng = np.random.default_rng(config.seed)
             counted = counted.read(counted.groups(rng)[0])
@@ -102,16 +100,13 @@ def initialize_table(
         table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
     features = model.candidate_tower.item_features
     if features is not None:
-        trained = trained_items(sequences, table.shape[0])
+        trained = trained_items(data.vocabulary)
         table.assign(explain_rows(features, table.numpy(), trained))
 
 
-def trained_items(
-    sequences: Sequences | ShardedSequences, vocabulary_size: int
-) -> np.ndarray:
-    """Returns the items of the training sequences, int32, rising."""
-    counts = sequences.item_counts(vocabulary_size)
-    return np.flatnonzero(counts).astype(np.int32)
+def trained_items(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the items with training interactions, int32, rising."""
+    return np.flatnonzero(train_counts(vocabulary)).astype(np.int32)
 
 
 def uses_sampled_softmax(config: TrainConfig, num_items: int) -> bool:
@@ -149,6 +144,7 @@ def build_negative_sampler(
         per_row=config.negatives_per_row,
         corrected=config.logq_correction,
         masks_known=config.mask_known_items,
+        trained_only=bool(config.item_features),
     )
 
 

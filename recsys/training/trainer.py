@@ -131,6 +131,7 @@ class Trainer:
         self._folder = folder
         self._data = data
         self._verbose = verbose
+        self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps the values of that one's features.
         saved = folder.item_features
@@ -148,9 +149,7 @@ class Trainer:
                 config.embedding_dim,
             )
             # What is never a target would be pushed down, and its features.
-            self._candidate_ids = tf.constant(
-                trained_items(data.split.train, data.vocabulary.size)
-            )
+            self._candidate_ids = tf.constant(trained_items(data.vocabulary))
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features
         )
@@ -184,7 +183,7 @@ class Trainer:
         progress = self.checkpoints.restore()
         if progress is None:
             progress = Progress()
-            initialize_table(self._config, self.model, self._data.split.train)
+            initialize_table(self._config, self.model, self._data)
         if self._verbose:
             show_start(progress, self._config.num_epochs)
             if not progress.finished:
@@ -310,10 +309,15 @@ class Trainer:
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
-        return pipeline.plan_epoch(
-            self._data.split.train,
-            max_length=self._config.max_history_length,
-            positions_per_batch=self._config.positions_per_batch,
-            seed=self._config.seed,
-            epoch=epoch,
-        )
+        """Plans an epoch; the last plan is kept."""
+        if self._kept_plan is None or self._kept_plan[0] != epoch:
+            self._kept_plan = None  # Not two in memory.
+            plan = pipeline.plan_epoch(
+                self._data.split.train,
+                max_length=self._config.max_history_length,
+                positions_per_batch=self._config.positions_per_batch,
+                seed=self._config.seed,
+                epoch=epoch,
+            )
+            self._kept_plan = (epoch, plan)
+        return self._kept_plan[1]
