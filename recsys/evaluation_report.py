@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recsys.data.files import can_write
 from recsys.errors import InputError
 from recsys.evaluation.report import (
     ReportData,
@@ -31,10 +31,7 @@ def check_report(report: str) -> None:
         InputError: One of the two cannot be.
     """
     check_matplotlib()
-    existing = pathlib.Path(report).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not report or not existing.is_dir() or not os.access(existing, os.W_OK):
+    if not report or not can_write(pathlib.Path(report)):
         raise InputError(
             "--report must be a folder that can be written. "
             f"Received: {report!r}"

@@ -92,6 +92,7 @@ def _prepare(
     workdir: pathlib.Path, output: pathlib.Path, values: dict[str, Any]
 ) -> None:
     """Makes the new workdir, unless this command has made it before."""
+    from recsys.data.files import can_write, is_new_or_empty
     from recsys.training import files
     from recsys.training.growth import grow_data
     from recsys.training.workdir import Workdir, differences
@@ -112,9 +113,15 @@ def _prepare(
                 f"other {differing}"
             )
         return
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_new_or_empty(output):
         raise InputError(
             "--output_workdir must be a new or empty folder. "
+            f"Received: {str(output)!r}"
+        )
+    # It is made beside, and moved there when it is complete.
+    if not can_write(output.absolute().parent):
+        raise InputError(
+            "--output_workdir must be a folder that can be written. "
             f"Received: {str(output)!r}"
         )
     config = old.read_config()

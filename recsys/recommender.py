@@ -165,7 +165,8 @@ class Recommender:
             tf.raw_ops.DisableCopyOnRead(
                 resource=tower.embedding.embeddings.handle
             )
-        return np.asarray(tower.all_candidates())
+        vectors = np.asarray(tower.all_candidates())
+        return vectors.astype(np.float32, copy=False)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Scores every item for each history.

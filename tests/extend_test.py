@@ -440,6 +440,7 @@ class CommandTest(parameterized.TestCase):
         (["--workdir=/nowhere"], "no such folder"),
         (["--data=/nowhere.csv"], "of a file or folder that exists"),
         (["--num_epochs=0"], "--num_epochs must be at least 1"),
+        ([f"--output_workdir={__file__}/x"], "folder that can be written"),
     )
     def test_mistakes(self, arguments, message):
         output = f"--output_workdir={self.folder / 'other'}"

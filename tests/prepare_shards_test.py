@@ -66,6 +66,7 @@ class CommandTest(parameterized.TestCase):
         ("--data=/no/such/log", "/no/such/log"),
         ("--data=", "--data"),
         ("--output=", "--output"),
+        (f"--output={__file__}/x", "folder that can be written"),
     )
     def test_mistakes_are_told_in_a_line(self, flag, named):
         flags = [flag] if "workers" in flag else ["--num_workers=1", flag]

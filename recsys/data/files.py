@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import os
 import pathlib
 import zipfile
 import zlib
@@ -114,6 +115,21 @@ def header(file: Traversable) -> tuple[list[str], str]:
     if not first.count(delimiter):
         delimiter = ","
     return next(csv.reader([first], delimiter=delimiter)), delimiter
+
+
+def is_new_or_empty(folder: pathlib.Path) -> bool:
+    """Whether a folder is not there yet, or has nothing in it."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def can_write(folder: pathlib.Path) -> bool:
+    """Whether a folder can be written, or be made where it is missing."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from recsys.data import files
 from recsys.data import shard_preparation as steps
 from recsys.data.log_blocks import Unit
 from recsys.data.shards import Manifest
@@ -186,10 +187,15 @@ def check_output(output: pathlib.Path) -> None:
     """Checks that a folder may be filled.
 
     Raises:
-        InputError: It is no folder, or not empty.
+        InputError: It is no folder, not empty, or cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not files.is_new_or_empty(output):
         raise InputError(
             "--output must be a new or an empty folder. "
+            f"Received: {str(output)!r}"
+        )
+    if not files.can_write(output):
+        raise InputError(
+            "--output must be a folder that can be written. "
             f"Received: {str(output)!r}"
         )

@@ -107,22 +107,19 @@ def check_output(output: pathlib.Path) -> None:
     Raises:
         InputError: It cannot, or would replace something else.
     """
-    is_taken = output.exists() and not (
-        output.is_dir()
-        and ((output / MANIFEST).is_file() or not any(output.iterdir()))
-    )
-    if is_taken:
+    # Not above: `--help` names the formats, without NumPy and Arrow.
+    from recsys.data.files import can_write, is_new_or_empty
+
+    if not is_new_or_empty(output) and not (output / MANIFEST).is_file():
         raise InputError(
             "--output must be a new or empty folder, or an earlier export, "
             f"which is replaced. Received: {str(output)!r}"
         )
-    existing = output.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
+    # It is made beside, and moved there when it is complete.
+    if not can_write(output.absolute().parent):
         raise InputError(
-            f"--output must be a folder. Received: {str(output)!r}, where "
-            f"{existing} is a file"
+            "--output must be a folder that can be written. "
+            f"Received: {str(output)!r}"
         )
 
 

@@ -25,7 +25,7 @@ def write_parquet(recommender: Recommender, folder: pathlib.Path) -> None:
         recommender: The model with its vocabulary.
         folder: The folder to write it into.
     """
-    vectors = _vectors(recommender)
+    vectors = recommender.item_vectors()[FIRST_ITEM_INDEX:]
     items = recommender.vocabulary.items
     columns = {"item_id": items["item_id"]}
     if "title" in items.column_names:
@@ -50,7 +50,7 @@ def check_parquet(recommender: Recommender, folder: pathlib.Path) -> None:
     vectors = np.concatenate(
         [chunk.flatten().to_numpy() for chunk in table["vector"].chunks]
     )
-    own = _vectors(recommender)
+    own = recommender.item_vectors()[FIRST_ITEM_INDEX:]
     _check_equal(vectors.reshape(own.shape), own, "Parquet: vectors")
     for name in table.column_names[:-1]:
         if not table[name].equals(recommender.vocabulary.items[name]):
@@ -89,17 +89,12 @@ def check_numpy(recommender: Recommender, folder: pathlib.Path) -> None:
 def _arrays(recommender: Recommender) -> dict[str, np.ndarray]:
     vocabulary = recommender.vocabulary
     arrays = {
-        "vectors": _vectors(recommender),
+        "vectors": recommender.item_vectors()[FIRST_ITEM_INDEX:],
         "item_ids": vocabulary.item_ids.astype(str),
     }
     if vocabulary.titles is not None:
         arrays["titles"] = np.array([each or "" for each in vocabulary.titles])
     return arrays
-
-
-def _vectors(recommender: Recommender) -> np.ndarray:
-    """Returns `[num_items, embedding_dim]` float32."""
-    return recommender.item_vectors()[FIRST_ITEM_INDEX:].astype(np.float32)
 
 
 def _check_equal(got: np.ndarray, own: np.ndarray, what: str) -> None:

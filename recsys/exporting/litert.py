@@ -135,7 +135,7 @@ def _device_function(
     popularity = recommender.popularity[np.newaxis]
     baked = None
     if model.candidate_tower.item_features is not None:
-        baked = recommender.item_vectors().astype(np.float32)
+        baked = recommender.item_vectors()
 
     @tf.function(
         input_signature=[tf.TensorSpec([1, length], tf.int32, "history")]

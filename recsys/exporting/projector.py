@@ -33,7 +33,7 @@ def write_projector(recommender: Recommender, folder: pathlib.Path) -> None:
         recommender: The model with its vocabulary.
         folder: The folder to write them into.
     """
-    vectors = _vectors(recommender)
+    vectors = recommender.item_vectors()[FIRST_ITEM_INDEX:]
     # Nine digits tell every two float32 apart.
     np.savetxt(folder / "vectors.tsv", vectors, "%.9g", delimiter="\t")
     tsv.write(folder / "metadata.tsv", _metadata(recommender))
@@ -53,7 +53,8 @@ def check_projector(recommender: Recommender, folder: pathlib.Path) -> None:
     vectors = np.loadtxt(
         folder / "vectors.tsv", np.float32, delimiter="\t", ndmin=2
     )
-    if not np.array_equal(vectors, _vectors(recommender)):
+    own = recommender.item_vectors()[FIRST_ITEM_INDEX:]
+    if not np.array_equal(vectors, own):
         raise MismatchError("projector: vectors differ from the model's")
     with (folder / "metadata.tsv").open(encoding="utf-8") as file:
         num_lines = sum(1 for _ in file)
@@ -62,10 +63,6 @@ def check_projector(recommender: Recommender, folder: pathlib.Path) -> None:
             f"projector: {num_lines - 1} items are described, not "
             f"{len(vectors)}"
         )
-
-
-def _vectors(recommender: Recommender) -> np.ndarray:
-    return recommender.item_vectors()[FIRST_ITEM_INDEX:].astype(np.float32)
 
 
 def _metadata(recommender: Recommender) -> dict[str, Iterable[object]]:

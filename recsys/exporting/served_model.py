@@ -57,7 +57,7 @@ class ServedModel:
             tf.lookup.KeyValueTensorInitializer(self._ids, indices),
             default_value=UNKNOWN_INDEX,
         )
-        vectors = recommender.item_vectors().astype(np.float32)
+        vectors = recommender.item_vectors()
         self._norms = tf.constant(np.linalg.norm(vectors, axis=1))
         self._baked: tf.Variable | None = None
         if model.candidate_tower.item_features is not None:

@@ -10,22 +10,17 @@ _BREAKS = re.compile(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 def write(
-    path: str | os.PathLike[str],
-    columns: Mapping[str, Iterable[object]],
-    *,
-    with_heading: bool = True,
+    path: str | os.PathLike[str], columns: Mapping[str, Iterable[object]]
 ) -> None:
-    """Writes columns of equal length.
+    """Writes columns of equal length, below a line of their headings.
 
     Args:
         path: The file to write.
         columns: Values by heading. None becomes nothing; tabs and line breaks
             in a text become a blank, since there is no way to quote them.
-        with_heading: Whether the first line names the columns.
     """
     with open(path, "w", encoding="utf-8") as file:
-        if with_heading:
-            file.write("\t".join(columns) + "\n")
+        file.write("\t".join(columns) + "\n")
         for row in zip(*columns.values(), strict=True):
             cells = ("" if cell is None else str(cell) for cell in row)
             file.write("\t".join(_BREAKS.sub(" ", c) for c in cells) + "\n")

@@ -144,7 +144,7 @@ def ask_model(
         items=items,
         scores=scores,
         user_vectors=recommender.user_vectors(flat, offsets),
-        item_vectors=recommender.item_vectors().astype(np.float32),
+        item_vectors=recommender.item_vectors(),
         popularity=recommender.popularity,
         tolerance=_HALF_PRECISION_TOLERANCE if is_half else _TOLERANCE,
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
+from recsys.data.files import can_write
 from recsys.data.prepare import same_training_items
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
@@ -96,10 +96,7 @@ class Workdir:
                 "--steps_before must be left to recsys.extend, for whose runs "
                 f"it counts. Received: {config.steps_before}"
             )
-        existing = self.path
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
+        if not can_write(self.path):
             raise InputError(
                 "`workdir` must be a folder that can be written. "
                 f"Received: {self.path}"
