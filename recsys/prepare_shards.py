@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recsys.command_line import Command
 from recsys.config_flags import add_config_flags
+from recsys.data.choices import HELD_OUT_BY_USER
 from recsys.errors import InputError
 from recsys.training.config import SOURCE_FIELDS
 
@@ -31,9 +32,13 @@ COMMAND = Command(
         "      --beam=--project=… --beam=--region=…",
     ],
 )
-add_config_flags(
-    COMMAND,
-    [*SOURCE_FIELDS, "min_rating", "repeats", "split"],
+add_config_flags(COMMAND, [*SOURCE_FIELDS, "min_rating", "repeats"])
+COMMAND.add_flag(
+    str,
+    "split",
+    f"What is held out: {', '.join(HELD_OUT_BY_USER)}, the splits that look "
+    "at one user at a time. Default: leave_last_out.",
+    group="Data",
 )
 COMMAND.add_flag(
     str,

@@ -54,6 +54,13 @@ class CommandTest(parameterized.TestCase):
             ["manifest.json", "vocabulary.parquet", "sequences", "queries"],
         )
 
+    def test_help_offers_what_there_is(self):
+        code, output, _ = self.run_command("out", "--help")
+        self.assertEqual(code, 0)
+        self.assertIn("leave_last_out, validation_only", output)
+        for split in ("temporal", "held_out"):
+            self.assertNotIn(split, output)
+
     @parameterized.parameters(
         ("--num_shards=0", "num_shards"),
         ("--num_queries=-1", "num_queries"),

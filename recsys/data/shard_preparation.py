@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.data import shards
-from recsys.data.choices import REPEATS
+from recsys.data.choices import HELD_OUT_BY_USER, REPEATS
 from recsys.data.id_index import string_hashes
 from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.prepare import TRAIN_COUNT
 from recsys.data.sequences import Sequences, build_sequences, offsets_of
-from recsys.data.splits import BY_USER, num_held_out
+from recsys.data.splits import num_held_out
 from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from recsys.errors import InputError
 
@@ -49,7 +49,7 @@ class Options:
             made: a million interactions are a good size.
         num_queries: How many users are asked, drawn by a hash of their ids;
             0 asks all.
-        split: One of `splits.BY_USER`.
+        split: One of `HELD_OUT_BY_USER`.
         min_rating: The lowest rating that counts; None counts all.
         repeats: Which of several interactions of one user with one item
             stays.
@@ -75,7 +75,10 @@ class Options:
                 f"--num_queries must be at least 0. Received: "
                 f"{self.num_queries}"
             )
-        for name, choices in (("split", tuple(BY_USER)), ("repeats", REPEATS)):
+        for name, choices in (
+            ("split", tuple(HELD_OUT_BY_USER)),
+            ("repeats", REPEATS),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"--{name} of shards must be one of {', '.join(choices)}. "

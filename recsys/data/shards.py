@@ -98,9 +98,10 @@ class ShardedSequences:
         users_per_shard: `[num_shards]` int64.
         interactions_per_shard: `[num_shards]` int64.
         counts: `[vocabulary_size]` int64, interactions with each item.
-        group_interactions: Shards are read in groups of at least so many
-            interactions, out of which batches are drawn. Two groups are in
-            memory at a time, of 4 bytes an interaction each.
+        group_interactions: Shards are read in groups of about so many
+            interactions, fewer than these and a shard's, out of which batches
+            are drawn. Two groups are in memory at a time, of 4 bytes an
+            interaction each.
     """
 
     paths: tuple[pathlib.Path, ...]

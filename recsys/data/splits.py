@@ -12,6 +12,7 @@ import dataclasses
 
 import numpy as np
 
+from recsys.data.choices import HELD_OUT_BY_USER
 from recsys.data.sequences import (
     Sequences,
     concatenated_ranges,
@@ -153,7 +154,7 @@ def validation_only(sequences: Sequences) -> Split:
     )
 
 
-# The splits that look at one user at a time.
+# The splits of `HELD_OUT_BY_USER`.
 BY_USER = {
     "leave_last_out": leave_last_out,
     "validation_only": validation_only,
@@ -164,14 +165,13 @@ def num_held_out(split: str, lengths: np.ndarray) -> np.ndarray:
     """Says how many interactions a split that is each user's own holds out.
 
     Args:
-        split: "leave_last_out" or "validation_only".
+        split: One of `HELD_OUT_BY_USER`.
         lengths: `[num_users]` int64, the interactions of each user.
 
     Returns:
         `[num_users]` int64, how many of the last are not trained on.
     """
-    most = {"leave_last_out": 2, "validation_only": 1}[split]
-    return np.clip(lengths - 1, 0, most)
+    return np.clip(lengths - 1, 0, HELD_OUT_BY_USER[split])
 
 
 def temporal(
