@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 from absl.testing import absltest, parameterized
+from commands import run
 
 from recsys import config_flags, evaluate, recommend, train
 from recsys.command_line import Command
@@ -20,14 +21,6 @@ from recsys.training.config import TrainConfig, make_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = {"train": train, "evaluate": evaluate, "recommend": recommend}
-
-
-def run(module, *arguments):
-    """Returns exit code, standard output and standard error of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = module.COMMAND.run(module.main, arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:

@@ -19,20 +19,13 @@ import h5py
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
+from commands import run
 
 import recsys
 from recsys import evaluate, recommend, train
 from recsys.training.checkpoints import checkpoint_paths
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run(module, *arguments):
-    """Returns exit code, standard output and standard error of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = module.COMMAND.run(module.main, arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 def write_log(path: pathlib.Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import pathlib
 import subprocess
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from commands import run
 
 import recsys
 from recsys import export
@@ -83,14 +82,6 @@ def write_workdir(recommender: Recommender, path: pathlib.Path) -> None:
     recommender.model.save(workdir.model)
 
 
-def run(*arguments) -> tuple[int, str, str]:
-    """Returns exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = export.COMMAND.run(export.main, arguments)
-    return code, out.getvalue(), err.getvalue()
-
-
 class Exported:
     """An export of all formats, made once, by the command."""
 
@@ -104,7 +95,7 @@ class Exported:
         write_workdir(self.recommender, workdir)
         self.output = folder / "export"
         code, self.out, self.err = run(
-            f"--workdir={workdir}", f"--output={self.output}"
+            export, f"--workdir={workdir}", f"--output={self.output}"
         )
         if code:
             raise AssertionError(self.err)
@@ -594,6 +585,7 @@ class MistakesTest(parameterized.TestCase):
 
     def run_export(self, *arguments, formats="numpy"):
         return run(
+            export,
             f"--workdir={self.workdir}",
             f"--output={self.output}",
             f"--formats={formats}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import pathlib
 import tempfile
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from commands import run
 
 import recsys
 from recsys import evaluate, extend, train
@@ -204,13 +203,6 @@ class ScheduleTest(absltest.TestCase):
         again = LaterSchedule.from_config(schedule.get_config())
         for step, expected in ((100, 0.0), (102, 0.5), (104, 1.0), (109, 0.5)):
             self.assertAlmostEqual(float(again(step)), expected, places=6)
-
-
-def run(module, *arguments) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = module.COMMAND.run(module.main, arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 def write_csv(path: pathlib.Path, num_items: int, begin: int) -> None:

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import pathlib
 import tempfile
 import unittest
 
 from absl.testing import absltest, parameterized
+from commands import run
 
 from recsys import prepare_shards
 from recsys.data import shards
@@ -24,21 +23,13 @@ class CommandTest(parameterized.TestCase):
 
     def run_command(self, output, *arguments, data=LOG):
         """Returns the exit code, standard output and standard error."""
-        texts = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(texts[0]),
-            contextlib.redirect_stderr(texts[1]),
-        ):
-            code = prepare_shards.COMMAND.run(
-                prepare_shards.main,
-                [
-                    f"--data={data}",
-                    f"--output={self.folder / output}",
-                    "--num_shards=3",
-                    *arguments,
-                ],
-            )
-        return code, *(text.getvalue() for text in texts)
+        return run(
+            prepare_shards,
+            f"--data={data}",
+            f"--output={self.folder / output}",
+            "--num_shards=3",
+            *arguments,
+        )
 
     def test_says_what_there_is_and_what_to_do_next(self):
         code, output, _ = self.run_command(
