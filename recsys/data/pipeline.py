@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from recsys.data.parts import Part, PartOfGroup, own_rows, read_group
 from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
 from recsys.data.shards import ShardedSequences
 from recsys.data.tf_options import without_autotune
@@ -223,6 +224,7 @@ def train_dataset(
     plan: EpochPlan,
     *,
     first_step: int = 0,
+    part: Part | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
@@ -234,23 +236,24 @@ def train_dataset(
         plan: The epoch's batches.
         first_step: How many batches to pass over; groups that end before it
             are not read.
+        part: Which of several processes this is, each of which makes some
+            rows of every batch; None for the only one.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
         `[rows, length]` int32, padded with 0 on the right; a target is 0
-        where nothing is to be learned.
+        where nothing is to be learned. With `part` also `places`, `[rows]`
+        int64, which rows of the whole batch these are, and `num_rows`, int64,
+        how many rows that has.
     """
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
         passed_over = first_step
         for group, num_batches in enumerate(plan.num_batches):
             if passed_over < num_batches:
-                if isinstance(sequences, Sequences):
-                    items, offsets = sequences.items, sequences.offsets
-                else:
-                    items, offsets = sequences.read_items(plan.shards[group])
-                batches = plan.plan_group(group, offsets)
-                yield _group_arrays(items, batches, passed_over)
+                own = read_group(sequences, plan.shards[group], part)
+                batches = plan.plan_group(group, own.offsets)
+                yield _group_arrays(own, batches, passed_over, part)
             passed_over = max(0, passed_over - num_batches)
 
     groups_ds = tf.data.Dataset.from_generator(
@@ -260,7 +263,9 @@ def train_dataset(
             for name, dtype in _GROUP_TYPES.items()
         },
     )
-    train_ds = groups_ds.prefetch(1).flat_map(_batches_of_group)
+    train_ds = groups_ds.prefetch(1).flat_map(
+        lambda group: _batches_of_group(group, with_places=part is not None)
+    )
     return without_autotune(train_ds.prefetch(8))
 
 
@@ -270,7 +275,9 @@ _GROUP_TYPES = {
     "ends": tf.int64,
     "first_targets": tf.int64,
     "rows": tf.int64,
+    "places": tf.int64,
     "offsets": tf.int64,
+    "sizes": tf.int64,
     "lengths": tf.int64,
     "first": tf.int64,
 }
@@ -281,29 +288,39 @@ _PARALLEL_CALLS = 2
 
 
 def _group_arrays(
-    items: np.ndarray, plan: GroupPlan, first: int
+    group: PartOfGroup, plan: GroupPlan, first: int, part: Part | None
 ) -> dict[str, np.ndarray]:
     """Returns all that the batches of a group are made from."""
-    windows = plan.windows
+    windows, offsets = plan.windows, plan.offsets
+    sizes = np.diff(offsets)
+    rows = plan.rows
+    places = np.arange(len(rows)) - np.repeat(offsets[:-1], sizes)
+    if part is not None:
+        own = own_rows(windows.earliest, rows, offsets, group.shard_ends, part)
+        rows, places = rows[own], places[own]
+        offsets = offsets_of(own)[offsets]
     return {
-        "items": items,
+        "items": group.items,
         # One more window, of padding only.
         "earliest": np.append(windows.earliest, 0),
         "ends": np.append(windows.ends, 0),
         "first_targets": np.append(windows.first_targets, 0),
-        "rows": plan.rows,
-        "offsets": plan.offsets,
+        "rows": rows,
+        "places": places,
+        "offsets": offsets,
+        "sizes": sizes,
         "lengths": plan.lengths,
         "first": np.array(first, np.int64),
     }
 
 
-def _batches_of_group(group: dict[str, tf.Tensor]) -> tf.data.Dataset:
+def _batches_of_group(
+    group: dict[str, tf.Tensor], with_places: bool
+) -> tf.data.Dataset:
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         items, length = group["items"], group["lengths"][step]
-        rows = group["rows"][
-            group["offsets"][step] : group["offsets"][step + 1]
-        ]
+        own = slice(group["offsets"][step], group["offsets"][step + 1])
+        rows = group["rows"][own]
         row_ends = tf.gather(group["ends"], rows)
         earliest = tf.gather(group["earliest"], rows)
         starts = tf.maximum(earliest, row_ends - length)
@@ -312,10 +329,14 @@ def _batches_of_group(group: dict[str, tf.Tensor]) -> tf.data.Dataset:
         first = tf.gather(group["first_targets"], rows)[:, tf.newaxis]
         learned = inside & (position + 1 >= first)
         position = tf.where(inside, position, 0)
-        return {
+        batch = {
             "history_ids": tf.where(inside, tf.gather(items, position), 0),
             "target_ids": tf.where(learned, tf.gather(items, position + 1), 0),
         }
+        if with_places:
+            batch["places"] = group["places"][own]
+            batch["num_rows"] = group["sizes"][step]
+        return batch
 
     num_batches = tf.size(group["lengths"], out_type=tf.int64)
     steps = tf.data.Dataset.range(group["first"], num_batches)
