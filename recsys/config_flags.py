@@ -67,6 +67,7 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "num_blocks": "Blocks of the self-attention encoder.",
         "num_heads": "Heads of each block; they divide embedding_dim.",
         "dropout": "Share of activations dropped in training.",
+        "item_dropout": "Share of a history's items hidden in training.",
         "table_init": (
             f"What the item table starts from: {', '.join(TABLE_INITS)}."
         ),

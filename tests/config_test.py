@@ -81,6 +81,7 @@ class TrainConfigTest(parameterized.TestCase):
         ("num_heads", 3, "must divide --embedding_dim=64. Received: 3"),
         ("dropout", -0.1, "must be at least 0. Received: -0.1"),
         ("dropout", 1.0, "must be below 1. Received: 1.0"),
+        ("item_dropout", 1.0, "must be below 1. Received: 1.0"),
         ("id_dropout", -0.1, "must be at least 0. Received: -0.1"),
         ("id_dropout", 1.0, "must be below 1. Received: 1.0"),
         ("adam_beta_2", 1.0, "must be below 1. Received: 1.0"),

@@ -124,6 +124,35 @@ class HistoryTowerTest(parameterized.TestCase):
             featured(ids) - plain(ids), [[0, 0, 0, 5.5]], rtol=1e-5
         )
 
+    def test_item_dropout_hides_whole_items_in_training(self):
+        keras.utils.set_random_seed(0)
+        table = _table()
+        tower = HistoryTower(
+            table, encoder=keras.layers.Identity(), item_dropout=0.25
+        )
+        ids = np.full((50, 40), 3)
+        seen = tower(ids, training=True, return_sequences=True).numpy()
+        row = table.embeddings.numpy()[3]
+        hidden = (seen == 0).all(axis=-1)
+        np.testing.assert_array_equal(
+            seen[~hidden], np.broadcast_to(row, (np.sum(~hidden), 4))
+        )
+        # 2,000 draws: a standard deviation is 0.01.
+        self.assertBetween(hidden.mean(), 0.21, 0.29)
+        again = tower(ids, training=True, return_sequences=True).numpy()
+        self.assertTrue((seen != again).any())
+        np.testing.assert_array_equal(
+            tower(ids, return_sequences=True),
+            np.broadcast_to(row, (50, 40, 4)),
+        )
+
+    @parameterized.parameters(-0.1, 1.0)
+    def test_item_dropout_out_of_range(self, share):
+        with self.assertRaisesRegex(
+            ValueError, f"`item_dropout` must .* below 1. Received: {share}$"
+        ):
+            HistoryTower(_table(), item_dropout=share)
+
     def test_default_encoder(self):
         self.assertIsInstance(
             HistoryTower(_table()).encoder, SelfAttentionEncoder

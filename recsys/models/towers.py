@@ -28,11 +28,15 @@ class HistoryTower(keras.layers.Layer):
             that is added to the item vectors before the encoder, or None.
         id_dropout: The share of positions at which training sees the
             features only, so that these learn to stand for an item alone.
+        item_dropout: The share of positions whose whole vector training hides
+            from the encoder, so that no single item decides alone. What is
+            left is not scaled up.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
-        ValueError: `id_dropout` is not within [0, 1), or without features.
+        ValueError: `id_dropout` or `item_dropout` is not within [0, 1), or
+            `id_dropout` is without features.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class HistoryTower(keras.layers.Layer):
         encoder: keras.layers.Layer | None = None,
         item_features: keras.layers.Layer | None = None,
         id_dropout: float = 0.0,
+        item_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,7 +53,8 @@ class HistoryTower(keras.layers.Layer):
         self.encoder = SelfAttentionEncoder() if encoder is None else encoder
         self.item_features = item_features
         self.id_dropout = _checked_dropout(id_dropout, item_features)
-        if id_dropout:
+        self.item_dropout = _checked_share("item_dropout", item_dropout)
+        if id_dropout or item_dropout:
             self._seeds = keras.random.SeedGenerator()
         self._encoder_arguments = set(
             inspect.signature(self.encoder.call).parameters
@@ -92,6 +98,8 @@ class HistoryTower(keras.layers.Layer):
         # to the vectors too, it would make Keras warn where it does not.
         vectors = tf.identity(self.embedding(ids))
         vectors = _with_features(self, vectors, ids, training)
+        if training and self.item_dropout:
+            vectors *= _kept(self, ids, self.item_dropout)
         last = _last_positions(mask)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
         if not return_sequences:
@@ -128,6 +136,7 @@ class HistoryTower(keras.layers.Layer):
             "encoder": layer_sharing.serialize(self.encoder),
             "item_features": layer_sharing.serialize(self.item_features),
             "id_dropout": self.id_dropout,
+            "item_dropout": self.item_dropout,
         }
 
     @classmethod
@@ -232,14 +241,18 @@ def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
     return embedding
 
 
+def _checked_share(name: str, share: float) -> float:
+    if not 0 <= share < 1:
+        raise ValueError(
+            f"`{name}` must be at least 0 and below 1. Received: {share}"
+        )
+    return share
+
+
 def _checked_dropout(
     id_dropout: float, item_features: keras.layers.Layer | None
 ) -> float:
-    if not 0 <= id_dropout < 1:
-        raise ValueError(
-            "`id_dropout` must be at least 0 and below 1. Received: "
-            f"{id_dropout}"
-        )
+    _checked_share("id_dropout", id_dropout)
     if id_dropout and item_features is None:
         raise ValueError(
             "`id_dropout` must be given with `item_features` only. Received: "
@@ -261,10 +274,16 @@ def _with_features(
     if training and tower.id_dropout:
         # Kept rows are not scaled up: what remains is what serving sees, an
         # item with a row or one without.
-        drawn = keras.random.uniform(tf.shape(ids), seed=tower._seeds)
-        kept = tf.cast(drawn >= tower.id_dropout, vectors.dtype)
-        vectors *= kept[..., tf.newaxis]
+        vectors *= _kept(tower, ids, tower.id_dropout)
     return vectors + tf.cast(tower.item_features(ids), vectors.dtype)
+
+
+def _kept(
+    tower: HistoryTower | CandidateTower, ids: tf.Tensor, dropout: float
+) -> tf.Tensor:
+    """Draws `[..., 1]`, 0 for the share of the ids to drop and 1 for others."""
+    drawn = keras.random.uniform(tf.shape(ids), seed=tower._seeds)
+    return tf.cast(drawn >= dropout, tower.compute_dtype)[..., tf.newaxis]
 
 
 def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:

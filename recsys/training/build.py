@@ -43,7 +43,12 @@ def build_model(
         features["item_features"] = item_features
         features["id_dropout"] = config.id_dropout
     model = TwoTower(
-        HistoryTower(table, encoder=_build_encoder(config), **features),
+        HistoryTower(
+            table,
+            encoder=_build_encoder(config),
+            item_dropout=config.item_dropout,
+            **features,
+        ),
         CandidateTower(table, **features),
     )
     model.build()

@@ -86,6 +86,8 @@ class TrainConfig:
     num_blocks: int = 2
     num_heads: int = 1
     dropout: float = 0.2
+    # How much of a history training hides from the encoder, in whole items.
+    item_dropout: float = 0.0
     # What the item table starts from: noise, or factors of what occurs near
     # what in the training set (see recsys.training.co_occurrence).
     table_init: str = "random"
@@ -163,7 +165,13 @@ class TrainConfig:
             raise InputError(
                 f"--seed must be at most {_HIGHEST_SEED}. Received: {self.seed}"
             )
-        for name in ("dropout", "id_dropout", "adam_beta_2", "weight_average"):
+        for name in (
+            "dropout",
+            "item_dropout",
+            "id_dropout",
+            "adam_beta_2",
+            "weight_average",
+        ):
             value = getattr(self, name)
             if not value < 1:
                 raise InputError(f"--{name} must be below 1. Received: {value}")
@@ -287,6 +295,7 @@ _LOWEST: dict[str, float] = {
     "num_blocks": 1,
     "num_heads": 1,
     "dropout": 0,
+    "item_dropout": 0,
     "id_dropout": 0,
     "max_history_length": 1,
     "num_negatives": 2,
@@ -316,9 +325,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "tfds:movielens/1m-ratings",
         "table_init": "co_occurrence",
         "embedding_dim": 128,
-        "dropout": 0.3,
-        "num_epochs": 16,
+        "item_dropout": 0.3,
+        "num_epochs": 40,
         "learning_rate": 0.002,
+        "patience": 10,
     },
 }
 
