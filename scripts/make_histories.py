@@ -1,7 +1,7 @@
 """Writes random histories over a model's items, to time batch recommend with.
 
     python scripts/make_histories.py --workdir=runs/movielens-small \
-        --num_histories=1000000 --output=histories.jsonl
+        --num_histories=50000 --output=histories.jsonl
     python -m recsys.recommend --workdir=runs/movielens-small \
         --histories=histories.jsonl --output=recommended.jsonl
 
