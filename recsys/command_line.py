@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from recsys.errors import InputError, MismatchError
+from recsys.errors import InputError, MismatchError, WorkerLostError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -161,7 +161,7 @@ class Command:
             return EXIT_FAILED
         except OSError as error:
             return self._fail(_describe(error), EXIT_FAILED)
-        except (FloatingPointError, MismatchError) as error:
+        except (FloatingPointError, MismatchError, WorkerLostError) as error:
             return self._fail(str(error), EXIT_FAILED)
         except MemoryError as error:
             text = f"not enough memory {error}".strip()

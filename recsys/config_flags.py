@@ -18,6 +18,7 @@ from recsys.training.config import (
     NEGATIVES,
     PRESETS,
     SPLITS,
+    STRATEGIES,
     TABLE_INITS,
     TABLE_OPTIMIZERS,
     TrainConfig,
@@ -118,6 +119,11 @@ FIELD_HELP: dict[str, dict[str, str]] = {
         "seed": "The same seed gives the same weights.",
     },
     "Execution": {
+        "strategy": (
+            f"Who trains: {', '.join(STRATEGIES)}: one process on one device, "
+            "one process on all of its GPUs, or the processes that the "
+            "environment variable TF_CONFIG names (docs/distributed.md)."
+        ),
         "jit_compile": (
             "Compile the step with XLA: faster on a GPU, slower on a CPU."
         ),

@@ -17,3 +17,10 @@ class MismatchError(RuntimeError):
 
     The command-line modules print it as one line and exit with code 1.
     """
+
+
+class WorkerLostError(RuntimeError):
+    """Another process of the run did not come, is gone, or does not fit.
+
+    The command-line modules print it as one line and exit with code 1.
+    """

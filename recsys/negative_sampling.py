@@ -58,6 +58,17 @@ class Negatives(NamedTuple):
         """Whether each row has negatives of its own."""
         return self.ids.shape.rank == 2
 
+    def of_places(self, places: tf.Tensor) -> Negatives:
+        """Returns the negatives of some rows, given their numbers."""
+        ids, counts, known = self
+        if known is not None:
+            known = tf.gather(known, places)
+        if self.is_per_row:
+            ids = tf.gather(ids, places)
+            if counts is not None:
+                counts = tf.gather(counts, places)
+        return Negatives(ids, counts, known)
+
     def of_rows(self, rows: slice) -> dict[str, tf.Tensor | None]:
         """Returns the arguments of `sampled_softmax` for some rows."""
         counts, known = self.log_expected_counts, self.known_ids

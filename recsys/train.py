@@ -57,19 +57,26 @@ def main(values: dict[str, Any]) -> int:
 def _train_and_report(config: TrainConfig, workdir: pathlib.Path) -> None:
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys.data.summary import describe
+    from recsys.training.cluster import cluster_of
     from recsys.training.inputs import build_data
     from recsys.training.workdir import Workdir
 
     folder = Workdir(workdir)
-    folder.check(config)
+    cluster = cluster_of(config)
+    is_chief = cluster is None or cluster.is_chief
+    if is_chief:
+        folder.check(config)
     data = build_data(config)
-    folder.check_data(data.vocabulary)
-    print(describe(data), flush=True)
+    if is_chief:
+        folder.check_data(data.vocabulary)
+        print(describe(data), flush=True)
     load_tensorflow()
 
     from recsys.training.trainer import train
 
     result = train(config, workdir, data=data)
+    if not is_chief:
+        return
     _report(config, result)
     print(_next_commands(workdir, data.vocabulary))
 

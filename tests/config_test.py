@@ -75,6 +75,7 @@ class TrainConfigTest(parameterized.TestCase):
         ("encoder", "lstm", "must be one of .* Received: 'lstm'"),
         ("repeats", "never", "must be one of .* Received: 'never'"),
         ("split", "random", "must be one of .* Received: 'random'"),
+        ("strategy", "horovod", "must be one of .* Received: 'horovod'"),
         ("embedding_dim", 0, "must be at least 1. Received: 0"),
         ("num_blocks", 0, "must be at least 1. Received: 0"),
         ("num_heads", 0, "must be at least 1. Received: 0"),
@@ -122,6 +123,15 @@ class TrainConfigTest(parameterized.TestCase):
             InputError, "must go with --split=temporal. Received: .*_last_out$"
         ):
             TrainConfig(**fields)
+
+    @parameterized.parameters("mirrored", "multi_worker")
+    def test_replicas_are_not_compiled(self, strategy):
+        with self.assertRaisesRegex(
+            InputError,
+            f"^--jit_compile must be false with --strategy={strategy}. "
+            "Received: true$",
+        ):
+            TrainConfig(jit_compile=True, strategy=strategy)
 
     def test_heads_are_for_attention_alone(self):
         config = TrainConfig(encoder="gru", num_heads=3)

@@ -99,13 +99,13 @@ def own_rows(
         part: The process.
 
     Returns:
-        `[num_rows]` boolean. Each row is one process's, save for padding,
-        which need not be made.
+        `[num_rows]` boolean. Each row is one process's.
     """
     if shard_ends is not None:
         # An empty shard ends where the one before it does.
         owner = np.searchsorted(shard_ends, earliest, "right") % part.count
-        return np.append(owner == part.index, False)[rows]
+        # Rows of padding are the first one's: optimizers see their negatives.
+        return np.append(owner == part.index, part.index == 0)[rows]
     sizes = np.diff(offsets)
     batch = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(rows)) - offsets[batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -94,14 +95,26 @@ class _InPieces(keras.initializers.Initializer):
             | keras.initializers.TruncatedNormal,
         ):
             return initializer(shape, dtype=dtype)
+        pieces = self._pieces(num_rows, columns, dtype)
+        if tf.distribute.has_strategy():
+            # A variable made here would be one of the strategy's, with copies.
+            return tf.concat([values for _, values in pieces], axis=0)
         table = tf.Variable(tf.zeros(shape, dtype), trainable=False)
+        for begin, values in pieces:
+            # Assigning to a slice would copy the table each time.
+            rows = tf.range(begin, begin + values.shape[0])
+            table.scatter_update(tf.IndexedSlices(values, rows))
+        return table.read_value_no_copy()
+
+    def _pieces(
+        self, num_rows: int, columns: int, dtype: Any
+    ) -> Iterator[tuple[int, tf.Tensor]]:
+        """Yields where each piece begins, and its values."""
+        initializer = self._initializer
         step = max(1, self._NUM_AT_ONCE // columns)
         for begin in range(0, num_rows, step):
             end = min(begin + step, num_rows)
-            values = initializer((end - begin, columns), dtype=dtype)
-            # Assigning to a slice would copy the table each time.
-            rows = tf.range(begin, end)
-            table.scatter_update(tf.IndexedSlices(values, rows))
+            yield begin, initializer((end - begin, columns), dtype=dtype)
             # An initializer returns the same values at each call.
             if isinstance(initializer.seed, int):
                 config = {
@@ -109,7 +122,6 @@ class _InPieces(keras.initializers.Initializer):
                     "seed": (initializer.seed + 1) % 2**31,
                 }
                 initializer = type(initializer).from_config(config)
-        return table.read_value_no_copy()
 
 
 @keras.saving.register_keras_serializable(package="recsys")

@@ -22,6 +22,7 @@ SPLITS = (
 SEEDED_SPLITS = ("held_out_users", "held_out_items")
 LOSSES = ("auto", "full_softmax", "sampled_softmax")
 NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
+STRATEGIES = ("single", "mirrored", "multi_worker")
 TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
 # The fields that say where a log is and how it is read, not what is kept.
 SOURCE_FIELDS = (
@@ -134,6 +135,9 @@ class TrainConfig:
     seed: int = 0
 
     # Execution.
+    # Who trains: this process on one device, this process on all of its GPUs,
+    # or the processes that TF_CONFIG names (see docs/distributed.md).
+    strategy: str = "single"
     # Compile the step with XLA: faster on a GPU, slower on a CPU.
     jit_compile: bool = False
     # Steps between checkpoints inside an epoch; each epoch ends with one.
@@ -148,6 +152,7 @@ class TrainConfig:
             ("loss", LOSSES),
             ("negatives", NEGATIVES),
             ("table_optimizer", TABLE_OPTIMIZERS),
+            ("strategy", STRATEGIES),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -185,6 +190,11 @@ class TrainConfig:
 
         self._check_temporal_fields()
         self._check_loss()
+        if self.jit_compile and self.strategy != "single":
+            raise InputError(
+                "--jit_compile must be false with "
+                f"--strategy={self.strategy}. Received: true"
+            )
 
     def _check_loss(self) -> None:
         if self.loss == "full_softmax":

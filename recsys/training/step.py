@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from recsys.models.two_tower import TwoTower
-from recsys.negative_sampling import NegativeSampler
+from recsys.negative_sampling import Negatives, NegativeSampler
 
 # What a step takes: rows and lengths differ between batches.
 BATCH_SIGNATURE = {
@@ -57,18 +59,40 @@ class TrainStep:
         """
         negatives = None
         if self._sampler is not None:
-            # The optimizer counts the steps, in checkpoints too.
-            step = tf.cast(self._optimizer.iterations, tf.int64)
-            seed = tf.stack([tf.constant(self._seed, tf.int64), step])
-            negatives = self._sampler.draw(batch, seed)
+            negatives = self._negatives(batch)
+        loss, num_targets, gradients = self._differentiate(batch, negatives)
+        self._optimizer.apply(gradients, self._model.trainable_variables)
+        return loss, num_targets
+
+    def _negatives(self, batch: dict[str, tf.Tensor]) -> Negatives:
+        assert self._sampler is not None
+        # The optimizer counts the steps, in checkpoints too.
+        step = tf.cast(self._optimizer.iterations, tf.int64)
+        seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+        return self._sampler.draw(batch, seed)
+
+    def _differentiate(
+        self,
+        batch: dict[str, tf.Tensor],
+        negatives: Negatives | None,
+        num_targets: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, list[Any]]:
+        """Returns a batch's loss, number of targets and gradients.
+
+        Args:
+            batch: The batch.
+            negatives: Of its rows.
+            num_targets: What the gradients are divided by. Default: the
+                batch's own number of targets.
+        """
         with tf.GradientTape() as tape:
-            loss, num_targets = self._model.next_item_loss(
+            loss, own_targets = self._model.next_item_loss(
                 batch,
                 candidate_ids=self._candidate_ids,
                 negatives=negatives,
             )
+            if num_targets is None:
+                num_targets = own_targets
             mean = tf.math.divide_no_nan(loss, num_targets)
-        variables = self._model.trainable_variables
-        gradients = tape.gradient(mean, variables)
-        self._optimizer.apply(gradients, variables)
-        return loss, num_targets
+        gradients = tape.gradient(mean, self._model.trainable_variables)
+        return loss, own_targets, gradients

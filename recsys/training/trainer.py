@@ -30,6 +30,7 @@ from recsys.training.build import (
     trained_items,
 )
 from recsys.training.checkpoints import Checkpoints, Progress
+from recsys.training.cluster import cluster_of
 from recsys.training.config import TrainConfig
 from recsys.training.inputs import build_data, fit_item_encoder
 from recsys.training.progress import (
@@ -37,6 +38,17 @@ from recsys.training.progress import (
     show_epoch,
     show_method,
     show_start,
+)
+from recsys.training.rendezvous import (
+    fingerprint,
+    meet,
+    translated_loss,
+)
+from recsys.training.replicas import (
+    PART_SIGNATURE,
+    Replicas,
+    ReplicaStep,
+    connect,
 )
 from recsys.training.step import BATCH_SIGNATURE, TrainStep
 from recsys.training.workdir import Workdir
@@ -77,6 +89,9 @@ def train(
     whose run is finished is left as it is. Sets the global seeds of Python,
     NumPy and TensorFlow.
 
+    With `strategy="multi_worker"` each of the processes that `TF_CONFIG` names
+    calls this; the chief alone reads and writes the workdir.
+
     Args:
         config: The configuration.
         workdir: Where the run lives; made if missing.
@@ -91,20 +106,29 @@ def train(
         InputError: The data cannot be used, or the workdir cannot.
         OSError: A file could not be written.
         FloatingPointError: The loss stopped being finite.
+        WorkerLostError: Another process did not come or is gone.
     """
     folder = Workdir(pathlib.Path(workdir))
-    folder.check(config)
+    cluster = cluster_of(config)
+    is_chief = cluster is None or cluster.is_chief
+    if is_chief:
+        folder.check(config)
     if data is None:
         data = build_data(config)
-    folder.check_data(data.vocabulary)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, folder, data, verbose)
-    if not folder.config.exists():
-        data.vocabulary.save(folder.vocabulary)
-        if trainer.item_encoder is not None:
-            trainer.item_encoder.save(folder.item_features)
-        files.write_json(folder.config, config.to_dict())
-    progress = trainer.run()
+    if is_chief:
+        folder.check_data(data.vocabulary)
+        folder.path.mkdir(parents=True, exist_ok=True)
+    if cluster is not None:
+        meet(cluster, fingerprint(config, data.vocabulary))
+    with translated_loss(cluster):
+        replicas = connect(config.strategy, cluster)
+        trainer = Trainer(config, folder, data, verbose, replicas)
+        if is_chief and not folder.config.exists():
+            data.vocabulary.save(folder.vocabulary)
+            if trainer.item_encoder is not None:
+                trainer.item_encoder.save(folder.item_features)
+            files.write_json(folder.config, config.to_dict())
+        progress = trainer.run()
     best = progress.best_epoch
     assert best is not None  # A finished run has at least one epoch.
     return TrainResult(data, folder.path, progress.history, best)
@@ -118,6 +142,8 @@ class Trainer:
         folder: The workdir.
         data: What the configuration names.
         verbose: Whether to show progress on standard error.
+        replicas: What trains together, for other strategies than a single
+            device.
     """
 
     def __init__(
@@ -126,11 +152,14 @@ class Trainer:
         folder: Workdir,
         data: PreparedData,
         verbose: bool,
+        replicas: Replicas | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
         self._data = data
-        self._verbose = verbose
+        self._replicas = replicas
+        self._is_chief = replicas is None or replicas.is_chief
+        self._verbose = verbose and self._is_chief
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps the values of that one's features.
@@ -140,8 +169,17 @@ class Trainer:
             if config.item_features and saved.is_file()
             else fit_item_encoder(config, data.vocabulary)
         )
+        with replicas.scope() if replicas else contextlib.nullcontext():
+            self._build()
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, self.model, self.optimizer
+        )
+
+    def _build(self) -> None:
+        """Makes the model, its optimizer and the step."""
+        config, data = self._config, self._data
         features = None
-        self._candidate_ids = None
+        candidate_ids = None
         if self.item_encoder is not None:
             features = build_item_features(
                 self.item_encoder,
@@ -149,7 +187,7 @@ class Trainer:
                 config.embedding_dim,
             )
             # What is never a target would be pushed down, and its features.
-            self._candidate_ids = tf.constant(trained_items(data.vocabulary))
+            candidate_ids = tf.constant(trained_items(data.vocabulary))
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features
         )
@@ -161,29 +199,21 @@ class Trainer:
             self.model, data.vocabulary, config.max_history_length
         )
         sampler = build_negative_sampler(config, train_counts(data.vocabulary))
+        replicas = self._replicas
+        step = (ReplicaStep if replicas else TrainStep)(
+            self.model, self.optimizer, sampler, config.seed, candidate_ids
+        )
         self.train_step = tf.function(
-            TrainStep(
-                self.model,
-                self.optimizer,
-                sampler,
-                config.seed,
-                self._candidate_ids,
-            ),
+            replicas.on_all(step) if replicas else step,
             # One trace for all shapes. With a trace for the shape that comes
             # first, a resumed run would round otherwise than a whole one.
-            input_signature=[BATCH_SIGNATURE],
+            input_signature=[PART_SIGNATURE if replicas else BATCH_SIGNATURE],
             jit_compile=config.jit_compile,
-        )
-        self.checkpoints = Checkpoints(
-            folder.checkpoints, self.model, self.optimizer
         )
 
     def run(self) -> Progress:
         """Trains from wherever the run is to its end."""
-        progress = self.checkpoints.restore()
-        if progress is None:
-            progress = Progress()
-            initialize_table(self._config, self.model, self._data)
+        progress = self._start()
         if self._verbose:
             show_start(progress, self._config.num_epochs)
             if not progress.finished:
@@ -192,23 +222,56 @@ class Trainer:
                         self._config, self._data.vocabulary.num_items
                     )
                 )
+                if self._replicas is not None:
+                    show_method(self._replicas.describe())
         if not progress.finished:
-            self._run_epochs(progress)
+            progress = self._run_epochs(progress)
         return progress
 
-    def _run_epochs(self, progress: Progress) -> None:
-        writer = tf.summary.create_file_writer(str(self._folder.logs))
+    def _start(self) -> Progress:
+        """Puts every variable where the run is."""
+        progress = self.checkpoints.restore() if self._is_chief else None
+        if progress is None:
+            progress = Progress()
+            if self._is_chief:
+                initialize_table(self._config, self.model, self._data)
+        if self._replicas is not None:
+            progress = self._replicas.share_progress(progress)
+            self._replicas.share(
+                [*self.model.variables, *self.optimizer.variables]
+            )
+            self._replicas.vary_seeds(self.model)
+        return progress
+
+    def _run_epochs(self, progress: Progress) -> Progress:
+        writer = (
+            tf.summary.create_file_writer(str(self._folder.logs))
+            if self._is_chief
+            else tf.summary.create_noop_writer()
+        )
         with writer.as_default():
             while not progress.finished:
-                self._run_epoch(progress)
+                progress = self._run_epoch(progress)
+        return progress
 
-    def _run_epoch(self, progress: Progress) -> None:
-        """Finishes the epoch that is under way, validates and saves."""
+    def _run_epoch(self, progress: Progress) -> Progress:
+        """Finishes the epoch that is under way."""
         began = time.perf_counter()
         trained_before = progress.num_targets
         self._train_epoch(progress)
         seconds = time.perf_counter() - began
         rate = (progress.num_targets - trained_before) / max(seconds, 1e-9)
+        if self._is_chief:
+            self._finish_epoch(progress, seconds, rate)
+        if self._replicas is not None:
+            # The others learn from the chief whether to go on.
+            progress = self._replicas.share_progress(progress)
+        return progress
+
+    def _finish_epoch(
+        self, progress: Progress, seconds: float, rate: float
+    ) -> None:
+        """Validates, keeps the best model and saves."""
         measures = {"loss": progress.loss_sum / max(progress.num_targets, 1.0)}
         with self._averaged_weights():
             measures.update(self._validate())
@@ -265,6 +328,7 @@ class Trainer:
                 if (
                     progress.step % self._config.checkpoint_steps == 0
                     and progress.step < len(plan)
+                    and self._is_chief
                 ):
                     self.checkpoints.save(progress)
 
@@ -305,7 +369,10 @@ class Trainer:
         self, plan: pipeline.EpochPlan, first_step: int
     ) -> tf.data.Dataset:
         return pipeline.train_dataset(
-            self._data.split.train, plan, first_step=first_step
+            self._data.split.train,
+            plan,
+            first_step=first_step,
+            part=self._replicas.part if self._replicas else None,
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:

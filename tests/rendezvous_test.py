@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import socket
+import time
+from unittest import mock
+
+import pyarrow as pa
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import WorkerLostError
+from recsys.training import rendezvous
+from recsys.training.cluster import Cluster
+from recsys.training.config import TrainConfig
+
+
+def _clusters(count: int) -> list[Cluster]:
+    """Processes at ports of this machine that are free at the moment."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = tuple(
+        f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners
+    )
+    for listener in listeners:
+        listener.close()
+    return [Cluster(addresses, index) for index in range(count)]
+
+
+def _meet(
+    clusters: list[Cluster], abouts: list[dict[str, str]], wait_seconds=60.0
+) -> list[BaseException | None]:
+    """Lets some processes meet, each in a thread, the last one first."""
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        meetings = []
+        for cluster, about in reversed(list(zip(clusters, abouts))):
+            meetings.append(
+                threads.submit(
+                    rendezvous.meet, cluster, about, wait_seconds=wait_seconds
+                )
+            )
+            time.sleep(0.1)
+        return [meeting.exception() for meeting in reversed(meetings)]
+
+
+class MeetTest(parameterized.TestCase):
+    @parameterized.parameters(1, 2, 4)
+    def test_all_there(self, count):
+        errors = _meet(_clusters(count), [{"flags": "x"}] * count)
+        self.assertEqual(errors, [None] * count)
+
+    def test_the_address_is_free_afterwards(self):
+        clusters = _clusters(2)
+        for _ in range(2):
+            self.assertEqual(_meet(clusters, [{}] * 2), [None, None])
+            # As TensorFlow does next.
+            port = int(clusters[0].addresses[0].rpartition(":")[2])
+            socket.create_server(("", port)).close()
+
+    def test_others_flags_end_all(self):
+        abouts = [{"flags": "x", "data": "d"}] * 3
+        abouts[2] = {"flags": "y", "data": "d"}
+        errors = _meet(_clusters(3), abouts)
+        for error in errors:
+            self.assertIsInstance(error, WorkerLostError)
+            self.assertRegex(
+                str(error), "the same in all.*other flags in worker 3 of 3$"
+            )
+
+    def test_chief_names_who_is_missing(self):
+        clusters = _clusters(3)
+        [error, other] = _meet(clusters[:2], [{}] * 2, wait_seconds=1)
+        self.assertRegex(
+            str(error),
+            "all workers within 1 s. Received: nothing from worker 3 of 3 "
+            rf"\({clusters[0].addresses[2]}\)$",
+        )
+        self.assertRegex(str(other), "no answer from worker 1 of 3")
+
+    def test_says_whom_it_waits_for(self):
+        clusters, lines = _clusters(2), []
+        with (
+            mock.patch.object(rendezvous, "_SECONDS_UNTIL_TOLD", 0),
+            self.assertRaises(WorkerLostError),
+        ):
+            rendezvous.meet(
+                clusters[0], {}, wait_seconds=0.5, show=lines.append
+            )
+        self.assertRegex(
+            lines[0], f"waiting for worker 2 of 2 .{clusters[0].addresses[1]}."
+        )
+
+    def test_strangers_are_passed_over(self):
+        clusters = _clusters(2)
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            chief = threads.submit(rendezvous.meet, clusters[0], {})
+            port = int(clusters[0].addresses[0].rpartition(":")[2])
+            for text in (b"GET / HTTP/1.1\n", b'{"index": 9, "about": {}}\n'):
+                while True:
+                    try:
+                        stranger = socket.create_connection(("127.0.0.1", port))
+                    except ConnectionRefusedError:
+                        time.sleep(0.05)
+                        continue
+                    break
+                with stranger:
+                    stranger.sendall(text)
+            rendezvous.meet(clusters[1], {})
+            chief.result()
+
+    def test_address_in_use(self):
+        with socket.create_server(("", 0)) as listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            with self.assertRaisesRegex(
+                WorkerLostError, f"listen at {address}.*already in use"
+            ):
+                rendezvous.meet(Cluster((address, "127.0.0.1:1"), 0), {})
+
+
+class FingerprintTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, {}, []),
+        # The log may be elsewhere on another machine.
+        ({"data": "elsewhere.csv"}, {}, []),
+        ({"seed": 1}, {}, ["flags"]),
+        ({}, {"train_count": [3, 2]}, ["data"]),
+        ({}, {"item_id": ["a", "c"]}, ["data"]),
+    )
+    def test_differences(self, fields, columns, expected):
+        config = TrainConfig()
+        items = {"item_id": ["a", "b"], "train_count": [3, 1]}
+        one, other = (
+            rendezvous.fingerprint(
+                each, Vocabulary(columns["item_id"], pa.table(columns))
+            )
+            for each, columns in (
+                (config, items),
+                (dataclasses.replace(config, **fields), {**items, **columns}),
+            )
+        )
+        differing = [name for name in one if one[name] != other[name]]
+        self.assertEqual(differing, expected)
+
+
+class TranslatedLossTest(parameterized.TestCase):
+    def test_one_line_of_what_tensorflow_says(self):
+        text = """Graph execution error:
+
+Detected at node CollectiveReduceV2 defined at (most recent call last):
+  File "trainer.py", line 48, in <module>
+
+Collective ops is aborted by: Error reported from /job:worker/task:1: down
+The error could be from a previous operation. Restart your program to reset.
+"""
+        cluster = Cluster(("a:1", "b:2"), 0)
+        with (
+            self.assertRaisesRegex(
+                WorkerLostError,
+                "^worker 1 of 2 lost another one; the same command.*last "
+                "checkpoint. Received: Collective ops is aborted by: Error "
+                "reported from /job:worker/task:1: down$",
+            ),
+            rendezvous.translated_loss(cluster),
+        ):
+            raise tf.errors.UnavailableError(None, None, text)
+
+    def test_other_errors_pass(self):
+        with (
+            self.assertRaises(tf.errors.ResourceExhaustedError),
+            rendezvous.translated_loss(Cluster(("a:1", "b:2"), 0)),
+        ):
+            raise tf.errors.ResourceExhaustedError(None, None, "memory")
+
+    def test_of_a_single_process_all_pass(self):
+        with (
+            self.assertRaises(tf.errors.CancelledError),
+            rendezvous.translated_loss(None),
+        ):
+            raise tf.errors.CancelledError(None, None, "")
+
+
+if __name__ == "__main__":
+    absltest.main()
