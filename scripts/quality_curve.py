@@ -67,10 +67,11 @@ class TestedTrainer(Trainer):
         self._until_ndcg = until_ndcg
         self._max_epochs = max_epochs
 
-    def _run_epoch(self, progress: Progress) -> None:
-        super()._run_epoch(progress)
+    def _run_epoch(self, progress: Progress) -> Progress:
+        progress = super()._run_epoch(progress)
         progress.finished |= self.reached(progress)
         progress.finished |= progress.epoch == self._max_epochs
+        return progress
 
     def reached(self, progress: Progress) -> bool:
         """Says whether the epoch that ended last is good enough."""
