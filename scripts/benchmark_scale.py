@@ -327,7 +327,7 @@ def _plot(rows: list[dict[str, Any]], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     sections = list(dict.fromkeys(row["section"] for row in rows))
     figure, axes = pyplot.subplots(
@@ -352,13 +352,36 @@ def _plot(rows: list[dict[str, Any]], path: str) -> None:
                     marker="o",
                     label=optimizer if chosen else None,
                 )
+            sizes = sorted(
+                {row[field] for row in rows if row["section"] == section}
+            )
+            axis.set_xticks(sizes, [_short(size) for size in sizes])
             axis.set_xlabel(field.replace("_", " "))
             axis.set_ylabel(label)
+            # The same range in all, so that a flat line looks flat.
+            axis.set_ylim(*_decades([row[name] for row in rows]))
+            for axes_of in (axis.xaxis, axis.yaxis):
+                axes_of.set_minor_formatter(ticker.NullFormatter())
+            axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
             axis.grid(True, which="both", alpha=0.3)
         axes[0, column].set_title(section)
     axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def _short(size: int) -> str:
+    """Writes 10,000,000 as 10M."""
+    for unit, name in ((10**6, "M"), (10**3, "k")):
+        if size >= unit:
+            return f"{size / unit:g}{name}"
+    return str(size)
+
+
+def _decades(values: list[float]) -> tuple[float, float]:
+    """Returns the powers of ten around some values."""
+    low, high = np.log10(min(values)), np.log10(max(values))
+    return 10 ** np.floor(low), 10 ** np.ceil(high + 0.01)
 
 
 if __name__ == "__main__":
