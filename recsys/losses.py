@@ -17,6 +17,9 @@ __all__ = ["full_softmax", "sampled_softmax"]
 # candidates are a few megabytes, near enough to the cores' caches
 # (scripts/benchmark_training.py measures it).
 CHUNK_SIZE = 320
+# exp of logits within ± this is far from the ends of float32, and so is
+# its sum over any catalogue.
+_PLAIN_EXP_UP_TO = 60.0
 
 
 def full_softmax(
@@ -79,6 +82,10 @@ def _fused_full_softmax(
         tf.pad(weights, [[0, padding]]), [num_chunks, chunk_size]
     )
 
+    needs_no_shift = (
+        _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
+    )
+
     def one_chunk(
         i: tf.Tensor,
         log_sums: tf.TensorArray,
@@ -87,15 +94,18 @@ def _fused_full_softmax(
     ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray, tf.Tensor]:
         chunk = chunks[i]
         logits = tf.matmul(chunk, candidates, transpose_b=True)
-        highest = tf.reduce_max(logits, axis=1, keepdims=True)
-        exp = tf.exp(logits - highest)
+        exp, shift = tf.cond(
+            needs_no_shift,
+            lambda: (tf.exp(logits), tf.zeros([chunk_size, 1])),
+            lambda: _shifted_exp(logits),
+        )
         total = tf.reduce_sum(exp, axis=1, keepdims=True)
         # The softmax is exp / total. Scaling the narrow factors of the two
         # products instead of exp saves a pass over the widest array.
         scale = chunk_weights[i][:, tf.newaxis] / total
         return (
             i + 1,
-            log_sums.write(i, (highest + tf.math.log(total))[:, 0]),
+            log_sums.write(i, (shift + tf.math.log(total))[:, 0]),
             query_gradients.write(i, tf.matmul(exp, candidates) * scale),
             candidate_gradient
             + tf.matmul(exp, chunk * scale, transpose_a=True),
@@ -140,3 +150,18 @@ def _fused_full_softmax(
         )
 
     return tf.reduce_sum(weights * (log_sum - target_logits)), gradient
+
+
+def _largest_norm(vectors: tf.Tensor) -> tf.Tensor:
+    """The largest norm of `[num_vectors, dim]`; 0 of none.
+
+    No dot product is larger than the product of two (Cauchy-Schwarz).
+    """
+    squares = tf.reduce_sum(tf.square(vectors), axis=1)
+    return tf.sqrt(tf.reduce_max(tf.concat([squares, [0.0]], axis=0)))
+
+
+def _shifted_exp(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns exp of logits less the highest of their row, and that."""
+    highest = tf.reduce_max(logits, axis=1, keepdims=True)
+    return tf.exp(logits - highest), highest

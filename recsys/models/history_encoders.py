@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.models.dropout import Dropout
 from recsys.models.transformer_block import RMSNorm, TransformerBlock
 
 
@@ -27,7 +28,7 @@ class MeanPooling(keras.layers.Layer):
 
     def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
@@ -85,7 +86,7 @@ class GRUEncoder(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.units = units
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
@@ -169,7 +170,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.max_distance = max_distance
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from recsys.models.attention import causal_attention
+from recsys.models.dropout import Dropout
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -65,7 +66,7 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.max_distance = max_distance
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
