@@ -142,6 +142,36 @@ class FullSoftmaxTest(parameterized.TestCase):
         for got, wanted in zip(gradients, expected[1:]):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
+    @parameterized.parameters(59.0, 61.0, 88.0, 120.0)
+    def test_large_logits_on_either_side_of_the_plain_exponential(self, size):
+        # Targets of the highest and of the lowest logit; float32's exp ends
+        # at 88.7 above and is no longer exact below -87.3.
+        queries = np.zeros([3, 5], np.float32)
+        queries[:, :2] = [[size, 0], [-size, 0], [1, 1]]
+        candidates = np.zeros([3, 5], np.float32)
+        candidates[:, :2] = [[1, 0], [-1, 0], [0.5, 0.5]]
+        case = (queries, candidates, np.array([0, 0, 2]), np.ones(3))
+        value, gradients = _fused(
+            *(tf.constant(x, tf.float32) for x in case[:2]),
+            tf.constant(case[2], tf.int32),
+            tf.constant(case[3], tf.float32),
+            2,
+        )
+        # 0, the distance 2 * size, and log(e + 1/e + e) - 1.
+        np.testing.assert_allclose(
+            value, 2 * size + np.log(2 + np.exp(-2)), rtol=1e-5
+        )
+        for got, wanted in zip(gradients, _plain(*case)[1:]):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+    def test_a_query_that_is_no_number_makes_the_loss_none(self):
+        queries, candidates, targets, weights = _case(4)
+        queries[1, 2] = np.nan
+        value, _ = _fused(
+            *map(tf.constant, (queries, candidates, targets, weights)), 2
+        )
+        self.assertTrue(np.isnan(value))
+
     @parameterized.parameters(tf.float16, tf.bfloat16)
     def test_half_precision_is_summed_in_float32(self, dtype):
         queries, candidates, targets, weights = _case(400)

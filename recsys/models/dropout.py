@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -15,13 +17,26 @@ class Dropout(keras.layers.Dropout):
     On a processor the random numbers are most of the cost of a dropout, and
     several layers of it are a tenth of a training step. The share that is
     dropped is `rate` rounded to a multiple of 2⁻¹⁶; what is kept is
-    scaled by the exact share, so that the mean of an entry stays. Keras's own
-    arguments and seeds; `noise_shape` is not supported.
+    scaled by the exact share, so that the mean of an entry stays.
 
     Args:
-        rate: Share of the entries that training sets to zero, in [0, 1).
-        **kwargs: Keras's own arguments.
+        rate: Share of the entries that training sets to zero, in [0, 1].
+        seed: Of the random numbers. Default: Keras's global one decides.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ValueError: `rate` is out of range, or `noise_shape` is given.
     """
+
+    def __init__(
+        self, rate: float, seed: int | None = None, **kwargs: Any
+    ) -> None:
+        if kwargs.pop("noise_shape", None) is not None:
+            raise ValueError(
+                "`noise_shape` must not be given: every entry is drawn. "
+                "keras.layers.Dropout has it."
+            )
+        super().__init__(rate, seed=seed, **kwargs)
 
     def call(
         self, inputs: tf.Tensor, training: bool | None = False
@@ -42,4 +57,4 @@ class Dropout(keras.layers.Dropout):
         # Two numbers from each word, all from -2¹⁵ on.
         numbers = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size]
         kept = tf.reshape(numbers < num_kept - 2 ** (_BITS - 1), shape)
-        return tf.where(kept, inputs * (2**_BITS / num_kept), 0)
+        return tf.where(kept, inputs * (2**_BITS / max(1, num_kept)), 0)
