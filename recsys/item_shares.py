@@ -24,8 +24,12 @@ class CountedFrequencies:
     """
 
     def __init__(self, counts: np.ndarray) -> None:
-        counts = item_counts(counts)
-        self._shares = constant_table(np.maximum(counts, 1) / counts.sum())
+        shares = item_counts(counts)
+        total = shares.sum()
+        # In place: of ten million items each copy is 80 MB.
+        np.maximum(shares, 1, out=shares)
+        shares /= total
+        self._shares = constant_table(shares)
 
     def __call__(self, ids: Any) -> tf.Tensor:
         """Returns each item's share, `[...]` float32."""

@@ -231,9 +231,7 @@ def _measure(point: Point) -> dict[str, Any]:
     model = build_model(config, point.items + 2)
     optimizer = build_optimizer(config, 10_000, point.items)
     optimizer.build(model.trainable_variables)
-    ranks = np.arange(1, point.items + 1)
-    counts = np.append([0, 0], (1e9 / ranks).astype(np.int64))
-    sampler = build_negative_sampler(config, counts)
+    sampler = build_negative_sampler(config, _zipf_counts(point.items))
     step = tf.function(TrainStep(model, optimizer, sampler, config.seed))
     build_seconds = time.perf_counter() - began
     wall, processor = [], []
@@ -271,6 +269,13 @@ def _batch(point: Point, rng: np.random.Generator) -> dict[str, np.ndarray]:
     items = np.floor(np.exp(draws * np.log(point.items + 1))).astype(np.int32)
     items = np.minimum(items, point.items) + 1
     return {"history_ids": items[:, :-1], "target_ids": items[:, 1:]}
+
+
+def _zipf_counts(num_items: int) -> np.ndarray:
+    """Returns counts of a vocabulary by Zipf's law, `[num_items + 2]` int64."""
+    counts = np.zeros(num_items + 2, np.int64)
+    counts[2:] = 10**9 // np.arange(1, num_items + 1)
+    return counts
 
 
 _HEADINGS = (
