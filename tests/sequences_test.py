@@ -45,6 +45,56 @@ class SequencesTest(parameterized.TestCase):
         sequences = build_sequences(log, Vocabulary(list("abcdef")))
         self.assertEqual(sequences.items.tolist(), (items + 2).tolist())
 
+    @parameterized.parameters(0, -(2**63), 2**62)
+    def test_times_of_any_size(self, first):
+        # From -2^63 to 2^63 - 1 there is no room for users in one key.
+        last = 2**63 - 1
+        rows = [(1, 0, last), (0, 1, last), (1, 2, first), (0, 3, first)]
+        log = _interactions(rows + [(1, 4, first + 1)])
+        sequences = build_sequences(log, Vocabulary(list("abcde")))
+        self.assertEqual(sequences.items.tolist(), [5, 3, 4, 6, 2])
+        self.assertEqual(
+            sequences.timestamps.tolist(),
+            [first, last, first, first + 1, last],
+        )
+
+    @parameterized.parameters(1, 2**50)
+    def test_order_is_that_of_sorting_rows(self, unit):
+        # With the larger unit times and users do not fit into one key.
+        rng = np.random.default_rng(unit)
+        rows = [
+            (int(user), int(item), unit * int(time))
+            for user, item, time in zip(
+                rng.integers(0, 20, 500),
+                rng.integers(0, 6, 500),
+                rng.integers(-900, 900, 500),
+                strict=True,
+            )
+        ]
+        sequences = build_sequences(
+            _interactions(rows), Vocabulary(list("abcdef"))
+        )
+        in_order = sorted(rows, key=lambda row: (row[0], row[2]))
+        self.assertEqual(
+            sequences.timestamps.tolist(), [time for _, _, time in in_order]
+        )
+        self.assertEqual(
+            sequences.items.tolist(), [item + 2 for _, item, _ in in_order]
+        )
+
+    def test_no_interactions(self):
+        log = _interactions([(0, 0, 1)])
+        nothing = Interactions(
+            user_ids=log.user_ids,
+            item_ids=log.item_ids,
+            users=log.users[:0],
+            items=log.items[:0],
+            timestamps=log.timestamps[:0],
+            ratings=None,
+        )
+        sequences = build_sequences(nothing, Vocabulary(["a"]))
+        self.assertEqual(sequences.offsets.tolist(), [0, 0])
+
     def test_indices_are_those_of_the_vocabulary(self):
         log = _interactions([(0, 0, 1), (0, 1, 2)])
         sequences = build_sequences(log, Vocabulary(["z", "b", "a"]))

@@ -119,8 +119,7 @@ def build_sequences(
     Raises:
         InputError: An item of the log is not in the vocabulary.
     """
-    # lexsort is stable, so rows that agree in both keys stay in file order.
-    order = np.lexsort((interactions.timestamps, interactions.users))
+    order = _chronological(interactions.users, interactions.timestamps)
     indices = vocabulary.encode(interactions.item_ids, strict=True)
     counts = np.bincount(
         interactions.users, minlength=len(interactions.user_ids)
@@ -131,6 +130,25 @@ def build_sequences(
         items=indices[interactions.items[order]],
         timestamps=interactions.timestamps[order],
     )
+
+
+def _chronological(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Returns the order by user, then time, then place in the file.
+
+    Args:
+        users: `[num_interactions]` integer, not negative.
+        timestamps: `[num_interactions]` int64.
+    """
+    if len(users):
+        # Python's integers, which do not overflow.
+        first = int(timestamps.min())
+        span = int(timestamps.max()) - first + 1
+        if (int(users.max()) + 1) * span < 2**63:
+            # One key for both: several times faster, and faster still where
+            # the file is ordered in part.
+            key = users.astype(np.int64) * span + (timestamps - first)
+            return np.argsort(key, kind="stable")
+    return np.lexsort((timestamps, users))
 
 
 def join_sequences(parts: Sequence[Sequences]) -> Sequences:
