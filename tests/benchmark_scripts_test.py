@@ -459,6 +459,15 @@ class EncodersTest(parameterized.TestCase):
         self.assertEqual(config.encoder, encoder)
         self.assertEqual(config.num_epochs, 2)
 
+    @parameterized.parameters("auto", "full_softmax")
+    def test_a_given_flag_takes_the_place_of_what_is_tuned(self, loss):
+        values = benchmark_encoders.COMMAND.parse(
+            ["--preset=movielens-1m", f"--loss={loss}", "--embedding_dim=24"]
+        )
+        config = benchmark_encoders.encoder_config(values, "mean_pooling")
+        self.assertEqual((config.loss, config.embedding_dim), (loss, 24))
+        self.assertEqual(config.num_epochs, 10)
+
     @parameterized.parameters("--encoders=gru,lstm", "--encoder=gru")
     def test_unknown_encoder(self, flag):
         values = benchmark_encoders.COMMAND.parse([flag])
