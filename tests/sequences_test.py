@@ -50,7 +50,7 @@ class SequencesTest(parameterized.TestCase):
         # From -2^63 to 2^63 - 1 there is no room for users in one key.
         last = 2**63 - 1
         rows = [(1, 0, last), (0, 1, last), (1, 2, first), (0, 3, first)]
-        log = _interactions(rows + [(1, 4, first + 1)])
+        log = _interactions([*rows, (1, 4, first + 1)])
         sequences = build_sequences(log, Vocabulary(list("abcde")))
         self.assertEqual(sequences.items.tolist(), [5, 3, 4, 6, 2])
         self.assertEqual(
