@@ -50,7 +50,7 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         # A mean says most of few items. It has no work of its own, so that
         # the full softmax would be nearly all there is to do.
         "mean_pooling": {
-            "max_history_length": 4,
+            "max_history_length": 3,
             "embedding_dim": 64,
             "item_dropout": 0.0,
             "loss": "sampled_softmax",
@@ -65,7 +65,7 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
             "item_dropout": 0.0,
             "positions_per_batch": 12_800,
             "learning_rate": 0.004,
-            "num_epochs": 10,
+            "num_epochs": 8,
         },
     },
 }
