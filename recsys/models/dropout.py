@@ -14,8 +14,8 @@ _BITS = 16
 class Dropout(keras.layers.Dropout):
     """Keras's dropout with 16 random bits for each entry in place of 32.
 
-    On a processor the random numbers are most of the cost of a dropout, and
-    several layers of it are a tenth of a training step. The share that is
+    On a processor the random numbers are most of the cost of a dropout,
+    in several layers a twentieth of a training step. The share that is
     dropped is `rate` rounded to a multiple of 2⁻¹⁶; what is kept is
     scaled by the exact share, so that the mean of an entry stays.
 
@@ -31,10 +31,11 @@ class Dropout(keras.layers.Dropout):
     def __init__(
         self, rate: float, seed: int | None = None, **kwargs: Any
     ) -> None:
-        if kwargs.pop("noise_shape", None) is not None:
+        noise_shape = kwargs.pop("noise_shape", None)
+        if noise_shape is not None:
             raise ValueError(
-                "`noise_shape` must not be given: every entry is drawn. "
-                "keras.layers.Dropout has it."
+                "`noise_shape` must be None: every entry is drawn by itself. "
+                f"Received: {noise_shape}"
             )
         super().__init__(rate, seed=seed, **kwargs)
 
