@@ -15,6 +15,7 @@ configuration field counts for every encoder, in place of what is tuned.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -35,12 +36,7 @@ from recsys.evaluation import evaluate
 from recsys.evaluation.table import aligned
 from recsys.metrics import parse_metric
 from recsys.results import asked_queries
-from recsys.training.config import (
-    ENCODERS,
-    SAMPLING_FIELDS,
-    TrainConfig,
-    make_config,
-)
+from recsys.training.config import ENCODERS, TrainConfig, make_config
 from recsys.training.inputs import build_data
 
 _METRICS = ("recall@10", "ndcg@10")
@@ -119,10 +115,10 @@ def encoder_config(values: dict[str, Any], encoder: str) -> TrainConfig:
     """Returns the configuration of an encoder."""
     given = given_fields(values)
     tuned = TUNED.get(values["preset"], {}).get(encoder, {})
+    config = make_config(values["preset"], {**tuned, "encoder": encoder})
     if given.get("loss") == "full_softmax":
-        # It has no negatives to tune.
-        tuned = {k: v for k, v in tuned.items() if k not in SAMPLING_FIELDS}
-    return make_config(values["preset"], {**tuned, **given, "encoder": encoder})
+        config = config.with_full_softmax()
+    return dataclasses.replace(config, **given)
 
 
 def _measure(
