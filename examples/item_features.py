@@ -16,8 +16,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 import recsys
-from recsys.data.feature_columns import parse_columns
-from recsys.data.item_features import ItemEncoder
+from recsys.data.features import ItemEncoder, parse_columns
 
 NUM_FILMS = 40  # Films 0 to 19 are comedies, 20 to 39 are horror films.
 

@@ -8,6 +8,10 @@ at once.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,19 +61,48 @@ _HOMES = {
 }
 
 # Reached as attributes without an import of their own: recsys.training.train.
-_SUBPACKAGES = (
+_MODULES = (
     "baselines",
     "data",
     "evaluation",
-    "exporting",
     "losses",
+    "metrics",
     "models",
-    "negative_sampling",
+    "negatives",
     "optimizers",
     "retrieval",
-    "streaming_frequencies",
+    "serving",
     "training",
 )
+
+# Published module paths of earlier versions, which still import.
+_MOVED = {
+    "recsys.data.feature_columns": "recsys.data.features",
+    "recsys.data.item_features": "recsys.data.features",
+    "recsys.exporting": "recsys.serving",
+    "recsys.list_metrics": "recsys.metrics",
+    "recsys.negative_sampling": "recsys.negatives",
+    "recsys.training.config": "recsys.config",
+    "recsys.training.workdir": "recsys.workdir",
+}
+
+
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the module that a path of an earlier version means now."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Returns how to load a path that has moved; None for any other."""
+        if name not in _MOVED:
+            return None
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Puts the module of today in the place of the one being loaded."""
+        name = module.__name__
+        sys.modules[name] = importlib.import_module(_MOVED[name])
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def __getattr__(name: str) -> Any:
@@ -78,7 +111,7 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module("importlib.metadata").version("recsys")
     elif name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in _SUBPACKAGES:
+    elif name in _MODULES or f"recsys.{name}" in _MOVED:
         return importlib.import_module(f"recsys.{name}")
     else:
         raise AttributeError(f"module 'recsys' has no attribute {name!r}")
@@ -87,4 +120,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from recsys.command_line import EXIT_FAILED, Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    EXIT_FAILED,
+    Command,
     add_config_flags,
     add_model_flag,
     given_fields,
+    load_tensorflow,
     model_folder,
 )
-from recsys.training.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
+from recsys.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
 
 if TYPE_CHECKING:
-    from recsys.evaluation_run import EvaluationRun
+    from recsys.evaluation.run import EvaluationRun
 
 COMMAND = Command(
     "recsys.evaluate",
@@ -106,9 +108,9 @@ def main(values: dict[str, Any]) -> int:
     """
     folder = model_folder(values)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys import evaluation_run
+    from recsys.evaluation.run import prepare_run
 
-    run = evaluation_run.prepare_run(
+    run = prepare_run(
         folder,
         fields=given_fields(values),
         protocol=values["protocol"],

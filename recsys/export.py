@@ -7,10 +7,14 @@ import shlex
 import sys
 from typing import Any
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_model_flag, model_folder
+from recsys.command_line import (
+    Command,
+    add_model_flag,
+    load_tensorflow,
+    model_folder,
+)
 from recsys.errors import InputError
-from recsys.exporting.formats import FORMATS, check_output, write_export
+from recsys.serving.formats import FORMATS, check_output, write_export
 
 COMMAND = Command(
     "recsys.export",
@@ -65,7 +69,7 @@ def main(values: dict[str, Any]) -> int:
     output = pathlib.Path(values["output"])
     check_output(output)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys.training.workdir import Workdir
+    from recsys.workdir import Workdir
 
     workdir = Workdir(folder)
     config = workdir.read_config()

@@ -7,14 +7,15 @@ import shlex
 import sys
 from typing import Any
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_model_flag,
+    load_tensorflow,
     model_folder,
 )
+from recsys.config import SOURCE_FIELDS
 from recsys.errors import InputError
-from recsys.training.config import SOURCE_FIELDS
 
 COMMAND = Command(
     "recsys.extend",
@@ -78,7 +79,7 @@ def main(values: dict[str, Any]) -> int:
         load_tensorflow()
 
         from recsys.training.trainer import train
-        from recsys.training.workdir import Workdir
+        from recsys.workdir import Workdir
 
         train(Workdir(output).read_config(), output)
     print(
@@ -92,10 +93,10 @@ def _prepare(
     workdir: pathlib.Path, output: pathlib.Path, values: dict[str, Any]
 ) -> None:
     """Makes the new workdir, unless this command has made it before."""
-    from recsys.data.files import can_write, is_new_or_empty
-    from recsys.training import files
+    from recsys import files
+    from recsys.files import can_write, is_new_or_empty
     from recsys.training.growth import grow_data
-    from recsys.training.workdir import Workdir, differences
+    from recsys.workdir import Workdir, differences
 
     old, new = Workdir(workdir), Workdir(output)
     asked: dict[str, Any] = {

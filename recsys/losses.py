@@ -1,6 +1,8 @@
 """Losses between query vectors and the catalogue.
 
-Pure functions of tensors: they know neither towers nor data.
+Pure functions of tensors: they know neither towers nor data. The full softmax
+compares a target with every candidate, the sampled softmax with some negatives;
+`recsys.negatives` draws those.
 """
 
 from __future__ import annotations
@@ -9,7 +11,284 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from recsys.sampled_softmax import sampled_softmax
+# Logits held at once: a few megabytes, as for the full softmax.
+_LOGITS_PER_CHUNK = 2**20
+
+
+def sampled_softmax(
+    queries: tf.Tensor,
+    target_vectors: tf.Tensor,
+    negative_vectors: tf.Tensor,
+    target_ids: tf.Tensor,
+    negative_ids: tf.Tensor,
+    weights: tf.Tensor,
+    log_expected_counts: tf.Tensor | None = None,
+    known_ids: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Weighted sum of cross-entropies of each target against negatives.
+
+    With query q, target vector t and negatives n of which item c is expected
+    k(c) times, the loss of a query is
+
+        log(exp(q·t) + Σ exp(q·n − log k(n))) − q·t,
+
+    the sum over all negatives that are not the target itself (an accidental
+    hit). Its expectation over the negatives is Σ_{c ≠ target} exp(q·c), so
+    what stands in the logarithm is an unbiased estimate of the full softmax's
+    sum, and value and gradient tend to the full softmax's as negatives grow
+    (Bengio and Senécal 2003). The target takes part with certainty, so it is
+    not corrected: k is how often an item is expected *as a negative*.
+
+    Logits are made for some queries at a time, together with the gradient, as
+    in `full_softmax`. The gradient of the gradient is not available, nor that
+    of a weight of 0.
+
+    Args:
+        queries: `[num_rows, length, dim]` float.
+        target_vectors: `[num_rows, length, dim]` float.
+        negative_vectors: `[num_negatives, dim]` float, shared by all, or
+            `[num_rows, num_negatives, dim]`, each row's own.
+        target_ids: `[num_rows, length]` integer.
+        negative_ids: `[num_negatives]` or `[num_rows, num_negatives]`
+            integer, with repetitions as they were drawn.
+        weights: `[num_rows, length]` float; 0 for queries that do not count.
+        log_expected_counts: Shaped as `negative_ids`, float: log k. Infinite
+            for an entry that is no negative. None leaves the logits
+            uncorrected, as if k were 1.
+        known_ids: `[num_rows, num_known]` integer, items that are no
+            negatives of a row, such as the rest of its user's history; None
+            for none. Leaving them out moves the loss away from the full
+            softmax.
+
+    Returns:
+        Float32 scalar, the weighted sum.
+    """
+    if log_expected_counts is None:
+        log_expected_counts = tf.zeros(tf.shape(negative_ids))
+    offsets = tf.cast(log_expected_counts, tf.float32)
+    negative_ids = tf.cast(negative_ids, tf.int32)
+    target_ids = tf.cast(target_ids, tf.int32)
+    if known_ids is not None:
+        known = _known(tf.cast(known_ids, tf.int32), negative_ids)
+        # From here on each row has negatives of its own, save their vectors.
+        offsets = tf.where(known, float("inf"), offsets)
+    queries, target_vectors, negative_vectors = (
+        tf.cast(x, tf.float32)
+        for x in (queries, target_vectors, negative_vectors)
+    )
+    weights = tf.cast(weights, tf.float32)
+    if negative_ids.shape.rank == 1:
+        return _shared(
+            queries,
+            target_vectors,
+            negative_vectors,
+            target_ids,
+            negative_ids,
+            weights,
+            offsets,
+        )
+    rows = tf.range(tf.shape(queries)[0])
+    return _fused_sampled_softmax(
+        queries,
+        target_vectors,
+        negative_vectors,
+        target_ids,
+        negative_ids,
+        weights,
+        offsets,
+        tf.broadcast_to(rows[:, tf.newaxis], tf.shape(target_ids)),
+        tf.shape(queries)[0],
+    )
+
+
+def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
+    """`[num_rows, num_negatives]` boolean, which negatives a row knows."""
+    shared = negative_ids if negative_ids.shape.rank == 1 else None
+
+    def one_row(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        known, negatives = row[0], row[-1] if shared is None else shared
+        return tf.reduce_any(known[:, tf.newaxis] == negatives, axis=0)
+
+    # Row by row: all comparisons at once would be many times the logits.
+    rows = (known_ids,) if shared is not None else (known_ids, negative_ids)
+    padded = tuple(_with_at_least_one(each) for each in rows)
+    known = tf.map_fn(one_row, padded, fn_output_signature=tf.bool)
+    return known[: tf.shape(known_ids)[0]]
+
+
+def _with_at_least_one(values: tf.Tensor) -> tf.Tensor:
+    """Appends zeros where there is nothing.
+
+    A loop over nothing does not know the shape of what it would have made.
+    """
+    missing = tf.maximum(0, 1 - tf.shape(values)[0])
+    return tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
+
+
+def _shared(
+    queries: tf.Tensor,
+    target_vectors: tf.Tensor,
+    negative_vectors: tf.Tensor,
+    target_ids: tf.Tensor,
+    negative_ids: tf.Tensor,
+    weights: tf.Tensor,
+    offsets: tf.Tensor,
+) -> tf.Tensor:
+    """Cuts the positions that count into chunks against the same negatives."""
+    dim = queries.shape[-1]
+    num_negatives = tf.shape(negative_ids)[0]
+    num_rows, length = tf.unstack(tf.shape(target_ids))
+    size = tf.maximum(1, _LOGITS_PER_CHUNK // tf.maximum(1, num_negatives))
+    size = tf.minimum(size, tf.maximum(1, num_rows * length))
+    num_chunks = -(-num_rows * length // size)
+    padding = num_chunks * size - num_rows * length
+    # Queries that count come first, so that the loop can stop after them.
+    flat_weights = tf.reshape(weights, [-1])
+    order = tf.argsort(tf.cast(flat_weights == 0, tf.int32), stable=True)
+
+    def chunks(x: tf.Tensor, shape: list[int]) -> tf.Tensor:
+        x = tf.gather(tf.reshape(x, [-1, *shape]), order)
+        x = tf.pad(x, [[0, padding]] + [[0, 0]] * len(shape))
+        return tf.reshape(x, [num_chunks, size, *shape])
+
+    # Which row of the offsets a position reads.
+    rows = tf.zeros_like(target_ids)
+    if offsets.shape.rank == 1:
+        offsets = offsets[tf.newaxis]
+    else:
+        rows += tf.range(num_rows)[:, tf.newaxis]
+    num_counted = tf.math.count_nonzero(flat_weights, dtype=tf.int32)
+    return _fused_sampled_softmax(
+        chunks(queries, [dim]),
+        chunks(target_vectors, [dim]),
+        negative_vectors[tf.newaxis],
+        chunks(target_ids, []),
+        negative_ids[tf.newaxis],
+        chunks(weights, []),
+        offsets,
+        chunks(rows, []),
+        -(-num_counted // size),
+    )
+
+
+@tf.custom_gradient
+def _fused_sampled_softmax(
+    queries: tf.Tensor,
+    target_vectors: tf.Tensor,
+    negative_vectors: tf.Tensor,
+    target_ids: tf.Tensor,
+    negative_ids: tf.Tensor,
+    weights: tf.Tensor,
+    offsets: tf.Tensor,
+    rows: tf.Tensor,
+    counted_chunks: tf.Tensor,
+) -> tuple[tf.Tensor, Callable]:
+    """The loss of queries in chunks.
+
+    Args:
+        queries: `[num_chunks, size, dim]`.
+        target_vectors: `[num_chunks, size, dim]`.
+        negative_vectors: `[num_chunks or 1, num_negatives, dim]`.
+        target_ids: `[num_chunks, size]`.
+        negative_ids: `[num_chunks or 1, num_negatives]`.
+        weights: `[num_chunks, size]`.
+        offsets: `[num_offsets, num_negatives]`.
+        rows: `[num_chunks, size]`, which offsets a query's negatives have.
+        counted_chunks: Scalar; all weights of later chunks are 0.
+    """
+    num_chunks = tf.shape(queries)[0]
+    last = tf.shape(negative_ids)[0] - 1
+    target_logits = tf.reduce_sum(queries * target_vectors, axis=2)
+
+    def one_chunk(
+        i: tf.Tensor,
+        log_sums: tf.TensorArray,
+        errors: tf.TensorArray,
+        query_gradients: tf.TensorArray,
+        negative_gradients: tf.TensorArray,
+    ) -> tuple[tf.Tensor, ...]:
+        j = tf.minimum(i, last)
+        # One row of offsets is broadcast rather than copied for each query.
+        has_one = offsets.shape[0] == 1
+        offset = offsets if has_one else tf.gather(offsets, rows[i])
+        logits = tf.matmul(queries[i], negative_vectors[j], transpose_b=True)
+        is_hit = target_ids[i][:, tf.newaxis] == negative_ids[j]
+        logits = tf.where(is_hit, float("-inf"), logits - offset)
+        target_logit = target_logits[i][:, tf.newaxis]
+        highest = tf.maximum(
+            tf.reduce_max(logits, axis=1, keepdims=True), target_logit
+        )
+        exp = tf.exp(logits - highest)
+        others = tf.reduce_sum(exp, axis=1, keepdims=True)
+        total = others + tf.exp(target_logit - highest)
+        scale = weights[i][:, tf.newaxis] / total
+        return (
+            i + 1,
+            log_sums.write(i, (highest + tf.math.log(total))[:, 0]),
+            # The negatives' probability: how wrong the target's logit is.
+            errors.write(i, (others * scale)[:, 0]),
+            query_gradients.write(
+                i, tf.matmul(exp, negative_vectors[j]) * scale
+            ),
+            negative_gradients.write(
+                i, tf.matmul(exp, queries[i] * scale, transpose_a=True)
+            ),
+        )
+
+    num_elements = tf.maximum(1, num_chunks)
+
+    def zeros(like: tf.Tensor) -> tf.Tensor:
+        return tf.zeros(tf.concat([[num_elements], tf.shape(like)[1:]], axis=0))
+
+    # What the loop never reaches counts nothing: log_sum = logit.
+    starts = (
+        _with_at_least_one(target_logits),
+        zeros(weights),
+        zeros(queries),
+        zeros(negative_vectors),
+    )
+    elements = (None, None, None, negative_vectors.shape[1:])
+    _, *arrays = tf.while_loop(
+        lambda i, *_: i < counted_chunks,
+        one_chunk,
+        (
+            0,
+            *(
+                tf.TensorArray(
+                    tf.float32, num_elements, element_shape=element
+                ).unstack(start)
+                for start, element in zip(starts, elements, strict=True)
+            ),
+        ),
+        maximum_iterations=num_chunks,
+    )
+    log_sums, errors, query_gradients, negative_gradient = (
+        array.stack()[:num_chunks] for array in arrays
+    )
+    losses = log_sums - target_logits
+    error = errors[:, :, tf.newaxis]
+    query_gradient = query_gradients - error * target_vectors
+    target_gradient = -error * queries
+    if negative_vectors.shape[0] == 1:
+        negative_gradient = tf.reduce_sum(
+            negative_gradient, axis=0, keepdims=True
+        )
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        return (
+            upstream * query_gradient,
+            upstream * target_gradient,
+            upstream * negative_gradient,
+            None,
+            None,
+            upstream * losses,
+            None,
+            None,
+            None,
+        )
+
+    return tf.reduce_sum(weights * losses), gradient
+
 
 __all__ = ["full_softmax", "sampled_softmax"]
 

@@ -7,16 +7,14 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from recsys.command_line import Command
-from recsys.config_flags import add_config_flags
-from recsys.data.choices import HELD_OUT_BY_USER
+from recsys.command_line import Command, add_config_flags
+from recsys.config import HELD_OUT_BY_USER, SOURCE_FIELDS
 from recsys.errors import InputError
-from recsys.training.config import SOURCE_FIELDS
 
 if TYPE_CHECKING:
-    from recsys.data.log_blocks import Source
     from recsys.data.shard_preparation import Options
     from recsys.data.shards import Manifest
+    from recsys.data.sources import Source
 
 COMMAND = Command(
     "recsys.prepare_shards",
@@ -91,7 +89,7 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    from recsys.data import log_blocks
+    from recsys.data import sources
     from recsys.data.shard_preparation import Options
 
     output = values["output"]
@@ -109,7 +107,7 @@ def main(values: dict[str, Any]) -> int:
         num_queries=values["num_queries"],
         **given,
     )
-    source = log_blocks.Source(**{name: values[name] for name in SOURCE_FIELDS})
+    source = sources.Source(**{name: values[name] for name in SOURCE_FIELDS})
     if values["runner"] is None:
         manifest = _on_this_machine(values, source, options)
     else:
@@ -126,7 +124,7 @@ def main(values: dict[str, Any]) -> int:
 def _on_this_machine(
     values: dict[str, Any], source: Source, options: Options
 ) -> Manifest:
-    from recsys.data import local_preparation, log_blocks
+    from recsys.data import shard_preparation, sources
 
     if values["beam"]:
         raise InputError(
@@ -134,15 +132,15 @@ def _on_this_machine(
         )
     num_workers = values["num_workers"]
     if num_workers is None:
-        num_workers = local_preparation.default_workers()
+        num_workers = shard_preparation.default_workers()
     if num_workers < 1:
         raise InputError(
             f"--num_workers must be at least 1. Received: {num_workers}"
         )
     output = pathlib.Path(values["output"]).expanduser()
-    local_preparation.check_output(output)
-    units, items = log_blocks.units(source)
-    return local_preparation.prepare_shards(
+    shard_preparation.check_output(output)
+    units, items = sources.units(source)
+    return shard_preparation.prepare_shards(
         units, items, source.data, output, options, num_workers
     )
 
@@ -150,7 +148,7 @@ def _on_this_machine(
 def _with_beam(
     values: dict[str, Any], source: Source, options: Options
 ) -> Manifest:
-    from recsys.data import log_blocks
+    from recsys.data import sources
 
     if values["num_workers"] is not None:
         raise InputError(
@@ -165,7 +163,7 @@ def _with_beam(
             "--runner needs the extra [beam] (pip install 'recsys[beam]'). "
             f"Received: {error}"
         ) from error
-    units, items = log_blocks.units(source)
+    units, items = sources.units(source)
     return beam_preparation.prepare_shards(
         units,
         items,

@@ -6,8 +6,12 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import add_model_flag, model_folder
+from recsys.command_line import (
+    Command,
+    add_model_flag,
+    load_tensorflow,
+    model_folder,
+)
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +91,7 @@ def main(values: dict[str, Any]) -> int:
     _check(values)
     # What needs no TensorFlow comes first, so that mistakes are told at once.
     from recsys.data.vocabulary import Vocabulary
-    from recsys.training.workdir import Workdir
+    from recsys.workdir import Workdir
 
     folder = Workdir(path)
     folder.read_config()
@@ -155,7 +159,7 @@ def _find(vocabulary: Vocabulary, text: str) -> int:
     suggests others. An id may be of an item that came later than the model:
     it is the unknown item, and said.
     """
-    from recsys.data.vocabulary import UNKNOWN_INDEX
+    from recsys.ids import UNKNOWN_INDEX
 
     try:
         return vocabulary.find(text)
@@ -252,18 +256,18 @@ def _show(
 
 
 def _recommend_file(workdir: pathlib.Path, values: dict[str, Any]) -> None:
-    from recsys import batch_recommend
+    from recsys import histories
 
-    histories = pathlib.Path(values["histories"])
+    source = pathlib.Path(values["histories"])
     output = pathlib.Path(values["output"])
-    batch_recommend.check_files(histories, output)
+    histories.check_files(source, output)
     load_tensorflow()
 
     from recsys.recommender import load
 
-    report = batch_recommend.recommend_file(
+    report = histories.recommend_file(
         load(workdir),
-        histories,
+        source,
         output,
         values["k"],
         exclude_history=values["exclude_history"],

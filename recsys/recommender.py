@@ -14,16 +14,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from recsys import workdir as workdir_lib
 from recsys.data import pipeline
 from recsys.data.prepare import train_counts
-from recsys.data.vocabulary import (
-    FIRST_ITEM_INDEX,
-    Vocabulary,
-)
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.two_tower import TwoTower
 from recsys.retrieval import top_k
-from recsys.training import workdir as workdir_lib
 
 # Positions encoded at once. Large enough for few calls, small enough that the
 # activations stay within some tens of megabytes.

@@ -7,15 +7,16 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
+from recsys.config import TrainConfig, make_config
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
 
 if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
@@ -56,10 +57,9 @@ def main(values: dict[str, Any]) -> int:
 
 def _train_and_report(config: TrainConfig, workdir: pathlib.Path) -> None:
     # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys.data.summary import describe
+    from recsys.data.prepare import build_data, describe
     from recsys.training.cluster import cluster_of
-    from recsys.training.inputs import build_data
-    from recsys.training.workdir import Workdir
+    from recsys.workdir import Workdir
 
     folder = Workdir(workdir)
     cluster = cluster_of(config)
@@ -84,8 +84,11 @@ def _train_and_report(config: TrainConfig, workdir: pathlib.Path) -> None:
 def _report(config: TrainConfig, result: TrainResult) -> None:
     """Reads the test queries, for the first time, and shows the results."""
     from recsys import recommender
-    from recsys.results import compare_with_baselines, write_metrics
-    from recsys.training.workdir import Workdir
+    from recsys.evaluation.comparison import (
+        compare_with_baselines,
+        write_metrics,
+    )
+    from recsys.workdir import Workdir
 
     data = result.data
     results = compare_with_baselines(
@@ -124,7 +127,7 @@ def _next_commands(workdir: pathlib.Path, vocabulary: Vocabulary) -> str:
 def _example(vocabulary: Vocabulary, length: int = 2) -> list[str]:
     """Returns a history of frequent items, as a person would name them."""
     from recsys.data.prepare import TRAIN_COUNT
-    from recsys.data.vocabulary import FIRST_ITEM_INDEX
+    from recsys.ids import FIRST_ITEM_INDEX
 
     counts = vocabulary.items.column(TRAIN_COUNT).to_numpy()
     names = []

@@ -25,19 +25,19 @@ from typing import Any
 import numpy as np
 from evaluate_movielens import parse_seeds
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
     FIELD_HELP,
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
-from recsys.data.prepare import PreparedData
+from recsys.config import SEEDED_SPLITS, TrainConfig, make_config
+from recsys.data.prepare import PreparedData, build_data
 from recsys.errors import InputError
-from recsys.training.config import SEEDED_SPLITS, TrainConfig, make_config
-from recsys.training.files import write_json
-from recsys.training.inputs import build_data
+from recsys.files import write_json
 
 DEFAULT_LEVERS = (
     "embedding_dim=32",

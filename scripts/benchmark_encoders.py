@@ -24,20 +24,21 @@ from typing import Any
 import numpy as np
 from json_flag import add_json_flag, check_output_file, write_if_asked
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
+from recsys.config import ENCODERS, TrainConfig, make_config
+from recsys.data.prepare import build_data
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
-from recsys.evaluation.table import aligned
+from recsys.evaluation.comparison import asked_queries
+from recsys.evaluation.results import aligned
 from recsys.metrics import parse_metric
-from recsys.results import asked_queries
-from recsys.training.config import ENCODERS, TrainConfig, make_config
-from recsys.training.inputs import build_data
 
 _METRICS = ("recall@10", "ndcg@10")
 # By preset and encoder, what differs from the preset.

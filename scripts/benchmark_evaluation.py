@@ -29,9 +29,10 @@ from measuring import machine, peak_memory
 from recsys.command_line import Command, load_tensorflow
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries, leave_last_out
-from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.evaluation import Evaluation, evaluate
+from recsys.ids import FIRST_ITEM_INDEX
 
 _HISTORY_LENGTH = 20
 # Queries that are ranked once more, in batches of other sizes.
@@ -100,9 +101,9 @@ def main(values: dict[str, Any]) -> int:
 
 def _measure_model(workdir: pathlib.Path, repeats: int) -> dict[str, Any]:
     """Ranks a stored model's own queries, several times."""
-    from recsys.results import asked_queries
-    from recsys.stored_model import evaluation_data
-    from recsys.training.workdir import Workdir
+    from recsys.evaluation.comparison import asked_queries
+    from recsys.evaluation.run import evaluation_data
+    from recsys.workdir import Workdir
 
     folder = Workdir(workdir)
     config = folder.read_config()

@@ -241,10 +241,10 @@ def _read_tfds(
 ) -> dict[str, Any]:
     import tensorflow_datasets  # noqa: F401
 
-    from recsys.data import tfds
+    from recsys.data import movielens
 
     began = time.perf_counter()
-    interactions, _ = tfds.read(name, data_dir, manual_dir)
+    interactions, _ = movielens.read_tfds(name, data_dir, manual_dir)
     return {
         "rows per second": len(interactions) / (time.perf_counter() - began)
     }
@@ -286,18 +286,18 @@ def _measure_shards(folder: pathlib.Path, values: dict[str, Any]) -> Any:
 
 
 def _prepare_shards(data: str, output: str) -> dict[str, Any]:
-    from recsys.data import local_preparation, log_blocks
+    from recsys.data import shard_preparation, sources
     from recsys.data.shard_preparation import Options
 
     began = time.perf_counter()
-    units, items = log_blocks.units(log_blocks.Source(data))
-    local_preparation.prepare_shards(
+    units, items = sources.units(sources.Source(data))
+    shard_preparation.prepare_shards(
         units,
         items,
         data,
         pathlib.Path(output),
         Options(),
-        local_preparation.default_workers(),
+        shard_preparation.default_workers(),
     )
     # At least what this process held when it started them, which is little.
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -27,8 +27,8 @@ from json_flag import add_json_flag, check_output_file, write_if_asked
 from measuring import machine, peak_memory
 
 from recsys.command_line import Command, load_tensorflow
+from recsys.config import TABLE_OPTIMIZERS, TrainConfig
 from recsys.errors import InputError
-from recsys.training.config import TABLE_OPTIMIZERS, TrainConfig
 
 COMMAND = Command(
     "benchmark_scale",

@@ -33,18 +33,18 @@ from json_flag import add_json_flag, check_output_file, write_if_asked
 from measuring import machine, peak_memory
 from peer_runs import check_peers, peers_table, run_peers
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_preset_flag,
     given_fields,
+    load_tensorflow,
 )
-from recsys.data.prepare import PreparedData
+from recsys.config import TrainConfig, make_config
+from recsys.data.prepare import PreparedData, build_data
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.evaluation.table import aligned
-from recsys.training.config import TrainConfig, make_config
-from recsys.training.inputs import build_data
+from recsys.evaluation.results import aligned
 
 if TYPE_CHECKING:
     from quality_curve import QualityCurve
@@ -199,7 +199,7 @@ def _measure_steps(
 ) -> dict[str, Any]:
     """Times steps of the first epoch after one of each shape."""
     from recsys.training.trainer import Trainer
-    from recsys.training.workdir import Workdir
+    from recsys.workdir import Workdir
 
     before = _matrix_product_rate()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys import files
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
+from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
 from recsys.errors import InputError
-from recsys.training import files
-from recsys.training.config import SOURCE_FIELDS, TrainConfig, make_config
 
 if TYPE_CHECKING:
     from recsys.data.interactions import Log
@@ -111,8 +112,8 @@ def split_log(config: TrainConfig, share: float, folder: pathlib.Path) -> None:
     Raises:
         InputError: Parts of another log or share are there.
     """
-    from recsys.data.merging import write_log
-    from recsys.training.inputs import read_log
+    from recsys.data.prepare import read_log
+    from recsys.training.growth import write_log
 
     source = {name: getattr(config, name) for name in SOURCE_FIELDS}
     asked = {"share": share, **source}
@@ -161,10 +162,10 @@ def _compare(
     """Trains all models and returns the table."""
     import recsys
     from recsys import extend
-    from recsys.stored_model import OtherCatalogue
-    from recsys.training.inputs import build_data
+    from recsys.data.prepare import build_data
+    from recsys.evaluation.run import OtherCatalogue
     from recsys.training.trainer import train
-    from recsys.training.workdir import Workdir
+    from recsys.workdir import Workdir
 
     def training_seconds(name: str, config: TrainConfig) -> float:
         run = train(config, folder / name)
@@ -222,7 +223,7 @@ def _table(
 ) -> str:
     """Returns what the models find, for all queries and for new items."""
     from recsys.evaluation import evaluate
-    from recsys.results import asked_queries
+    from recsys.evaluation.comparison import asked_queries
 
     queries, _ = asked_queries(data.split)
     targets, offsets = queries.targets(np.arange(len(queries)))

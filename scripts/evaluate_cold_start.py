@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
+from recsys.config import TrainConfig, make_config
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
-from recsys.training.files import write_json
+from recsys.files import write_json
+from recsys.ids import FIRST_ITEM_INDEX
 
 if TYPE_CHECKING:
     from recsys.data.prepare import PreparedData
@@ -70,7 +71,7 @@ def main(values: dict[str, Any]) -> int:
             f"columns. Received: {config.split!r}, {config.item_features!r}"
         )
     workdir = run_folder(values, _FOLDER.replace("<seed>", str(config.seed)))
-    from recsys.training.inputs import build_data
+    from recsys.data.prepare import build_data
 
     data = build_data(config)
     load_tensorflow()

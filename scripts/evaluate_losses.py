@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
-from recsys.data.prepare import PreparedData
+from recsys.config import TrainConfig, make_config
+from recsys.data.prepare import PreparedData, build_data
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
-from recsys.training.files import write_json
-from recsys.training.inputs import build_data
+from recsys.files import write_json
 
 # What each variant changes in the configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -121,7 +121,7 @@ def _train_and_test(
     """Returns a variant's test metrics and the time of its epochs."""
     import recsys
     from recsys.evaluation import evaluate
-    from recsys.results import asked_queries
+    from recsys.evaluation.comparison import asked_queries
     from recsys.training.trainer import train
 
     run = train(config, workdir, data=data)

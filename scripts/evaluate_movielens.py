@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.command_line import Command, load_tensorflow
-from recsys.config_flags import (
+from recsys.command_line import (
+    Command,
     add_config_flags,
     add_run_flags,
     given_fields,
+    load_tensorflow,
     run_folder,
 )
+from recsys.config import TrainConfig, make_config
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig, make_config
-from recsys.training.files import write_json
+from recsys.files import write_json
 
 if TYPE_CHECKING:
     from recsys.training.trainer import TrainResult
@@ -133,7 +134,10 @@ def _test(
     """Returns the test metrics of each run, and a table with baselines."""
     import recsys
     from recsys.evaluation import evaluate
-    from recsys.results import asked_queries, compare_with_baselines
+    from recsys.evaluation.comparison import (
+        asked_queries,
+        compare_with_baselines,
+    )
 
     exclude_history = config.excludes_history
     first, *others = runs

@@ -7,7 +7,7 @@ from typing import Any
 
 from recsys.command_line import Command
 from recsys.errors import InputError
-from recsys.training.files import write_json
+from recsys.files import write_json
 
 
 def add_json_flag(command: Command) -> None:

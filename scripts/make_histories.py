@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from recsys.command_line import Command
-from recsys.config_flags import add_model_flag, model_folder
+from recsys.command_line import Command, add_model_flag, model_folder
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 _SHORTEST, _LONGEST = 5, 1500
 

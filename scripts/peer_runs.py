@@ -13,9 +13,9 @@ import numpy as np
 
 from recsys.data.prepare import PreparedData
 from recsys.data.splits import Queries
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.errors import InputError
 from recsys.evaluation import query_ids, read_rankings
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.metrics import parse_metric
 
 METRICS = ("recall@10", "ndcg@10")

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from recsys.config import TrainConfig
 from recsys.data.prepare import PreparedData
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.training.checkpoints import Progress
-from recsys.training.config import TrainConfig
 from recsys.training.trainer import Trainer
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 METRICS = ("recall@10", "ndcg@10")
 

@@ -21,8 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from recsys.command_line import EXIT_FAILED, Command, load_tensorflow
-from recsys.config_flags import add_model_flag, model_folder
+from recsys.command_line import (
+    EXIT_FAILED,
+    Command,
+    add_model_flag,
+    load_tensorflow,
+    model_folder,
+)
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
@@ -32,10 +37,10 @@ from recsys.evaluation import (
     query_ids,
     write_rankings,
 )
-from recsys.evaluation.table import aligned
-from recsys.results import asked_queries
-from recsys.stored_model import evaluation_data
-from recsys.training.workdir import Workdir
+from recsys.evaluation.comparison import asked_queries
+from recsys.evaluation.results import aligned
+from recsys.evaluation.run import evaluation_data
+from recsys.workdir import Workdir
 
 _TOLERANCE = 1e-6
 # By our names, those of ir-measures.

@@ -26,14 +26,9 @@ import compare_extension  # noqa: E402
 import evaluate_cold_start  # noqa: E402
 import peer_runs  # noqa: E402
 
-from recsys.data.prepare import PreparedData  # noqa: E402
+from recsys.config import PRESETS, TrainConfig, make_config  # noqa: E402
+from recsys.data.prepare import PreparedData, build_data  # noqa: E402
 from recsys.errors import InputError  # noqa: E402
-from recsys.training.config import (  # noqa: E402
-    PRESETS,
-    TrainConfig,
-    make_config,
-)
-from recsys.training.inputs import build_data  # noqa: E402
 
 # A "Python" that lists the first ten items that a history lacks.
 PEER = f"""#!{sys.executable}

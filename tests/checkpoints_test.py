@@ -10,8 +10,8 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import recsys
+from recsys import files
 from recsys.errors import InputError
-from recsys.training import files
 from recsys.training.checkpoints import (
     Checkpoints,
     Progress,

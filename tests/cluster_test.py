@@ -6,9 +6,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from recsys.config import TrainConfig
 from recsys.errors import InputError
 from recsys.training import cluster
-from recsys.training.config import TrainConfig
 
 
 def _text(jobs, kind="worker", index=0) -> str:

@@ -15,9 +15,9 @@ import tempfile
 from absl.testing import absltest, parameterized
 from commands import run
 
-from recsys import config_flags, evaluate, recommend, train
+from recsys import command_line, evaluate, recommend, train
 from recsys.command_line import Command
-from recsys.training.config import TrainConfig, make_config
+from recsys.config import TrainConfig, make_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = {"train": train, "evaluate": evaluate, "recommend": recommend}
@@ -138,7 +138,7 @@ class CommandTest(parameterized.TestCase):
 class ConfigFlagsTest(parameterized.TestCase):
     def test_every_field_is_explained_once(self):
         explained = [
-            name for group in config_flags.FIELD_HELP.values() for name in group
+            name for group in command_line.FIELD_HELP.values() for name in group
         ]
         fields = [field.name for field in dataclasses.fields(TrainConfig)]
         self.assertCountEqual(explained, fields)
@@ -176,12 +176,12 @@ class ConfigFlagsTest(parameterized.TestCase):
         }
         arguments = [f"--{name}={value}" for name, value in given.items()]
         values = train.COMMAND.parse(arguments)
-        self.assertEqual(config_flags.given_fields(values), given)
+        self.assertEqual(command_line.given_fields(values), given)
 
     def test_given_flags_override_the_preset(self):
         values = train.COMMAND.parse(["--num_epochs=3"])
         config = make_config(
-            values["preset"], config_flags.given_fields(values)
+            values["preset"], command_line.given_fields(values)
         )
         expected = make_config("movielens-small", {})
         self.assertEqual(config, dataclasses.replace(expected, num_epochs=3))

@@ -8,13 +8,8 @@ import pathlib
 from absl.testing import absltest, parameterized
 
 import recsys
+from recsys.config import PRESETS, SOURCE_FIELDS, TrainConfig, make_config
 from recsys.errors import InputError
-from recsys.training.config import (
-    PRESETS,
-    SOURCE_FIELDS,
-    TrainConfig,
-    make_config,
-)
 
 PACKAGE = pathlib.Path(recsys.__file__).parent
 

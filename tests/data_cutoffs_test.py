@@ -4,7 +4,7 @@ from decimal import Decimal
 
 from absl.testing import absltest, parameterized
 
-from recsys.data.cutoffs import Cutoff, parse_cutoff
+from recsys.config import Cutoff, parse_cutoff
 from recsys.errors import InputError
 
 

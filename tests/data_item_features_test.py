@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
 
-from recsys.data.feature_columns import (
+from recsys.data.features import (
+    MAX_VALUES,
     FeatureColumn,
+    ItemEncoder,
     parse_columns,
     raw_column,
     text_values,
 )
-from recsys.data.item_features import MAX_VALUES, ItemEncoder
 from recsys.errors import InputError
 
 ITEMS = pa.table(

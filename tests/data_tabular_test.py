@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
-from recsys.data import tabular
-from recsys.data.columns import ColumnNames
+from recsys.data import tables
 from recsys.data.interactions import Interactions
+from recsys.data.tables import ColumnNames
 from recsys.errors import InputError
 
 _HEADER = "user_id,item_id,rating,timestamp\n"
@@ -42,7 +42,7 @@ class TabularTestCase(parameterized.TestCase):
         return path
 
     def read(self, *paths: pathlib.Path, **given: str) -> Interactions:
-        return tabular.read_tables(paths, ColumnNames(**given))[0]
+        return tables.read_tables(paths, ColumnNames(**given))[0]
 
     def assert_error(self, message: str, *paths: pathlib.Path, **given: str):
         with self.assertRaisesRegex(InputError, message) as caught:

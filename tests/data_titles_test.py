@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from absl.testing import absltest, parameterized
 
-from recsys.data.titles import TitleIndex
+from recsys.data.vocabulary import TitleIndex
 
 _TITLES = [
     "Toy Story (1995)",

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from recsys.models.dropout import Dropout
+from recsys.models.transformer_block import Dropout
 
 
 class DropoutTest(parameterized.TestCase):

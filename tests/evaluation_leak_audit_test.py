@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recsys.config import SPLITS, TrainConfig
 from recsys.data import splits
+from recsys.data.prepare import make_split
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries, Split
 from recsys.evaluation import LeakError, audit
-from recsys.training.config import SPLITS, TrainConfig
-from recsys.training.inputs import make_split
 
 
 def _sequences(num_users: int = 30, repeats: bool = False) -> Sequences:

@@ -15,7 +15,7 @@ import pytest
 from absl.testing import absltest
 from evaluation_report_test import make_split, report_data
 
-from recsys.evaluation.report import render_page
+from recsys.report import render_page
 
 BROWSER = next(
     filter(

@@ -18,6 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from recsys.baselines import Markov, Popularity
+from recsys.config import TrainConfig
 from recsys.data.prepare import PreparedData
 from recsys.data.sequences import Sequences
 from recsys.data.splits import (
@@ -29,16 +30,14 @@ from recsys.data.splits import (
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.evaluation import compare, evaluate
-from recsys.evaluation.report import ReportData, check_matplotlib, render_page
-from recsys.evaluation.report.examples import examples
-from recsys.evaluation.report.item_map import map_items, principal_components
-from recsys.evaluation_report import check_report
-from recsys.evaluation_run import EvaluationRun
+from recsys.evaluation.comparison import Results
+from recsys.evaluation.run import EvaluationRun, check_report
 from recsys.metrics import parse_metric
-from recsys.results import Results
-from recsys.training.config import TrainConfig
-from recsys.training.history import read_history
-from recsys.training.workdir import Workdir
+from recsys.report import ReportData, check_matplotlib, render_page
+from recsys.report.examples import examples
+from recsys.report.item_map import map_items, principal_components
+from recsys.training.checkpoints import read_history
+from recsys.workdir import Workdir
 
 pytest.importorskip("matplotlib")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys.evaluation.top_lists import top_lists
+from recsys.evaluation.ranking import top_lists
 
 
 def _slow(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,10 @@ import tensorflow as tf
 from absl.testing import absltest
 
 import recsys
+from recsys import files
+from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
-from recsys.training import files
-from recsys.training.config import TrainConfig
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 NUM_ITEMS = 20

@@ -20,14 +20,13 @@ from absl.testing import absltest, parameterized
 from commands import run
 
 import recsys
-from recsys import export
+from recsys import export, files
+from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import MismatchError
-from recsys.exporting import formats, litert, served_model, verification
 from recsys.recommender import Recommender
-from recsys.training import files
-from recsys.training.config import TrainConfig
-from recsys.training.workdir import Workdir
+from recsys.serving import check, formats, litert, saved_model
+from recsys.workdir import Workdir
 
 NUM_ITEMS = 30
 DIM = 4
@@ -598,9 +597,9 @@ class MistakesTest(parameterized.TestCase):
         self.assertRegex(result[2], message)
 
     def test_a_format_that_answers_otherwise_leaves_nothing(self):
-        original = served_model.ServedModel._vectors
+        original = saved_model.ServedModel._vectors
         with mock.patch.object(
-            served_model.ServedModel,
+            saved_model.ServedModel,
             "_vectors",
             lambda served: original(served) * 1.01,
         ):
@@ -609,9 +608,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(list(self.output.parent.iterdir()), [])
 
     def test_other_items_are_noticed(self):
-        answers = verification.ask_model(
-            make_recommender(), exclude_history=True
-        )
+        answers = check.ask_model(make_recommender(), exclude_history=True)
         answers.check_lists(answers.items, answers.scores, "right")
         moved = (answers.items - 1) % NUM_ITEMS + 2
         moved[answers.items == 0] = 0

@@ -14,21 +14,25 @@ from absl.testing import absltest, parameterized
 from commands import run
 
 import recsys
-from recsys import evaluate, extend, train
+from recsys import evaluate, extend, files, train
+from recsys.config import SOURCE_FIELDS, TrainConfig
 from recsys.data import sources
 from recsys.data.interactions import Interactions, Log
-from recsys.data.merging import check_not_trained_on, merge_logs, write_log
+from recsys.data.prepare import build_data
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.splits import leave_last_out
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.training import build, files, new_rows
+from recsys.training import build, initial_table
 from recsys.training.build import LaterSchedule
 from recsys.training.checkpoints import checkpoint_paths
-from recsys.training.config import SOURCE_FIELDS, TrainConfig
-from recsys.training.growth import grow_data
-from recsys.training.inputs import build_data
-from recsys.training.workdir import Workdir
+from recsys.training.growth import (
+    check_not_trained_on,
+    grow_data,
+    merge_logs,
+    write_log,
+)
+from recsys.workdir import Workdir
 
 
 def objects(*values: str) -> np.ndarray:
@@ -156,8 +160,10 @@ class NewRowsTest(absltest.TestCase):
             np.array([2, 5, 4, 6, 3, 4], np.int32),
             np.arange(6),
         )
-        with mock.patch.object(new_rows, "_NOISE", 0):
-            rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
+        with mock.patch.object(initial_table, "_NOISE", 0):
+            rows = initial_table.neighbour_rows(
+                table, is_new, sequences, seed=0
+            )
         np.testing.assert_array_equal(rows[:5], table[:5])
         # Old items that occur once have rows of length 2 on average, the mean
         # of the rarest is (2, 0), and 1 / (1 + 1) of a row comes from it.
@@ -165,7 +171,7 @@ class NewRowsTest(absltest.TestCase):
             expected = 2 * np.array(mean) / np.hypot(*mean) / 2 + [1, 0]
             np.testing.assert_allclose(rows[row], expected, rtol=1e-6)
         np.testing.assert_allclose(rows[7], [2, 0], rtol=1e-6)
-        rows = new_rows.neighbour_rows(table, is_new, sequences, seed=0)
+        rows = initial_table.neighbour_rows(table, is_new, sequences, seed=0)
         self.assertGreater(np.abs(rows[7] - [2, 0]).min(), 0)
         np.testing.assert_array_equal(rows[:5], table[:5])
 

@@ -5,7 +5,7 @@ import scipy.sparse
 from absl.testing import absltest
 
 from recsys import ItemFeatures
-from recsys.training import feature_regression
+from recsys.training import initial_table
 
 
 class FeatureRegressionTest(absltest.TestCase):
@@ -13,7 +13,7 @@ class FeatureRegressionTest(absltest.TestCase):
         rng = np.random.default_rng(0)
         matrix = rng.random((40, 6)) * (rng.random((40, 6)) < 0.5)
         targets = rng.standard_normal((40, 3))
-        found = feature_regression.ridge_coefficients(
+        found = initial_table.ridge_coefficients(
             scipy.sparse.csr_array(matrix), targets
         )
         expected = np.linalg.solve(
@@ -22,7 +22,7 @@ class FeatureRegressionTest(absltest.TestCase):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_a_column_of_zeros(self):
-        found = feature_regression.ridge_coefficients(
+        found = initial_table.ridge_coefficients(
             scipy.sparse.csr_array(np.zeros((4, 2))), np.ones((4, 3))
         )
         np.testing.assert_array_equal(found, np.zeros((2, 3)))
@@ -30,7 +30,7 @@ class FeatureRegressionTest(absltest.TestCase):
     def test_places_without_a_value_are_not_stored(self):
         features = ItemFeatures(4, 4, num_values=3, values_per_item=2)
         features.set_features([[1, 0], [2, 1]], [[1.0, 0.0], [0.5, 0.5]])
-        found = feature_regression.feature_matrix(features)
+        found = initial_table.feature_matrix(features)
         self.assertEqual(found.nnz, 3)
 
     def test_rows_and_features_add_up(self):
@@ -49,11 +49,11 @@ class FeatureRegressionTest(absltest.TestCase):
             for value, weight in zip(values[item], weights[item], strict=True):
                 matrix[item + 2, value] += weight
             matrix[item + 2, 5:] = vectors[item]
-        found = feature_regression.feature_matrix(features)
+        found = initial_table.feature_matrix(features)
         np.testing.assert_allclose(found.toarray(), matrix, rtol=1e-6)
         rows = rng.standard_normal((num_items + 2, dim)).astype(np.float32)
         trained = np.arange(2, 25)
-        left = feature_regression.explain_rows(features, rows, trained)
+        left = initial_table.explain_rows(features, rows, trained)
         total = left + features(np.arange(num_items + 2)).numpy()
         np.testing.assert_allclose(total[trained], rows[trained], atol=1e-5)
         np.testing.assert_array_equal(left[25:], 0)

@@ -16,7 +16,7 @@ from recsys import (
     TwoTower,
     optimizers,
 )
-from recsys.negative_sampling import NegativeSampler
+from recsys.negatives import NegativeSampler
 from recsys.training.step import TrainStep
 
 OPTIMIZERS = (optimizers.LazyAdam, optimizers.RowwiseAdagrad)

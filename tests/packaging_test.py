@@ -196,7 +196,7 @@ class ContentsTest(absltest.TestCase):
                 "recsys/data/movielens_small/README.txt",
                 "recsys/data/movielens_small/movies.csv.gz",
                 "recsys/data/movielens_small/ratings.csv.gz",
-                "recsys/evaluation/report/page.css",
+                "recsys/report/page.css",
             },
         )
 

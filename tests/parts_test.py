@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys.data import local_preparation, log_blocks, parts, pipeline
+from recsys.data import pipeline, shard_preparation, sources
 from recsys.data.prepare import open_shards
 from recsys.data.sequences import Sequences
 from recsys.data.shard_preparation import Options
@@ -30,7 +30,7 @@ def _sequences() -> Sequences:
 
 def _batches(
     sequences: Sequences | ShardedSequences,
-    part: parts.Part | None = None,
+    part: pipeline.Part | None = None,
     first_step: int = 0,
 ) -> list[dict[str, np.ndarray]]:
     plan = pipeline.plan_epoch(
@@ -60,9 +60,9 @@ class PartsTest(parameterized.TestCase):
     ) -> ShardedSequences:
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         log = "synthetic:users=80,items=70,interactions=1500,seed=4"
-        units, items = log_blocks.units(log_blocks.Source(log))
+        units, items = sources.units(sources.Source(log))
         options = Options(num_shards=num_shards, num_queries=0)
-        manifest = local_preparation.prepare_shards(
+        manifest = shard_preparation.prepare_shards(
             units, items, log, folder, options, 1
         )
         sequences = open_shards(folder, manifest).split.train
@@ -73,7 +73,7 @@ class PartsTest(parameterized.TestCase):
     def _assert_parts_make_the_whole(self, sequences, count, first_step=0):
         whole = _batches(sequences, first_step=first_step)
         of_parts = [
-            _batches(sequences, parts.Part(index, count), first_step)
+            _batches(sequences, pipeline.Part(index, count), first_step)
             for index in range(count)
         ]
         self.assertEqual({len(whole)}, {len(part) for part in of_parts})
@@ -93,7 +93,7 @@ class PartsTest(parameterized.TestCase):
         self._assert_parts_make_the_whole(self._shards(num_shards, 500), count)
 
     def test_slices_of_sequences_in_memory_are_equal(self):
-        for batch in _batches(_sequences(), parts.Part(1, 2)):
+        for batch in _batches(_sequences(), pipeline.Part(1, 2)):
             num_rows = int(batch["num_rows"])
             np.testing.assert_array_equal(
                 batch["places"], np.arange(num_rows // 2, num_rows)
@@ -110,7 +110,7 @@ class PartsTest(parameterized.TestCase):
                 return read_items(self, shards)
 
             with mock.patch.object(ShardedSequences, "read_items", counted):
-                _batches(sequences, parts.Part(index, 2))
+                _batches(sequences, pipeline.Part(index, 2))
         self.assertEqual(read[0] + read[1], collections.Counter(range(9)))
         self.assertTrue(read[0] and read[1])
 

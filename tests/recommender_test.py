@@ -10,14 +10,14 @@ import pyarrow as pa
 from absl.testing import absltest, parameterized
 
 import recsys
+from recsys import files
 from recsys import recommender as recommender_lib
+from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.recommender import Recommender
-from recsys.training import files
-from recsys.training.config import TrainConfig
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 # Indices 2 to 7.
 ITEM_IDS = ["10", "20", "30", "40", "50", "60"]

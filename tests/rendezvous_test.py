@@ -10,11 +10,11 @@ import pyarrow as pa
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
+from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import WorkerLostError
-from recsys.training import rendezvous
+from recsys.training import distributed
 from recsys.training.cluster import Cluster
-from recsys.training.config import TrainConfig
 
 
 def _clusters(count: int) -> list[Cluster]:
@@ -37,7 +37,7 @@ def _meet(
         for cluster, about in reversed(list(zip(clusters, abouts))):
             meetings.append(
                 threads.submit(
-                    rendezvous.meet, cluster, about, wait_seconds=wait_seconds
+                    distributed.meet, cluster, about, wait_seconds=wait_seconds
                 )
             )
             time.sleep(0.1)
@@ -81,10 +81,10 @@ class MeetTest(parameterized.TestCase):
     def test_says_whom_it_waits_for(self):
         clusters, lines = _clusters(2), []
         with (
-            mock.patch.object(rendezvous, "_SECONDS_UNTIL_TOLD", 0),
+            mock.patch.object(distributed, "_SECONDS_UNTIL_TOLD", 0),
             self.assertRaises(WorkerLostError),
         ):
-            rendezvous.meet(
+            distributed.meet(
                 clusters[0], {}, wait_seconds=0.5, show=lines.append
             )
         self.assertRegex(
@@ -94,7 +94,7 @@ class MeetTest(parameterized.TestCase):
     def test_strangers_are_passed_over(self):
         clusters = _clusters(2)
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            chief = threads.submit(rendezvous.meet, clusters[0], {})
+            chief = threads.submit(distributed.meet, clusters[0], {})
             port = int(clusters[0].addresses[0].rpartition(":")[2])
             for text in (b"GET / HTTP/1.1\n", b'{"index": 9, "about": {}}\n'):
                 while True:
@@ -106,7 +106,7 @@ class MeetTest(parameterized.TestCase):
                     break
                 with stranger:
                     stranger.sendall(text)
-            rendezvous.meet(clusters[1], {})
+            distributed.meet(clusters[1], {})
             chief.result()
 
     def test_address_in_use(self):
@@ -115,7 +115,7 @@ class MeetTest(parameterized.TestCase):
             with self.assertRaisesRegex(
                 WorkerLostError, f"listen at {address}.*already in use"
             ):
-                rendezvous.meet(Cluster((address, "127.0.0.1:1"), 0), {})
+                distributed.meet(Cluster((address, "127.0.0.1:1"), 0), {})
 
 
 class FingerprintTest(parameterized.TestCase):
@@ -131,7 +131,7 @@ class FingerprintTest(parameterized.TestCase):
         config = TrainConfig()
         items = {"item_id": ["a", "b"], "train_count": [3, 1]}
         one, other = (
-            rendezvous.fingerprint(
+            distributed.fingerprint(
                 each, Vocabulary(columns["item_id"], pa.table(columns))
             )
             for each, columns in (
@@ -161,21 +161,21 @@ The error could be from a previous operation. Restart your program to reset.
                 "checkpoint. Received: Collective ops is aborted by: Error "
                 "reported from /job:worker/task:1: down$",
             ),
-            rendezvous.translated_loss(cluster),
+            distributed.translated_loss(cluster),
         ):
             raise tf.errors.UnavailableError(None, None, text)
 
     def test_other_errors_pass(self):
         with (
             self.assertRaises(tf.errors.ResourceExhaustedError),
-            rendezvous.translated_loss(Cluster(("a:1", "b:2"), 0)),
+            distributed.translated_loss(Cluster(("a:1", "b:2"), 0)),
         ):
             raise tf.errors.ResourceExhaustedError(None, None, "memory")
 
     def test_of_a_single_process_all_pass(self):
         with (
             self.assertRaises(tf.errors.CancelledError),
-            rendezvous.translated_loss(None),
+            distributed.translated_loss(None),
         ):
             raise tf.errors.CancelledError(None, None, "")
 

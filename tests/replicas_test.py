@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from recsys.data import local_preparation, log_blocks
+from recsys.config import TrainConfig
+from recsys.data import shard_preparation, sources
 from recsys.data.shard_preparation import Options
 from recsys.errors import InputError
 from recsys.models.shared_item_embedding import _InPieces
 from recsys.training import trainer
 from recsys.training.checkpoints import checkpoint_paths
-from recsys.training.config import TrainConfig
 
 # Processes share the cores with each other and with whatever else runs.
 _SECONDS = 600
@@ -56,18 +56,19 @@ _MIRRORED = """
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
     from recsys.models import shared_item_embedding
-    from recsys.training import inputs, replicas, trainer
-    from recsys.training.config import TrainConfig
-    from recsys.training.workdir import Workdir
+    from recsys.config import TrainConfig
+    from recsys.data import prepare
+    from recsys.training import distributed, trainer
+    from recsys.workdir import Workdir
 
     shared_item_embedding._InPieces._NUM_AT_ONCE = 64
-    replicas._NUM_AT_ONCE = 64
+    distributed._NUM_AT_ONCE = 64
     seeds = []
     for name, fields in json.loads(sys.argv[1]).items():
         config, folder = TrainConfig(**fields), pathlib.Path(name)
         folder.mkdir()
-        data = inputs.build_data(config)
-        connected = replicas.connect("mirrored", None)
+        data = prepare.build_data(config)
+        connected = distributed.connect("mirrored", None)
         run = trainer.Trainer(config, Workdir(folder), data, False, connected)
         run.run()
         seeds.append([
@@ -209,10 +210,10 @@ class ReplicasTest(parameterized.TestCase):
 
     def test_three_processes_with_shards_of_their_own_equal_one(self):
         log = "synthetic:users=80,items=70,interactions=900,seed=4"
-        units, items = log_blocks.units(log_blocks.Source(log))
+        units, items = sources.units(sources.Source(log))
         options = Options(num_shards=7, num_queries=20)
         shards = self.folder / "shards"
-        local_preparation.prepare_shards(units, items, log, shards, options, 1)
+        shard_preparation.prepare_shards(units, items, log, shards, options, 1)
         self.fields.update(
             data=str(shards),
             encoder="mean_pooling",

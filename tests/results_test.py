@@ -13,12 +13,11 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys import results
 from recsys.baselines import EASE, Markov
 from recsys.data import splits
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.evaluation import evaluate
+from recsys.evaluation import comparison, evaluate
 
 _HAS_IMPLICIT = importlib.util.find_spec("implicit") is not None
 
@@ -39,7 +38,7 @@ class ResultsTest(parameterized.TestCase):
     def measure(self, split, **options):
         model = Markov.fit(split.train, 9)
         model.name = "two-tower"
-        return results.compare_with_baselines(model, split, 9, **options)
+        return comparison.compare_with_baselines(model, split, 9, **options)
 
     def test_the_table_has_every_baseline_and_the_model(self):
         measured = self.measure(splits.leave_last_out(circle()))
@@ -54,7 +53,7 @@ class ResultsTest(parameterized.TestCase):
         measured = self.measure(splits.leave_last_out(circle()))
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "metrics.json")
-            results.write_metrics(path, measured, data="circle")
+            comparison.write_metrics(path, measured, data="circle")
             written = json.loads(path.read_text())
         self.assertEqual(written["protocol"], "leave_last_out")
         self.assertEqual(written["num_queries"], 5)
@@ -76,7 +75,7 @@ class ResultsTest(parameterized.TestCase):
         self.assertEqual(measured.to_dict()["queries"], "validation")
 
     def test_ease_is_left_out_with_a_reason_when_there_are_many_items(self):
-        self.enter_context(mock.patch.object(results, "MAX_EASE_ITEMS", 6))
+        self.enter_context(mock.patch.object(comparison, "MAX_EASE_ITEMS", 6))
         measured = self.measure(splits.leave_last_out(circle()))
         self.assertCountEqual(measured.baselines, ["popularity", "markov"])
         self.assertIn("matrix of 7 x 7 items", measured.skipped["ease"])
@@ -85,7 +84,7 @@ class ResultsTest(parameterized.TestCase):
     @parameterized.parameters([["popularity", "nonsense"]], [[]])
     def test_unknown_baselines(self, *names):
         with self.assertRaisesRegex(InputError, "--baselines must be one or"):
-            results.check_baselines(names[0] if names else [])
+            comparison.check_baselines(names[0] if names else [])
 
     def test_settings_are_chosen_on_the_validation_queries(self):
         split = splits.leave_last_out(circle())
@@ -131,7 +130,7 @@ class ResultsTest(parameterized.TestCase):
                 "Received: no package `implicit`$",
             ),
         ):
-            results.check_baselines(["popularity", name])
+            comparison.check_baselines(["popularity", name])
 
     def assertContainsInOrder(self, parts, text):
         places = [text.index(part) for part in parts]

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from recsys import retrieval
 from recsys.errors import InputError
-from recsys.retrieval import exact, scann_index
+from recsys.retrieval import exact, scann
 
 HAS_SCANN = importlib.util.find_spec("scann") is not None
 
@@ -338,7 +338,7 @@ class ScannIndexTest(parameterized.TestCase):
     def test_searches_again_where_the_partitions_hold_too_little(self):
         # Nothing near the query is allowed: its partitions hold none.
         mask = self.vectors @ self.queries[0] < 0
-        with mock.patch.object(scann_index, "_LARGEST_FETCH", 1.0):
+        with mock.patch.object(scann, "_LARGEST_FETCH", 1.0):
             got = self.index.top_k(self.queries[:1], 300, mask=mask)
         expected = self.exact.top_k(self.queries[:1], 300, mask=mask)
         self.assertEqual(got.counts.tolist(), [300])

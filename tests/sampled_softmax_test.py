@@ -4,9 +4,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from recsys import losses, sampled_softmax
-from recsys.item_shares import alias_table
-from recsys.negative_sampling import NegativeSampler
+from recsys import losses
+from recsys.negatives import NegativeSampler, alias_table
 
 
 def _plain(
@@ -99,7 +98,7 @@ class SampledSoftmaxTest(parameterized.TestCase):
 
     def chunks_of(self, logits_per_chunk):
         return absltest.mock.patch.object(
-            sampled_softmax, "_LOGITS_PER_CHUNK", logits_per_chunk
+            losses, "_LOGITS_PER_CHUNK", logits_per_chunk
         )
 
     @parameterized.product(per_row=(False, True), chunk=(10, 2**20))

@@ -12,23 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
+from recsys.config import TrainConfig
 from recsys.data import (
-    local_preparation,
-    log_blocks,
     pipeline,
     shard_preparation,
     shards,
     sources,
     splits,
-    tabular,
+    tables,
 )
-from recsys.data.prepare import PreparedData, open_shards, prepare
+from recsys.data.prepare import PreparedData, build_data, open_shards, prepare
 from recsys.data.sequences import Sequences
 from recsys.data.shard_preparation import Options
 from recsys.errors import InputError
 from recsys.evaluation import audit
-from recsys.training.config import TrainConfig
-from recsys.training.inputs import build_data
 
 LOG = "synthetic:users=300,items=200,interactions=9000,seed=4"
 
@@ -38,8 +35,8 @@ def prepare_folder(
 ) -> PreparedData:
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
-    units, items = log_blocks.units(log_blocks.Source(data))
-    manifest = local_preparation.prepare_shards(
+    units, items = sources.units(sources.Source(data))
+    manifest = shard_preparation.prepare_shards(
         units, items, data, output, Options(**given), num_workers
     )
     return open_shards(output, manifest)
@@ -158,7 +155,7 @@ class PreparationTest(parameterized.TestCase):
         )
         pq.write_table(table, folder / "log.parquet", row_group_size=1_000)
         data = str(folder / "log.parquet")
-        units, _ = log_blocks.units(log_blocks.Source(data))
+        units, _ = sources.units(sources.Source(data))
         self.assertLen(units, 9)
         sharded = prepare_folder(folder / "out", data)
         whole = prepare(sources.read(data), splits.leave_last_out)
@@ -232,7 +229,7 @@ class PreparationTest(parameterized.TestCase):
         rows = [f"{row % 99},{row % 5},{row}" for row in range(2_000)]
         path.write_text("\n".join(["user,item,timestamp", *rows, "0,9,9\n"]))
         # 50 rows a block or fewer, so 40 blocks of 5 items or more.
-        self.enterContext(mock.patch.object(tabular, "_BLOCK_BYTES", 512))
+        self.enterContext(mock.patch.object(tables, "_BLOCK_BYTES", 512))
         self.enterContext(
             mock.patch.object(shard_preparation, "_ITEM_ROWS", 10)
         )

@@ -8,11 +8,11 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys import stored_model
+from recsys.config import TrainConfig
+from recsys.data.prepare import build_data
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig
-from recsys.training.inputs import build_data
+from recsys.evaluation import run
 
 
 def write_log(
@@ -39,9 +39,7 @@ class EvaluationDataTest(parameterized.TestCase):
         """Returns the data asked of a model that was trained on the log."""
         config = TrainConfig(data=self.log, split=split, **fields)
         vocabulary = build_data(config).vocabulary
-        return stored_model.evaluation_data(
-            config, vocabulary, source or {}, protocol
-        )
+        return run.evaluation_data(config, vocabulary, source or {}, protocol)
 
     @parameterized.parameters("leave_last_out", "temporal", "validation_only")
     def test_the_models_own_split(self, split):
@@ -172,7 +170,7 @@ class EvaluationDataTest(parameterized.TestCase):
         renamed.write_text(text.replace("user,", "who,", 1))
         config = TrainConfig(data=str(renamed), user_column="who")
         vocabulary = build_data(config).vocabulary
-        asked = stored_model.evaluation_data(
+        asked = run.evaluation_data(
             config, vocabulary, {"data": self.log}, None
         )
         self.assertEqual(asked.notes, [])
@@ -191,7 +189,7 @@ class FirstItems:
 class OtherCatalogueTest(absltest.TestCase):
     def test_scores(self):
         inner = FirstItems()
-        recommender = stored_model.OtherCatalogue(
+        recommender = run.OtherCatalogue(
             inner, Vocabulary(["a", "b", "c"]), Vocabulary(["c", "new", "a"])
         )
         scores = recommender.scores(

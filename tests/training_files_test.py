@@ -6,8 +6,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from recsys import files
 from recsys.errors import InputError
-from recsys.training import files
 
 
 class AtomicPathTest(parameterized.TestCase):

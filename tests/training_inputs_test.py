@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recsys.config import SPLITS, TrainConfig
+from recsys.data.prepare import make_split
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.training.config import SPLITS, TrainConfig
-from recsys.training.inputs import make_split
 
 DAY = 86_400
 START = 1_435_622_400  # 2015-06-30

@@ -11,12 +11,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import recsys
-from recsys.data.item_features import ItemEncoder
+from recsys.data.features import ItemEncoder
+from recsys.data.prepare import build_data
 from recsys.errors import InputError
 from recsys.training import TrainConfig, train
-from recsys.training.inputs import build_data
 from recsys.training.trainer import Trainer
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 NUM_ITEMS = 20
 

@@ -13,12 +13,12 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import recsys
-from recsys import negative_sampling
+from recsys import config, negatives
+from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.errors import InputError
-from recsys.training import build, config, trainer
+from recsys.training import build, trainer
 from recsys.training.checkpoints import checkpoint_paths
-from recsys.training.config import TrainConfig
 
 
 def _write_log(path: pathlib.Path) -> None:
@@ -126,7 +126,7 @@ class RunTest(parameterized.TestCase):
 
 class ChoiceTest(parameterized.TestCase):
     def test_names_agree(self):
-        self.assertEqual(config.NEGATIVES, negative_sampling.SOURCES)
+        self.assertEqual(config.NEGATIVES, negatives.SOURCES)
 
     @parameterized.parameters(
         ({}, 20_000, False, "dense"),

@@ -22,7 +22,7 @@ from recsys import (
     SharedItemEmbedding,
     TwoTower,
 )
-from recsys.negative_sampling import Negatives
+from recsys.negatives import Negatives
 
 # No other variable of these models has this shape.
 SHAPE = (13, 6)

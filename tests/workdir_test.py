@@ -7,10 +7,10 @@ import unittest
 
 from absl.testing import absltest, parameterized
 
+from recsys import files
+from recsys.config import TrainConfig
 from recsys.errors import InputError
-from recsys.training import files
-from recsys.training.config import TrainConfig
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 
 class WorkdirTest(parameterized.TestCase):

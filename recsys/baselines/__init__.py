@@ -1,10 +1,13 @@
 """Recommenders that a model has to beat."""
 
+from recsys.baselines.counting import (
+    ItemKNN,
+    Markov,
+    Popularity,
+    RecentPopularity,
+)
 from recsys.baselines.ease import EASE
-from recsys.baselines.item_knn import ItemKNN
-from recsys.baselines.markov import Markov
-from recsys.baselines.matrix_factorization import ALS, BPR
-from recsys.baselines.popularity import Popularity, RecentPopularity
+from recsys.baselines.implicit import ALS, BPR
 from recsys.baselines.tuning import GRIDS, Tuned, tune
 
 # By the names that the command line uses; the last two need `implicit`.

@@ -6,8 +6,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from recsys.baselines.co_occurrences import co_occurrence_blocks
-from recsys.baselines.histories import binary_matrix
+from recsys.baselines.counting import binary_matrix, co_occurrence_blocks
 from recsys.data.sequences import Sequences
 
 

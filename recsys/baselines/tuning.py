@@ -7,13 +7,12 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from recsys.baselines.counting import ItemKNN, RecentPopularity
 from recsys.baselines.ease import EASE
-from recsys.baselines.item_knn import ItemKNN
-from recsys.baselines.matrix_factorization import ALS, BPR
-from recsys.baselines.popularity import RecentPopularity
+from recsys.baselines.implicit import ALS, BPR
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries
-from recsys.evaluation.full_ranking import Recommender, evaluate
+from recsys.evaluation.ranking import Recommender, evaluate
 from recsys.metrics import parse_metric
 
 

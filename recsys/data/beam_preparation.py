@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from recsys.data import shard_preparation as steps
 from recsys.data import shards
-from recsys.data.log_blocks import Unit
+from recsys.data.sources import Unit
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.choices import REPEATS
+from recsys.config import REPEATS
 from recsys.errors import InputError
 
 

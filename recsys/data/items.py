@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recsys.data import bad_rows, files
-from recsys.data.columns import find_column, find_optional_column
+from recsys.data import tables
+from recsys.data.tables import find_column, find_optional_column
 from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
@@ -35,15 +35,15 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
         InputError: The file cannot be read, has no item column or names an
             item twice.
     """
-    with files.readable(file):
-        if files.kind(file) == "parquet":
+    with tables.readable(file):
+        if tables.file_kind(file) == "parquet":
             with file.open("rb") as stream:
                 table = pq.ParquetFile(stream).read()
             name = _item_column(table.column_names, item_column, file)
         else:
-            header, delimiter = files.header(file)
+            header, delimiter = tables.read_header(file)
             name = _item_column(header, item_column, file)
-            form = bad_rows.TextForm(header, delimiter)
+            form = tables.TextForm(header, delimiter)
             table = _read_text(file, form, name)
     columns = {"item_id": _ids(table[name], file)}
     taken = [name]
@@ -157,9 +157,9 @@ def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
 
 
 def _read_text(
-    file: Traversable, form: bad_rows.TextForm, item_column: str
+    file: Traversable, form: tables.TextForm, item_column: str
 ) -> pa.Table:
-    with files.arrow_stream(file) as stream:
+    with tables.arrow_stream(file) as stream:
         try:
             return pa_csv.read_csv(
                 stream,
@@ -173,4 +173,4 @@ def _read_text(
             )
         except pa.ArrowInvalid as error:
             reason = str(error)
-    bad_rows.raise_ragged(file, form, reason)
+    tables.raise_ragged(file, form, reason)

@@ -5,29 +5,39 @@
 3. `write_shard` makes the sequences of one shard, in its memory alone.
 4. `write_manifest` counts up what all shards hold.
 
-`recsys.data.local_preparation` runs them on this machine,
+`recsys.data.shard_preparation` runs them on this machine,
 `recsys.data.beam_preparation` on any runner of Apache Beam.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import io
-from collections.abc import Callable, Sequence
-from typing import IO
+import multiprocessing
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from recsys.config import HELD_OUT_BY_USER, REPEATS
 from recsys.data import shards
-from recsys.data.choices import HELD_OUT_BY_USER, REPEATS
-from recsys.data.id_index import string_hashes
 from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.prepare import TRAIN_COUNT
 from recsys.data.sequences import Sequences, build_sequences, offsets_of
+from recsys.data.shards import Manifest
+from recsys.data.sources import Unit
 from recsys.data.splits import num_held_out
-from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.data.vocabulary import Vocabulary, string_hashes
 from recsys.errors import InputError
+from recsys.files import can_write, is_new_or_empty
+from recsys.ids import FIRST_ITEM_INDEX
 
 NO_ITEMS = pa.table(
     {"item": pa.array([], pa.string()), "row": pa.array([], pa.int64())}
@@ -445,3 +455,179 @@ def _select(sequences: Sequences, users: np.ndarray) -> Sequences:
         items=chosen.items,
         timestamps=chosen.timestamps,
     )
+
+
+_VOCABULARY = "items.parquet"
+
+
+def prepare_shards(
+    units: Sequence[Unit],
+    items: pa.Table | None,
+    name: str,
+    output: pathlib.Path,
+    options: Options,
+    num_workers: int,
+) -> Manifest:
+    """Reads a log and writes shards.
+
+    Args:
+        units: The log.
+        items: What is known of its items.
+        name: What it is called.
+        output: The folder that gets the shards; made if missing. The rows of
+            the log wait in a folder within it, that is removed.
+        options: What is prepared.
+        num_workers: How many processes do it; with 1, this one.
+
+    Returns:
+        What the folder holds.
+
+    Raises:
+        InputError: The log cannot be read, or too little is left of it.
+        OSError: The disk is full or cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        spill = pathlib.Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=output))
+        )
+        run = stack.enter_context(_workers(num_workers))
+        found = FoundItems()
+        num_low_ratings = 0
+        deal = functools.partial(_deal, spill=spill, options=options)
+        for unit_items, num_low in run(deal, units):
+            num_low_ratings += num_low
+            found.add(unit_items)
+        vocabulary = number_items(found.merged())
+        del found
+        vocabulary.save(spill / _VOCABULARY)
+        make = functools.partial(
+            _make,
+            spill=spill,
+            output=output,
+            num_units=len(units),
+            options=options,
+        )
+        summaries = list(run(make, range(options.num_shards)))
+        return write_manifest(
+            summaries,
+            vocabulary,
+            items,
+            name,
+            num_low_ratings,
+            options,
+            functools.partial(_open, output),
+        )
+
+
+@contextlib.contextmanager
+def _workers(num_workers: int) -> Iterator[Any]:
+    """Gives a `map` over processes, or over nothing but this one."""
+    if num_workers == 1:
+        yield map
+        return
+    # A fork would copy Arrow's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context) as pool:
+        yield pool.map
+
+
+def _deal(
+    unit: Unit, spill: pathlib.Path, options: Options
+) -> tuple[pa.Table, int]:
+    """Writes the rows of a unit to one file, shard by shard in each block.
+
+    Returns:
+        The unit's items, and how many rows had too low a rating.
+    """
+    found = FoundItems()
+    num_low_ratings = 0
+    row = unit.number << 40
+    lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for block in unit.blocks():
+            part = partition(block, row, options, unit.name)
+            if writer is None:
+                writer = stack.enter_context(
+                    pa.ipc.new_file(
+                        str(_spilled(spill, unit.number)),
+                        part.pieces[0].schema,
+                        options=lz4,
+                    )
+                )
+            for piece in part.pieces:
+                writer.write_batch(piece)
+            found.add(part.items)
+            row += len(block)
+            num_low_ratings += part.num_low_ratings
+    return found.merged(), num_low_ratings
+
+
+def _make(
+    shard: int,
+    spill: pathlib.Path,
+    output: pathlib.Path,
+    num_units: int,
+    options: Options,
+) -> ShardSummary:
+    """Makes one shard of the rows that were dealt to it."""
+    return write_shard(
+        shard,
+        list(_dealt(spill, num_units, shard, options.num_shards)),
+        _vocabulary(spill / _VOCABULARY),
+        options,
+        functools.partial(_open, output),
+    )
+
+
+def _dealt(
+    spill: pathlib.Path, num_units: int, shard: int, num_shards: int
+) -> Iterable[pa.RecordBatch]:
+    for unit in range(num_units):
+        path = _spilled(spill, unit)
+        if not path.exists():
+            continue
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(shard, reader.num_record_batches, num_shards):
+                yield reader.get_batch(number)
+
+
+@functools.lru_cache(maxsize=1)
+def _vocabulary(path: pathlib.Path) -> Vocabulary:
+    """Reads the items, once in each process."""
+    return Vocabulary.load(path)
+
+
+def _spilled(spill: pathlib.Path, unit: int) -> pathlib.Path:
+    return spill / f"{unit:08d}.arrow"
+
+
+def _open(folder: pathlib.Path, name: str) -> IO[bytes]:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    return path.open("wb")
+
+
+def default_workers() -> int:
+    """One process for each core."""
+    return os.cpu_count() or 1
+
+
+def check_output(output: pathlib.Path) -> None:
+    """Checks that a folder may be filled.
+
+    Raises:
+        InputError: It is no folder, not empty, or cannot be written.
+    """
+    if not is_new_or_empty(output):
+        raise InputError(
+            "--output must be a new or an empty folder. "
+            f"Received: {str(output)!r}"
+        )
+    if not can_write(output):
+        raise InputError(
+            "--output must be a folder that can be written. "
+            f"Received: {str(output)!r}"
+        )

@@ -1,18 +1,20 @@
-"""Where a log comes from: the one entry, `read`."""
+"""Where a log comes from, read whole or some rows at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
 import pathlib
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import pyarrow as pa
 
-from recsys.data import files, grouplens, synthetic, tabular, tfds
 from recsys.data import items as items_lib
-from recsys.data.columns import ColumnNames
+from recsys.data import movielens, synthetic, tables
 from recsys.data.interactions import Interactions, Log
+from recsys.data.tables import ColumnNames
 from recsys.errors import InputError
 
 BUNDLED = "movielens-small"
@@ -71,7 +73,7 @@ def read(
         root = importlib.resources.files("recsys.data") / "movielens_small"
         interactions, items = _read_folder(root, given, items_file)
     elif from_tfds:
-        interactions, items = tfds.read(
+        interactions, items = movielens.read_tfds(
             data.removeprefix(TFDS_PREFIX), tfds_data_dir, tfds_manual_dir
         )
         if items_file is not None:
@@ -134,15 +136,15 @@ def reject_ignored(
 def _read_folder(
     folder: Traversable, given: ColumnNames, items_file: str | None
 ) -> tuple[Interactions, pa.Table | None]:
-    members = files.members(folder)
-    layouts = grouplens.layouts(members)
+    members = tables.list_members(folder)
+    layouts = movielens.layouts(members)
     if len(layouts) > 1:
         raise InputError(
             f"{folder}: expected one log, name the file that is meant. "
             f"Received: {', '.join(layouts)}"
         )
     if layouts:
-        interactions, items = grouplens.read(
+        interactions, items = movielens.read_grouplens(
             members, layouts[0], given, with_items=items_file is None
         )
         if items_file is not None:
@@ -151,7 +153,7 @@ def _read_folder(
     parts = parts_of(members)
     archives = [name for name in members if name.lower().endswith(".zip")]
     if not parts and len(archives) == 1:
-        with files.open_zip(members[archives[0]]) as archive:
+        with tables.open_zip(members[archives[0]]) as archive:
             return _read_folder(archive, given, items_file)
     if not parts:
         raise InputError(
@@ -174,19 +176,19 @@ def parts_of(members: dict[str, Traversable]) -> list[Traversable]:
 def _read_file(
     path: pathlib.Path, given: ColumnNames, items_file: str | None
 ) -> tuple[Interactions, pa.Table | None]:
-    if files.kind(path) == "zip":
-        with files.open_zip(path) as archive:
+    if tables.file_kind(path) == "zip":
+        with tables.open_zip(path) as archive:
             return _read_folder(archive, given, items_file)
-    members = files.members(path.parent)
+    members = tables.list_members(path.parent)
     layout = path.name.removesuffix(".gz")
-    if layout in grouplens.LAYOUTS:
+    if layout in movielens.LAYOUTS:
         # Only the file that was named counts, whatever stands beside it.
         members = {
             name: file
             for name, file in members.items()
             if name == path.name or name.removesuffix(".gz") != layout
         }
-        interactions, items = grouplens.read(
+        interactions, items = movielens.read_grouplens(
             members, layout, given, with_items=items_file is None
         )
         if items_file is not None:
@@ -201,7 +203,7 @@ def _read_parts(
     given: ColumnNames,
     items_file: str | None,
 ) -> tuple[Interactions, pa.Table | None]:
-    interactions, names = tabular.read_tables(parts, given)
+    interactions, names = tables.read_tables(parts, given)
     return interactions, items_beside(parts, members, names.item, items_file)
 
 
@@ -246,3 +248,148 @@ def _read_items_file(items_file: str, item_column: str | None) -> pa.Table:
             f"Received: {items_file!r}"
         )
     return items_lib.read_items(path, item_column)
+
+
+# Rows of a source that can only be read whole.
+_BLOCK_ROWS = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What `read` is asked for: see there."""
+
+    data: str
+    user_column: str | None = None
+    item_column: str | None = None
+    timestamp_column: str | None = None
+    rating_column: str | None = None
+    items_file: str | None = None
+    tfds_data_dir: str | None = None
+    tfds_manual_dir: str | None = None
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The column names that the user gave."""
+        return ColumnNames(
+            self.user_column,
+            self.item_column,
+            self.timestamp_column,
+            self.rating_column,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A part of a log that one worker reads from its beginning to its end.
+
+    Attributes:
+        number: Its place among the units of the log.
+        source: The log.
+        part: The file that it is, or None where it is no file.
+        piece: The row group of the file or the chunk of the synthetic log;
+            None for all of it.
+    """
+
+    number: int
+    source: Source
+    part: Traversable | None = None
+    piece: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.source.data if self.part is None else str(self.part)
+
+    def blocks(self) -> Iterator[Interactions]:
+        """Yields the rows, in order, about a million or fewer at a time.
+
+        Raises:
+            InputError: The log cannot be read.
+        """
+        if self.part is not None:
+            yield from tables.stream(self.part, self.source.columns, self.piece)
+        elif self.piece is not None:
+            yield synthetic.parse(self.source.data).chunk(self.piece)
+        else:
+            log = read(**dataclasses.asdict(self.source))
+            yield from _slices(log.interactions)
+
+
+def units(source: Source) -> tuple[list[Unit], pa.Table | None]:
+    """Divides a log into units.
+
+    Rows of CSV files, of the row groups of Parquet files and of a synthetic
+    log are read as they are needed. Any other source is one unit, and all in
+    the memory of the worker that reads it.
+
+    Args:
+        source: The log.
+
+    Returns:
+        The units in the order of the log, and what is known of the items.
+
+    Raises:
+        InputError: There is nothing to read, it cannot be read, or its
+            parts do not have the same columns.
+    """
+    data, given = source.data, source.columns
+    reject_ignored(data, given, source.tfds_data_dir, source.tfds_manual_dir)
+    if synthetic.is_synthetic(data):
+        num_chunks = synthetic.parse(data).num_chunks
+        pieces: list[tuple[Any, int | None]] = [
+            (None, chunk) for chunk in range(num_chunks)
+        ]
+        items = items_beside([], {}, None, source.items_file)
+    elif parts := _parts(data):
+        names = tables.find_names(parts, given)
+        pieces = []
+        for part in parts:
+            if tables.file_kind(part) == "parquet":
+                groups = range(tables.num_row_groups(part))
+                pieces += [(part, group) for group in groups]
+            else:
+                pieces.append((part, None))
+        members = tables.list_members(parts[0].parent)
+        items = items_beside(
+            list(parts), members, names.item, source.items_file
+        )
+    else:
+        pieces = [(None, None)]
+        items = read(**dataclasses.asdict(source)).items
+    return [
+        Unit(number, source, part, piece)
+        for number, (part, piece) in enumerate(pieces)
+    ], items
+
+
+def _parts(data: str) -> list[pathlib.Path]:
+    """Returns the files of a log that can be read row by row, if any."""
+    if data == BUNDLED or data.startswith(TFDS_PREFIX):
+        return []
+    path = existing_path(data)
+    if path.is_dir():
+        members = tables.list_members(path)
+        found = movielens.layouts(members)
+        if found == ["ratings.csv"]:
+            names = ("ratings.csv", "ratings.csv.gz")
+            return [path / name for name in names if name in members][:1]
+        if found:
+            return []
+        return [path / part.name for part in parts_of(members)]
+    layout = path.name.removesuffix(".gz")
+    is_other = layout in movielens.LAYOUTS and layout != "ratings.csv"
+    return [] if is_other or tables.file_kind(path) == "zip" else [path]
+
+
+def _slices(interactions: Interactions) -> Iterator[Interactions]:
+    """Yields runs of rows; the ids stay those of the whole log."""
+    for begin in range(0, len(interactions), _BLOCK_ROWS):
+        rows = slice(begin, begin + _BLOCK_ROWS)
+        ratings = interactions.ratings
+        yield dataclasses.replace(
+            interactions,
+            users=interactions.users[rows],
+            items=interactions.items[rows],
+            timestamps=interactions.timestamps[rows],
+            ratings=None if ratings is None else ratings[rows],
+        )

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from recsys.data.choices import HELD_OUT_BY_USER
+from recsys.config import HELD_OUT_BY_USER
 from recsys.data.sequences import (
     Sequences,
     concatenated_ranges,

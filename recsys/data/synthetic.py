@@ -26,8 +26,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from recsys.data.id_index import mixed
 from recsys.data.interactions import Interactions, number_by_appearance
+from recsys.data.vocabulary import mixed
 from recsys.errors import InputError
 
 PREFIX = "synthetic:"

@@ -1,12 +1,13 @@
-"""Raw item ids outside, indices inside: the one place that converts."""
+"""The items of a log by index, raw id and title."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -14,13 +15,200 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data import titles as titles_lib
-from recsys.data.id_index import IdIndex
 from recsys.errors import InputError
+from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 
-PADDING_INDEX = 0
-UNKNOWN_INDEX = 1
-FIRST_ITEM_INDEX = 2
+_WORD_BYTES = 8
+
+
+class IdIndex:
+    """Finds strings in an array by their hashes, in sorted order.
+
+    Args:
+        ids: `[n]` strings; of equal ones any counts.
+    """
+
+    def __init__(self, ids: pa.StringArray) -> None:
+        self._ids = ids
+        hashes = string_hashes(ids)
+        self._rows = np.argsort(hashes).astype(np.int32)
+        self._hashes = hashes[self._rows]
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether two ids may be equal; their hashes are."""
+        return bool((self._hashes[1:] == self._hashes[:-1]).any())
+
+    def find(self, values: pa.StringArray) -> np.ndarray:
+        """Returns the row of each of `[m]` strings, -1 where there is none."""
+        result = np.full(len(values), -1, np.int64)
+        hashes = string_hashes(values)
+        place = np.searchsorted(self._hashes, hashes)
+        open_ = np.arange(len(values))
+        # More than one round only where different ids have one hash.
+        while True:
+            inside = place[open_] < len(self._hashes)
+            open_ = open_[inside]
+            open_ = open_[self._hashes[place[open_]] == hashes[open_]]
+            if not len(open_):
+                return result
+            rows = self._rows[place[open_]]
+            same = pc.equal(self._ids.take(rows), values.take(open_))
+            same = same.to_numpy(zero_copy_only=False)
+            result[open_[same]] = rows[same]
+            open_ = open_[~same]
+            place[open_] += 1
+
+
+def string_hashes(ids: pa.StringArray) -> np.ndarray:
+    """Hashes strings, eight bytes at a time.
+
+    Args:
+        ids: `[n]` strings.
+
+    Returns:
+        `[n]` uint64.
+    """
+    _, offset_buffer, data_buffer = ids.buffers()
+    if not len(ids):
+        return np.zeros(0, np.uint64)
+    offsets = np.frombuffer(offset_buffer, np.int32)
+    offsets = offsets[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    data = np.zeros(int(offsets[-1]) + _WORD_BYTES, np.uint8)
+    if data_buffer is not None:
+        data[: offsets[-1]] = np.frombuffer(data_buffer, np.uint8)[
+            : offsets[-1]
+        ]
+    # The eight bytes from any byte on, as a number.
+    words = np.ndarray(len(data) - _WORD_BYTES + 1, "<u8", data, strides=(1,))
+    hashes = np.diff(offsets).astype(np.uint64)
+    rows = np.arange(len(ids))
+    begin, left = offsets[:-1], np.diff(offsets)
+    while len(rows):
+        word = words[begin]
+        unused = np.maximum(_WORD_BYTES - left, 0).astype(np.uint64)
+        # A shift by all 64 bits is not defined: an empty id has no word.
+        unused = np.minimum(unused, np.uint64(_WORD_BYTES - 1))
+        word = (word << (unused * np.uint64(8))) * (left > 0)
+        hashes[rows] = mixed(hashes[rows] ^ word)
+        more = left > _WORD_BYTES
+        rows, begin, left = rows[more], begin[more], left[more]
+        begin, left = begin + _WORD_BYTES, left - _WORD_BYTES
+    return hashes
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Mixes the bits of `[n]` uint64, by SplitMix64's finalizer.
+
+    Steele, Lea and Flood 2014 (https://doi.org/10.1145/2660193.2660195).
+    """
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(
+        0xBF58476D1CE4E5B9
+    )
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(
+        0x94D049BB133111EB
+    )
+    return values ^ (values >> np.uint64(31))
+
+
+_YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)$")
+_IN_PARENTHESES = re.compile(r"\s*\(([^()]*)\)")
+# GroupLens puts the article last: "Matrix, The (1999)".
+_ARTICLE_LAST = re.compile(
+    r"^(?P<rest>.+), (?P<article>the|an?|l[aeo]s?|l'|il|gli|i|el|un[ae]?|der|"
+    r"die|das|den?|det|het|o|os|as)$"
+)
+_NAMED = re.compile(r"^(?:a\.?k\.?a\.?:?) ")
+
+
+class TitleIndex:
+    """Looks titles up as people write them.
+
+    Args:
+        titles: `[num_items]` str or None where an item has no title.
+    """
+
+    def __init__(self, titles: Iterable[str | None]) -> None:
+        self._full: dict[str, list[int]] = {}
+        self._short: dict[str, list[int]] = {}
+        for row, title in enumerate(titles):
+            if title is None:
+                continue
+            full, *short = _forms(title)
+            self._full.setdefault(full, []).append(row)
+            for form in short:
+                self._short.setdefault(form, []).append(row)
+
+    def find(self, text: str) -> list[int]:
+        """Returns the rows that the text names: none, one or several."""
+        full = next(_forms(text))
+        return self._full.get(full) or self._short.get(full) or []
+
+    def suggest(self, text: str, count: int = 5) -> list[int]:
+        """Returns the rows of the closest titles, the closest first.
+
+        Titles that contain the text go before those that are spelled like
+        it, up to a ratio of equal letters.
+        """
+        wanted = next(_forms(text))
+        grams = _trigrams(wanted)
+        candidates = []
+        for forms in (self._full, self._short):
+            for form, rows in forms.items():
+                inside = len(wanted) > 2 and wanted in form
+                # Comparing letter by letter is slow: shared trigrams first.
+                shared = len(grams & _trigrams(form))
+                if inside or 3 * shared >= len(grams):
+                    share = shared / (len(grams) + len(form))
+                    candidates.append((-inside, -share, form, rows))
+        candidates.sort()
+        matcher = difflib.SequenceMatcher(b=wanted, autojunk=False)
+        ranked = []
+        for order, _, form, rows in candidates[:100]:
+            matcher.set_seq1(form)
+            ratio = matcher.ratio()
+            if order or ratio >= 0.6:
+                ranked.append((order, -ratio, form, rows))
+        ranked.sort()
+        closest = dict.fromkeys(row for *_, rows in ranked for row in rows)
+        return list(closest)[:count]
+
+
+def _forms(title: str) -> Iterator[str]:
+    """Yields the spellings of a title: in full first, then shorter ones.
+
+    "Postman, The (Postino, Il) (1994)" gives "the postman (il postino)
+    (1994)", then each of "the postman (il postino)", "the postman (1994)",
+    "the postman", "il postino (1994)" and "il postino".
+    """
+    text = " ".join(title.casefold().split())
+    year = _YEAR.search(text)
+    suffix = f" ({year[1]})" if year else ""
+    text = _YEAR.sub("", text)
+    main = _article_first(_IN_PARENTHESES.sub("", text)) or text
+    others = [
+        _article_first(_NAMED.sub("", name))
+        for name in _IN_PARENTHESES.findall(text)
+    ]
+    full = main + "".join(f" ({name})" for name in others)
+    forms = [full + suffix, full, main + suffix, main]
+    for name in others:
+        forms += [name + suffix, name]
+    yield from dict.fromkeys(forms)
+
+
+def _article_first(title: str) -> str:
+    match = _ARTICLE_LAST.match(title)
+    if not match:
+        return title
+    article = match["article"]
+    return article + ("" if article.endswith("'") else " ") + match["rest"]
+
+
+def _trigrams(text: str) -> set[str]:
+    padded = f"  {text} "
+    return {padded[start : start + 3] for start in range(len(padded) - 2)}
 
 
 class Vocabulary:
@@ -292,10 +480,10 @@ class Vocabulary:
             raise InputError(f"{path}: {error}") from error
 
     @functools.cached_property
-    def _title_index(self) -> titles_lib.TitleIndex | None:
+    def _title_index(self) -> TitleIndex | None:
         if self.titles is None:
             return None
-        return titles_lib.TitleIndex(self.titles)
+        return TitleIndex(self.titles)
 
     def _list(self, rows: Sequence[int]) -> str:
         """Returns titles with their ids, for a message."""

@@ -1,12 +1,12 @@
 """From a recommender and a split to results that can be trusted."""
 
-from recsys.evaluation.full_ranking import Recommender, evaluate
 from recsys.evaluation.leak_audit import (
     AuditReport,
     Check,
     LeakError,
     audit,
 )
+from recsys.evaluation.ranking import Recommender, evaluate
 from recsys.evaluation.rankings_files import read_rankings, write_rankings
 from recsys.evaluation.recommendation_health import (
     Health,
@@ -15,21 +15,22 @@ from recsys.evaluation.recommendation_health import (
     health,
     list_summary,
 )
-from recsys.evaluation.results import Evaluation, query_ids
+from recsys.evaluation.results import (
+    Comparison,
+    Evaluation,
+    Interval,
+    bootstrap_interval,
+    compare,
+    intervals,
+    query_ids,
+    results_table,
+    sign_flip_p_value,
+)
 from recsys.evaluation.slices import (
     Slice,
     by_history_length,
     by_item_popularity,
     popularity_groups,
-)
-from recsys.evaluation.table import results_table
-from recsys.evaluation.uncertainty import (
-    Comparison,
-    Interval,
-    bootstrap_interval,
-    compare,
-    intervals,
-    sign_flip_p_value,
 )
 
 __all__ = [

@@ -20,8 +20,11 @@ import numpy as np
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.evaluation.candidate_ranking import expected_ranks, num_distinct
-from recsys.evaluation.full_ranking import padded_relevant_items
+from recsys.evaluation.ranking import (
+    expected_ranks,
+    num_distinct,
+    padded_relevant_items,
+)
 from recsys.evaluation.results import Evaluation, query_ids
 
 _EXPECTED = 'expected {"query_id": "…", "items": ["…", …], "scores": […]}'

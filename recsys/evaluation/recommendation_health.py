@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.compute as pc
 import scipy.sparse
 
-from recsys import list_metrics
+from recsys import metrics
 from recsys.data.splits import Queries
-from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.data.vocabulary import Vocabulary
 from recsys.evaluation.results import Evaluation
+from recsys.ids import FIRST_ITEM_INDEX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def health(
     import scipy.stats
 
     top_items = _lists(evaluation, k)
-    listed = list_metrics.times_listed(top_items, evaluation.num_items)
+    listed = metrics.times_listed(top_items, evaluation.num_items)
     num_distinct = int(np.count_nonzero(listed))
     effective = float(np.exp(scipy.stats.entropy(listed[listed > 0])))
     least = min(5 * k, evaluation.num_items / 4, listed.sum() / 4)
@@ -124,7 +125,7 @@ def list_summary(
 
     Returns:
         `coverage@k`, `gini@k`, `novelty@k`, `popularity@k`,
-        `history_popularity` and `diversity@k`; see `recsys.list_metrics`.
+        `history_popularity` and `diversity@k`; see `recsys.metrics`.
 
     Raises:
         ValueError: The evaluation has no lists, or shorter ones than k.
@@ -132,23 +133,23 @@ def list_summary(
     top_items = _lists(evaluation, k)
     num_items = evaluation.num_items
     values = {
-        f"coverage@{k}": list_metrics.catalogue_coverage(top_items, num_items),
-        f"gini@{k}": list_metrics.gini(top_items, num_items),
+        f"coverage@{k}": metrics.catalogue_coverage(top_items, num_items),
+        f"gini@{k}": metrics.gini(top_items, num_items),
         f"novelty@{k}": _mean(
-            list_metrics.novelty(top_items, item_counts, num_users)
+            metrics.novelty(top_items, item_counts, num_users)
         ),
         f"popularity@{k}": _mean(
-            list_metrics.average_popularity(top_items, item_counts)
+            metrics.average_popularity(top_items, item_counts)
         ),
         "history_popularity": _mean(
-            list_metrics.history_popularity(
+            metrics.history_popularity(
                 *queries.histories(np.arange(len(queries))), item_counts
             )
         ),
     }
     if item_genres is not None:
         values[f"diversity@{k}"] = _mean(
-            list_metrics.intra_list_diversity(top_items, item_genres)
+            metrics.intra_list_diversity(top_items, item_genres)
         )
     return values
 

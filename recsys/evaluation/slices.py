@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
 from recsys.evaluation.results import Evaluation
+from recsys.ids import FIRST_ITEM_INDEX
 
 GROUPS = ("head", "mid", "tail", "unseen")
 

@@ -13,8 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from recsys.models.dropout import Dropout
-from recsys.models.transformer_block import RMSNorm, TransformerBlock
+from recsys.models.transformer_block import Dropout, RMSNorm, TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="recsys")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
+from recsys.ids import FIRST_ITEM_INDEX
 
 
 @keras.saving.register_keras_serializable(package="recsys")

@@ -1,4 +1,12 @@
-"""One embedding table for every place in a model where an item appears."""
+"""One embedding table for every place in a model where an item appears.
+
+Keras marks a layer that it meets twice while it writes a file with a
+`shared_object_id`, but the mark on the first place is lost when that place is
+inside another layer or a functional sub-model; the file then loads as two
+layers, one of them without weights, which is an error. So the layers of this
+package set the mark themselves, at every place. Only in files: a configuration
+outside of one makes layers of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +15,49 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
-from recsys.models import layer_sharing
+_PROBE = keras.initializers.Zeros()
+
+
+def is_writing_file() -> bool:
+    """Returns whether Keras is writing a file, and so notices repetitions."""
+    keras.saving.serialize_keras_object(_PROBE)
+    again = keras.saving.serialize_keras_object(_PROBE)
+    return "shared_object_id" in again
+
+
+def forget(layer: keras.layers.Layer) -> None:
+    """Keeps Keras from marking a layer that is being written.
+
+    From the third place on Keras would load the layer of the second one, and
+    then mistake its calls there for those of the sub-model being loaded
+    ("not connected to `inputs`"). A layer that holds what is shared in a layer
+    of its own may as well be several.
+
+    Args:
+        layer: The layer whose `get_config` calls this.
+    """
+    # Keras has no public name for what it has seen.
+    seen = global_state.get_global_attribute("shared_objects/id_to_config_map")
+    if seen is not None:
+        seen.pop(id(layer), None)
+
+
+def serialize(layer: keras.layers.Layer | None) -> dict[str, Any] | None:
+    """Returns a layer's configuration for that of a layer which holds it."""
+    config = keras.saving.serialize_keras_object(layer)
+    if layer is not None and is_writing_file():
+        config["shared_object_id"] = id(layer)
+    return config
+
+
+def deserialize(config: Any) -> Any:
+    """Returns the layer of `serialize`'s answer; what is no answer, as is."""
+    if isinstance(config, dict):
+        return keras.saving.deserialize_keras_object(config)
+    return config
+
 
 POOLINGS = ("mean", "sum", "sqrtn")
 
@@ -329,15 +378,15 @@ class SharedItemEmbedding(keras.layers.Layer):
                 self.embeddings_initializer
             ),
         }
-        if layer_sharing.is_writing_file():
-            layer_sharing.forget(self)
-            config["table"] = layer_sharing.serialize(self.table)
+        if is_writing_file():
+            forget(self)
+            config["table"] = serialize(self.table)
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SharedItemEmbedding:
         """Makes a layer; in a file, over the table that it names."""
-        table = layer_sharing.deserialize(config.get("table"))
+        table = deserialize(config.get("table"))
         return super().from_config({**config, "table": table})
 
     def _lookup(self, ids: tf.Tensor) -> tf.Tensor:

@@ -8,9 +8,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from recsys.models import layer_sharing
 from recsys.models.history_encoders import SelfAttentionEncoder
-from recsys.models.shared_item_embedding import SharedItemEmbedding
+from recsys.models.shared_item_embedding import (
+    SharedItemEmbedding,
+    deserialize,
+    serialize,
+)
 from recsys.models.transformer_block import pick
 
 
@@ -132,9 +135,9 @@ class HistoryTower(keras.layers.Layer):
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "embedding": layer_sharing.serialize(self.embedding),
-            "encoder": layer_sharing.serialize(self.encoder),
-            "item_features": layer_sharing.serialize(self.item_features),
+            "embedding": serialize(self.embedding),
+            "encoder": serialize(self.encoder),
+            "item_features": serialize(self.item_features),
             "id_dropout": self.id_dropout,
             "item_dropout": self.item_dropout,
         }
@@ -220,8 +223,8 @@ class CandidateTower(keras.layers.Layer):
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "embedding": layer_sharing.serialize(self.embedding),
-            "item_features": layer_sharing.serialize(self.item_features),
+            "embedding": serialize(self.embedding),
+            "item_features": serialize(self.item_features),
             "id_dropout": self.id_dropout,
         }
 
@@ -302,5 +305,5 @@ def _with_layers(
     config: dict[str, Any], names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns the config with its serialized layers made into layers."""
-    nested = {name: layer_sharing.deserialize(config[name]) for name in names}
+    nested = {name: deserialize(config[name]) for name in names}
     return {**config, **nested}

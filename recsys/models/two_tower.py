@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 
 from recsys import losses
-from recsys.data.vocabulary import FIRST_ITEM_INDEX
-from recsys.models import layer_sharing
+from recsys.ids import FIRST_ITEM_INDEX
+from recsys.models.shared_item_embedding import deserialize, serialize
 from recsys.models.towers import CandidateTower, HistoryTower
-from recsys.negative_sampling import Negatives, NegativeSampler
+from recsys.negatives import Negatives, NegativeSampler
 
 _HISTORIES = {
     "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
@@ -286,8 +286,8 @@ class TwoTower(keras.Model):
         """Returns the constructor arguments."""
         return {
             **super().get_config(),
-            "history_tower": layer_sharing.serialize(self.history_tower),
-            "candidate_tower": layer_sharing.serialize(self.candidate_tower),
+            "history_tower": serialize(self.history_tower),
+            "candidate_tower": serialize(self.candidate_tower),
             "shares_item_features": (
                 self.history_tower.item_features
                 is self.candidate_tower.item_features
@@ -305,7 +305,7 @@ class TwoTower(keras.Model):
         tower's table, and its item features if these were shared.
         """
         with keras.saving.custom_object_scope(custom_objects or {}):
-            history_tower = layer_sharing.deserialize(config["history_tower"])
+            history_tower = deserialize(config["history_tower"])
             candidate_config = config["candidate_tower"]
             if isinstance(candidate_config, dict):
                 shared = {"embedding": history_tower.embedding}
@@ -315,7 +315,7 @@ class TwoTower(keras.Model):
                     **candidate_config,
                     "config": {**candidate_config["config"], **shared},
                 }
-            candidate_tower = layer_sharing.deserialize(candidate_config)
+            candidate_tower = deserialize(candidate_config)
         own = ("history_tower", "candidate_tower", "shares_item_features")
         kwargs = {k: v for k, v in config.items() if k not in own}
         return cls(history_tower, candidate_tower, **kwargs)

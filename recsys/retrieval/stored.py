@@ -10,7 +10,7 @@ import numpy as np
 
 from recsys.errors import InputError
 from recsys.retrieval.index import ExactIndex
-from recsys.retrieval.scann_index import SEARCHER, ScannIndex
+from recsys.retrieval.scann import SEARCHER, ScannIndex
 
 
 def load(path: str | os.PathLike[str]) -> ExactIndex:

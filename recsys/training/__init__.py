@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recsys.training.config import PRESETS, TrainConfig
+from recsys.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
     from recsys.training.trainer import train

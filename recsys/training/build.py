@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.item_features import ItemEncoder
+from recsys.config import TrainConfig
+from recsys.data.features import ItemEncoder
 from recsys.data.prepare import PreparedData, train_counts
 from recsys.data.shards import ShardedSequences
-from recsys.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from recsys.data.vocabulary import Vocabulary
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
     GRUEncoder,
     MeanPooling,
@@ -21,11 +23,9 @@ from recsys.models.item_features import ItemFeatures
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
-from recsys.negative_sampling import NegativeSampler
+from recsys.negatives import NegativeSampler
 from recsys.optimizers import LazyAdam, RowwiseAdagrad
-from recsys.training.co_occurrence import co_occurrence_vectors
-from recsys.training.config import TrainConfig
-from recsys.training.feature_regression import explain_rows
+from recsys.training.initial_table import co_occurrence_vectors, explain_rows
 
 # The most items for which `loss="auto"` is the full softmax.
 LARGEST_FULL_SOFTMAX = 20_000

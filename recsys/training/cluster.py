@@ -7,8 +7,8 @@ import json
 import os
 from typing import Any
 
+from recsys.config import TrainConfig
 from recsys.errors import InputError
-from recsys.training.config import TrainConfig
 
 VARIABLE = "TF_CONFIG"
 _EXAMPLE = (

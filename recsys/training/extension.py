@@ -11,22 +11,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from recsys import recommender
-from recsys.data.merging import write_log
+from recsys import files, recommender
+from recsys.config import TrainConfig
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.models.two_tower import TwoTower
-from recsys.training import files
 from recsys.training.build import (
     chosen_table_optimizer,
     uses_sampled_softmax,
 )
 from recsys.training.checkpoints import Progress
-from recsys.training.config import TrainConfig
-from recsys.training.growth import DATA_FOLDER, GrownData
-from recsys.training.new_rows import neighbour_rows
+from recsys.training.growth import DATA_FOLDER, GrownData, write_log
+from recsys.training.initial_table import neighbour_rows
 from recsys.training.trainer import Trainer
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 
 def write_extension(

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from recsys.models.two_tower import TwoTower
-from recsys.negative_sampling import Negatives, NegativeSampler
+from recsys.negatives import Negatives, NegativeSampler
 
 # What a step takes: rows and lengths differ between batches.
 BATCH_SIGNATURE = {

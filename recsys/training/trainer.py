@@ -12,14 +12,20 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from recsys import files
+from recsys.config import TrainConfig
 from recsys.data import pipeline
-from recsys.data.item_features import ItemEncoder
-from recsys.data.prepare import PreparedData, train_counts
+from recsys.data.features import ItemEncoder
+from recsys.data.prepare import (
+    PreparedData,
+    build_data,
+    fit_item_encoder,
+    train_counts,
+)
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
 from recsys.recommender import Recommender
-from recsys.training import files
 from recsys.training.build import (
     build_item_features,
     build_model,
@@ -29,29 +35,26 @@ from recsys.training.build import (
     initialize_table,
     trained_items,
 )
-from recsys.training.checkpoints import Checkpoints, Progress
-from recsys.training.cluster import cluster_of
-from recsys.training.config import TrainConfig
-from recsys.training.inputs import build_data, fit_item_encoder
-from recsys.training.progress import (
+from recsys.training.checkpoints import (
+    Checkpoints,
+    Progress,
     ProgressDisplay,
     show_epoch,
     show_method,
     show_start,
 )
-from recsys.training.rendezvous import (
-    fingerprint,
-    meet,
-    translated_loss,
-)
-from recsys.training.replicas import (
+from recsys.training.cluster import cluster_of
+from recsys.training.distributed import (
     PART_SIGNATURE,
     Replicas,
     ReplicaStep,
     connect,
+    fingerprint,
+    meet,
+    translated_loss,
 )
 from recsys.training.step import BATCH_SIGNATURE, TrainStep
-from recsys.training.workdir import Workdir
+from recsys.workdir import Workdir
 
 # What early stopping and the choice of the best epoch look at.
 SELECTION_METRIC = "ndcg@10"

@@ -1,0 +1,429 @@
+"""MovieLens: GroupLens's own layouts, and TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data import items as items_lib
+from recsys.data import tables
+from recsys.data.interactions import Interactions
+from recsys.data.tables import ColumnNames, TextForm
+from recsys.errors import InputError
+
+# What the sets without a header say in their README.
+_HEADER = ("userId", "movieId", "rating", "timestamp")
+# Arrow splits at single characters, so "::" gives an empty column between.
+_DAT = TextForm(
+    ("userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"),
+    "::",
+    has_header=False,
+    blank_columns=("_1", "_2", "_3"),
+    fallback_encoding="latin-1",
+)
+_TAB = TextForm(_HEADER, "\t", has_header=False, fallback_encoding="latin-1")
+# Ratings file, how its rows are written, items file.
+LAYOUTS = {
+    "ratings.csv": (None, "movies.csv"),
+    "ratings.dat": (_DAT, "movies.dat"),
+    "u.data": (_TAB, "u.item"),
+}
+_GENRES_100K = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|"
+    "Drama|Fantasy|Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|"
+    "War|Western"
+).split("|")
+
+
+def layouts(members: dict[str, Traversable]) -> list[str]:
+    """Returns the ratings files of GroupLens among the files of a folder."""
+    return [name for name in LAYOUTS if _member(members, name)]
+
+
+def read_grouplens(
+    members: dict[str, Traversable],
+    layout: str,
+    given: ColumnNames,
+    with_items: bool = True,
+) -> tuple[Interactions, pa.Table | None]:
+    """Reads ratings and films.
+
+    Args:
+        members: The files of the folder by name; each may be a gzip with
+            ".gz" after its name.
+        layout: The name of the ratings file.
+        given: The column names that the user gave.
+        with_items: Whether the films are wanted.
+
+    Returns:
+        The interactions, and what is known of the films: None if not wanted
+        or if their file is missing.
+
+    Raises:
+        InputError: A file is damaged or a row malformed.
+        ValueError: The ratings file is not among the files.
+    """
+    form, items_name = LAYOUTS[layout]
+    ratings = _member(members, layout)
+    if ratings is None:
+        raise ValueError(
+            f"`layout` must be the name of one of `members`. "
+            f"Received: {layout!r}"
+        )
+    if form is None:
+        interactions, names = tables.read_tables([ratings], given)
+    else:
+        names = given.find(_HEADER, ratings)
+        table = tables.read_text(ratings, names, form)
+        interactions = tables.assemble([table], [ratings])
+    films = _member(members, items_name)
+    if films is None or not with_items:
+        return interactions, None
+    if items_name == "movies.csv":
+        return interactions, items_lib.read_items(films, names.item)
+    if items_name == "movies.dat":
+        return interactions, _read_movies_dat(films)
+    return interactions, _read_u_item(films, _member(members, "u.genre"))
+
+
+def _member(members: dict[str, Traversable], name: str) -> Traversable | None:
+    return members.get(name) or members.get(name + ".gz")
+
+
+def _read_movies_dat(file: Traversable) -> pa.Table:
+    """Reads lines such as "1::Toy Story (1995)::Animation|Comedy"."""
+    rows = [fields for _, fields in _split_lines(file, "::", 3)]
+    ids, titles, genres = zip(*rows, strict=True)
+    table = pa.table({"item_id": ids, "title": titles, "genres": genres})
+    return items_lib.tidy(table, file)
+
+
+def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
+    """Reads id, title, release, video release, address and genre flags."""
+    names = _GENRES_100K
+    if genre_file is not None:
+        pairs = [fields for _, fields in _split_lines(genre_file, "|", 2)]
+        names = [name for name, _ in sorted(pairs, key=lambda p: int(p[1]))]
+    ids, titles, genres = [], [], []
+    for number, fields in _split_lines(file, "|", 5 + len(names)):
+        flags = fields[5:]
+        if not set(flags) <= {"0", "1"}:
+            raise InputError(
+                f"{file}, line {number}: expected {len(names)} genre flags, "
+                f"0 or 1. Received: {'|'.join(flags)!r}"
+            )
+        ids.append(fields[0])
+        titles.append(fields[1])
+        genres.append(
+            [
+                name
+                for name, flag in zip(names, flags, strict=True)
+                if flag == "1" and name not in items_lib.NO_GENRES
+            ]
+        )
+    table = pa.table(
+        {
+            "item_id": pa.array(ids, pa.string()),
+            "title": pa.array(titles, pa.string()),
+            "genres": pa.array(genres, pa.list_(pa.string())),
+        }
+    )
+    return items_lib.tidy(table, file)
+
+
+def _split_lines(
+    file: Traversable, delimiter: str, num_fields: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields line numbers and fields, without blank lines."""
+    for number, line in enumerate(tables.read_lines(file, "latin-1"), 1):
+        line = line.rstrip("\r\n")
+        if not line:
+            continue
+        fields = line.split(delimiter)
+        if len(fields) != num_fields:
+            raise InputError(
+                f"{file}, line {number}: expected {num_fields} fields "
+                f"separated by {delimiter!r}. Received: {line[:120]!r}"
+            )
+        yield number, fields
+
+
+_DATASET = "movielens"
+_BATCH_ROWS = 65_536
+# What `tables.assemble` calls the fields.
+_ROLES = {
+    "user": "user_id",
+    "item": "movie_id",
+    "timestamp": "timestamp",
+    "rating": "user_rating",
+}
+_PADDING = -1
+
+
+def read_tfds(
+    name: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> tuple[Interactions, pa.Table]:
+    """Reads the ratings of one configuration, preparing it when needed.
+
+    TensorFlow Datasets shuffles what it prepares, so the order of the rows,
+    which decides between equal timestamps, is its own, the same each time.
+
+    Args:
+        name: Such as "movielens/1m-ratings".
+        data_dir: Where prepared data is kept. Default: TFDS's own.
+        manual_dir: A folder with the original archive, used in place of a
+            download. Default: always download.
+
+    Returns:
+        The interactions, and the films with their titles and genres.
+
+    Raises:
+        InputError: TFDS is not installed or does not know the name, or the
+            archive is neither there nor to be had.
+    """
+    try:
+        # pylint: disable-next=import-outside-toplevel
+        import tensorflow_datasets
+    except ImportError as error:
+        raise InputError(
+            "`data` from TFDS needs the packages tensorflow-datasets and "
+            f"importlib_resources. Received: {error}"
+        ) from error
+    if manual_dir is not None:
+        folder = pathlib.Path(manual_dir).expanduser()
+        if not folder.is_dir():
+            raise InputError(
+                "`tfds_manual_dir` must be a folder that exists. "
+                f"Received: {manual_dir!r}"
+            )
+        manual_dir = str(folder.absolute())
+    builder = _builder(tensorflow_datasets, name, data_dir)
+    _prepare(tensorflow_datasets, builder, name, manual_dir)
+    cache = _Cache(pathlib.Path(builder.data_dir))
+    columns = cache.read()
+    if columns is None:
+        columns = _read_columns(builder, name)
+        cache.write(*columns)
+    ratings, films = columns
+    return tables.assemble([ratings], [f"tfds:{name}"]), films
+
+
+class _Cache:
+    """The columns of a configuration, beside what TFDS prepared.
+
+    TFDS replaces the folder as a whole, so the columns never outlive the
+    records that they come from.
+
+    Args:
+        folder: The folder of the configuration and version.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._ratings = folder / "recsys-ratings.parquet"
+        self._films = folder / "recsys-films.parquet"
+
+    def read(self) -> tuple[pa.Table, pa.Table] | None:
+        """Returns ratings and films; None where they are not there."""
+        try:
+            ratings = pq.ParquetFile(
+                self._ratings, read_dictionary=["user", "item"]
+            ).read()
+            return ratings, pq.ParquetFile(self._films).read()
+        except (OSError, pa.ArrowException):
+            return None
+
+    def write(self, ratings: pa.Table, films: pa.Table) -> None:
+        """Keeps the columns, unless the folder cannot be written."""
+        # The ratings last: they are not there before the films are.
+        for path, table in ((self._films, films), (self._ratings, ratings)):
+            partial = path.with_name(f".{os.getpid()}-{path.name}")
+            try:
+                pq.write_table(table, partial, compression="zstd")
+                os.replace(partial, path)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                return
+
+
+def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
+    configs = tfds.builder_cls(_DATASET).builder_configs
+    known = sorted(
+        f"{_DATASET}/{config}"
+        for config in configs
+        if config.endswith("-ratings")
+    )
+    if name not in known:
+        raise InputError(
+            "`data` from TFDS must be one of "
+            f"{', '.join('tfds:' + config for config in known)}. "
+            f"Received: {'tfds:' + name!r}"
+        )
+    if data_dir is not None:
+        data_dir = str(pathlib.Path(data_dir).expanduser())
+    return tfds.builder(name, data_dir=data_dir)
+
+
+def _prepare(
+    tfds: Any, builder: Any, name: str, manual_dir: str | None
+) -> None:
+    """Downloads and prepares the data unless that has been done."""
+    if builder.is_prepared():
+        return
+    url = builder.builder_config.download_url
+    archive = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name
+    advice = (
+        f"'tfds:{name}' needs {archive}: name a folder that holds it with "
+        f"--tfds_manual_dir, or make {url} reachable. Received: "
+    )
+    by_hand = manual_dir and (pathlib.Path(manual_dir) / archive).is_file()
+    downloads = pathlib.Path(builder.data_dir).parents[2] / "downloads"
+    # What TFDS extracts goes into folders that are called .zip as well.
+    cached = any(path.is_file() for path in downloads.rglob("*.zip"))
+    if not by_hand and not cached:
+        reason = _why_unreachable(url)
+        if reason:
+            raise InputError(
+                advice
+                + (f"no such file in {manual_dir}, and " if manual_dir else "")
+                + reason
+            )
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except (OSError, tfds.download.DownloadError) as error:
+        raise InputError(advice + " ".join(str(error).split())) from error
+    except Exception as error:
+        # TFDS does not make the class of this one public.
+        if "checksum" not in type(error).__name__.lower():
+            raise
+        raise InputError(
+            f"'tfds:{name}' needs {archive} as GroupLens published it. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _why_unreachable(url: str) -> str | None:
+    """Returns why a host cannot be reached, or None when it seems it can.
+
+    TFDS tries ten times, which takes minutes, before it says the same.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return None
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=10).close()
+        return None
+    except OSError as error:
+        return f"no connection to {parts.hostname} ({error})"
+
+
+def _read_columns(builder: Any, name: str) -> tuple[pa.Table, pa.Table]:
+    # pylint: disable-next=import-outside-toplevel
+    import tensorflow as tf
+
+    chunks: dict[str, list[pa.Array]] = {role: [] for role in _ROLES}
+    films = _Films(builder.info.features["movie_genres"].feature.names)
+    try:
+        for batch in _batches(builder):
+            for role in ("user", "item"):
+                ids, codes = tf.unique(batch[_ROLES[role]])
+                ids = pa.array(ids.numpy(), pa.binary()).cast(pa.string())
+                chunk = pa.DictionaryArray.from_arrays(codes.numpy(), ids)
+                chunks[role].append(chunk)
+            for role in ("timestamp", "rating"):
+                chunks[role].append(pa.array(batch[_ROLES[role]].numpy()))
+            films.add(ids.to_pylist(), codes, batch)
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"{builder.data_dir}: expected what TFDS prepared for "
+            f"'tfds:{name}'. Received: {' '.join(error.message.split())}"
+        ) from error
+    columns = {role: pa.chunked_array(chunks[role]) for role in _ROLES}
+    return pa.table(columns), films.table()
+
+
+class _Films:
+    """Titles and genres, which TFDS repeats with each rating of a film."""
+
+    def __init__(self, genre_names: list[str]) -> None:
+        self._genre_names = genre_names
+        self._ids: list[str] = []
+        self._titles: list[str] = []
+        self._genres: list[list[str]] = []
+        self._known: set[str] = set()
+
+    def add(self, ids: list[str], codes: Any, batch: dict[str, Any]) -> None:
+        """Adds the films of a batch that are new.
+
+        Args:
+            ids: The different item ids of the batch.
+            codes: `[num_rows]` int32, positions in `ids`.
+            batch: What `_batches` yields.
+        """
+        # pylint: disable-next=import-outside-toplevel
+        import tensorflow as tf
+
+        new = [i for i, item_id in enumerate(ids) if item_id not in self._known]
+        if not new:
+            return
+        first = tf.math.unsorted_segment_min(
+            tf.range(tf.size(codes)), codes, len(ids)
+        )
+        rows = tf.gather(first, new)
+        self._ids += [ids[i] for i in new]
+        self._known.update(self._ids[-len(new) :])
+        titles = tf.gather(batch["movie_title"], rows).numpy()
+        self._titles += [title.decode("utf-8") for title in titles]
+        for labels in tf.gather(batch["movie_genres"], rows).numpy():
+            names = [self._genre_names[i] for i in labels if i != _PADDING]
+            self._genres.append(
+                [n for n in names if n.lower() not in items_lib.NO_GENRES]
+            )
+
+    def table(self) -> pa.Table:
+        """Returns the items table of all that was added."""
+        return pa.table(
+            {
+                "item_id": pa.array(self._ids, pa.string()),
+                "title": pa.array(self._titles, pa.string()),
+                "genres": pa.array(self._genres, pa.list_(pa.string())),
+            }
+        )
+
+
+def _batches(builder: Any) -> Iterator[dict[str, Any]]:
+    """Yields the needed fields of many rows at once.
+
+    TFDS decodes rows one by one; parsing whole batches of records is some
+    thirty times as fast.
+    """
+    # pylint: disable-next=import-outside-toplevel
+    import tensorflow as tf
+
+    from recsys.data.pipeline import without_autotune
+
+    specs = builder.info.features.tf_example_spec
+    fields = [*_ROLES.values(), "movie_title"]
+    spec = {field: specs[field] for field in fields}
+    # Not the default padding 0, which is a genre.
+    spec["movie_genres"] = tf.io.FixedLenSequenceFeature(
+        [], tf.int64, allow_missing=True, default_value=_PADDING
+    )
+    files = [str(path) for path in builder.info.splits["train"].filepaths]
+    batches = tf.data.TFRecordDataset(files).batch(_BATCH_ROWS)
+    num_cores = len(os.sched_getaffinity(0))
+    batches = batches.map(
+        lambda records: tf.io.parse_example(records, spec),
+        num_parallel_calls=num_cores,
+    )
+    yield from without_autotune(batches.prefetch(num_cores))

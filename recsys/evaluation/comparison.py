@@ -1,0 +1,234 @@
+"""A model beside its baselines on one split: the table and metrics.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from recsys import baselines as baselines_lib
+from recsys import files
+from recsys.data.sequences import Sequences
+from recsys.data.shards import ShardedSequences
+from recsys.data.splits import Queries, Split
+from recsys.errors import InputError
+from recsys.evaluation import Evaluation, Recommender, evaluate, results_table
+
+BASELINES: dict[str, Any] = baselines_lib.BASELINES
+DEFAULT_BASELINES = ("popularity", "markov", "ease")
+# The package `implicit` fits them. They depend on their settings so much that
+# these are always chosen on the validation queries.
+IMPLICIT_BASELINES = ("als", "bpr")
+# EASE's dense matrix then has 1.6 GB, and solving for it takes minutes.
+MAX_EASE_ITEMS = 20_000
+_METRICS = ("recall@10", "ndcg@10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A model and its baselines on the same queries.
+
+    Attributes:
+        model: The model's evaluation.
+        baselines: The baselines' evaluations, by their names in `BASELINES`.
+        skipped: Why a baseline was left out, by its name.
+        tuned: The baselines whose settings were chosen on the validation
+            queries, by their names.
+        part: Which queries they are: "test", or "validation" where the split
+            tests nothing.
+        others: Further evaluations for the table, such as rankings files.
+    """
+
+    model: Evaluation
+    baselines: dict[str, Evaluation]
+    skipped: dict[str, str]
+    part: str
+    others: tuple[Evaluation, ...] = ()
+    tuned: dict[str, baselines_lib.Tuned] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def table(self, *, intervals: bool = False) -> str:
+        """Returns the results table, notes included."""
+        parts = [
+            results_table(
+                [*self.baselines.values(), *self.others, self.model],
+                _METRICS,
+                intervals=intervals,
+            )
+        ]
+        parts += self.tuning_notes()
+        parts += [f"{name}: {why}" for name, why in self.skipped.items()]
+        if self.part == "validation":
+            parts.insert(0, "Validation queries, as this split tests nothing.")
+        return "\n".join(parts)
+
+    def tuning_notes(self) -> list[str]:
+        """Says which settings were chosen, one line per tuned baseline."""
+        return [
+            f"{self.baselines[name].name}: "
+            + ", ".join(
+                f"{key}={value:g}" for key, value in tuned.options.items()
+            )
+            + f", the best of {tuned.num_tried} on the validation queries"
+            for name, tuned in self.tuned.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what metrics.json holds."""
+        return {
+            **self.model.summary(),
+            "queries": self.part,
+            "baselines": {
+                name: evaluation.metrics()
+                for name, evaluation in self.baselines.items()
+            },
+            "tuned_baselines": {
+                name: {
+                    "options": tuned.options,
+                    "validation_ndcg@10": tuned.value,
+                    "num_tried": tuned.num_tried,
+                }
+                for name, tuned in self.tuned.items()
+            },
+            "skipped_baselines": self.skipped,
+        }
+
+
+def compare_with_baselines(
+    recommender: Recommender,
+    split: Split,
+    vocabulary_size: int,
+    *,
+    baselines: Collection[str] = DEFAULT_BASELINES,
+    tune_all: bool = False,
+    exclude_history: bool = True,
+    lists: bool = False,
+) -> Results:
+    """Evaluates a model and baselines fitted to the same training set.
+
+    Args:
+        recommender: The model.
+        split: The test queries are asked, or the validation queries where
+            nothing is tested.
+        vocabulary_size: Rows of the item table.
+        baselines: Names in `BASELINES`.
+        tune_all: Whether the settings of every baseline that has a grid in
+            `recsys.baselines.GRIDS` are chosen on the validation queries, not
+            only those of `IMPLICIT_BASELINES`.
+        exclude_history: Whether items of a query's history are left out of
+            its candidates.
+        lists: Whether the model's evaluation holds its lists.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: A baseline has another name, or needs a package that is
+            not installed.
+    """
+    check_baselines(baselines)
+    queries, part = asked_queries(split)
+
+    def measure(one: Recommender, with_lists: bool) -> Evaluation:
+        return evaluate(
+            one,
+            queries,
+            protocol=split.protocol,
+            exclude_history=exclude_history,
+            lists=with_lists,
+        )
+
+    measured = {}
+    skipped = {}
+    tuned = {}
+    for name in baselines:
+        reason = _reason_to_skip(name, split.train)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        baseline = BASELINES[name]
+        grid = baselines_lib.GRIDS.get(baseline)
+        if grid and (tune_all or name in IMPLICIT_BASELINES):
+            assert isinstance(split.train, Sequences)  # Others are skipped.
+            tuned[name] = baselines_lib.tune(
+                baseline.fit,
+                split.train,
+                vocabulary_size,
+                split.validation,
+                grid,
+                protocol=split.protocol,
+                exclude_history=exclude_history,
+            )
+            fitted = tuned[name].recommender
+        else:
+            fitted = baseline.fit(split.train, vocabulary_size)
+        measured[name] = measure(fitted, with_lists=False)
+    model = measure(recommender, with_lists=lists)
+    return Results(model, measured, skipped, part, tuned=tuned)
+
+
+def asked_queries(split: Split) -> tuple[Queries, str]:
+    """Returns the test queries, or else validation's, and which they are."""
+    if split.test is None:
+        return split.validation, "validation"
+    return split.test, "test"
+
+
+def check_baselines(names: Collection[str]) -> None:
+    """Checks the names of baselines.
+
+    Raises:
+        InputError: There is none, one is unknown, or one needs a package that
+            is not installed.
+    """
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown or not names:
+        raise InputError(
+            f"--baselines must be one or more of {', '.join(BASELINES)}. "
+            f"Received: {', '.join(unknown) or 'none'}"
+        )
+    for name in names:
+        if name in IMPLICIT_BASELINES and not _has_implicit():
+            raise InputError(
+                f"--baselines={name} needs the extra [baselines] (pip install "
+                "'recsys[baselines]'). Received: no package `implicit`"
+            )
+
+
+def _has_implicit() -> bool:
+    return importlib.util.find_spec("implicit") is not None
+
+
+def write_metrics(path: pathlib.Path, results: Results, **more: Any) -> None:
+    """Writes metrics.json.
+
+    Args:
+        path: The file.
+        results: The results.
+        **more: Further entries.
+    """
+    files.write_json(path, {**results.to_dict(), **more})
+
+
+def _reason_to_skip(
+    name: str, train: Sequences | ShardedSequences
+) -> str | None:
+    if isinstance(train, ShardedSequences):
+        if name == "popularity":
+            return None
+        return "left out, it is fitted in memory and the log is in shards"
+    if name != "ease":
+        return None
+    num_seen = len(np.unique(train.items))
+    if num_seen <= MAX_EASE_ITEMS:
+        return None
+    return (
+        f"left out, its matrix of {num_seen:,} x {num_seen:,} items would take "
+        f"{4 * num_seen**2 / 2**30:,.1f} GB (it is fitted up to "
+        f"{MAX_EASE_ITEMS:,} items)"
+    )

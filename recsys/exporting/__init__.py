@@ -1,1 +1,0 @@
-"""A trained model in files that need nothing of this package."""

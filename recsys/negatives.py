@@ -1,0 +1,379 @@
+"""Negatives for the sampled softmax, and how often each is expected.
+
+Sources, for a batch with targets t₁ … t_m (padding left out) and N negatives:
+
+- `in_batch`: targets of the batch, drawn at random with replacement. With p(c)
+  the share of item c among all targets of the training data, c is expected
+  k(c) = N (m − 1) / m · p(c) times as a negative of a position: one draw in m
+  is the position's own target, which is an accidental hit.
+- `uniform`: any item, k(c) = N / num_items.
+- `popularity`: items in proportion to their training count plus one, so that
+  each can be drawn: k(c) = N (count(c) + 1) / Σ (count + 1).
+- `mixed`: ⌊N / 2⌋ in-batch and the rest uniform negatives (Yang et al. 2020,
+  https://doi.org/10.1145/3366424.3386195). Whichever source an item came
+  from, it is expected as often as both together expect it: k is the sum.
+
+With `trained_only` the items that were never counted are none of these.
+
+The cost of a draw does not depend on the number of items.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from recsys.ids import FIRST_ITEM_INDEX
+
+
+class CountedFrequencies:
+    """Frequencies counted from the training data.
+
+    An item that was never counted is taken to be counted once.
+
+    Args:
+        counts: `[vocabulary_size]`, each item's number of interactions; those
+            of padding and unknown are not read.
+
+    Raises:
+        ValueError: Nothing was counted.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        shares = item_counts(counts)
+        total = shares.sum()
+        # In place: of ten million items each copy is 80 MB.
+        np.maximum(shares, 1, out=shares)
+        shares /= total
+        self._shares = constant_table(shares)
+
+    def __call__(self, ids: Any) -> tf.Tensor:
+        """Returns each item's share, `[...]` float32."""
+        return tf.gather(self._shares, ids)
+
+
+class AliasTable:
+    """Draws items in proportion to weights, in constant time.
+
+    Walker's alias method: every column has the same width, of which a share
+    belongs to the column's own item and the rest to one other (Vose 1991).
+
+    Args:
+        counts: `[vocabulary_size]`, of which each item's weight is one more.
+        counted_only: Whether an item of count 0 has no weight.
+    """
+
+    def __init__(self, counts: np.ndarray, counted_only: bool = False) -> None:
+        counts = item_counts(counts)
+        weights = counts + 1
+        weights[:FIRST_ITEM_INDEX] = 0
+        if counted_only:
+            weights[counts == 0] = 0
+        own_share, alias = alias_table(weights[FIRST_ITEM_INDEX:])
+        self._num_items = len(alias)
+        self._shares = constant_table(weights / weights.sum())
+        self._own_share = constant_table(own_share)
+        self._alias = constant_table(alias)
+
+    def draw(self, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+        """Returns int32 ids of that shape."""
+        seeds = tf.random.split(seed, 2)
+        columns = tf.random.stateless_uniform(
+            shape, seeds[0], minval=0, maxval=self._num_items, dtype=tf.int32
+        )
+        is_own = tf.random.stateless_uniform(shape, seeds[1]) < tf.gather(
+            self._own_share, columns
+        )
+        drawn = tf.where(is_own, columns, tf.gather(self._alias, columns))
+        return drawn + FIRST_ITEM_INDEX
+
+    def shares(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns the probability of each id."""
+        return tf.gather(self._shares, ids)
+
+
+def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Makes the columns of the alias method, all at once.
+
+    With weights scaled to a mean of 1, light items (below 1) are filled up in
+    turn by the first heavy item; one that has given its surplus away is filled
+    up by the next. Where that happens follows from the running sums of
+    deficits and of surpluses, so that no loop over the items is needed.
+
+    Args:
+        weights: `[num_items]` float64, none negative, at least one positive.
+
+    Returns:
+        `own_share`, `[num_items]` float64, and `alias`, `[num_items]` int32:
+        a column belongs to its own item with that probability, else to that
+        other item.
+    """
+    scaled = weights / weights.mean()
+    own_share = np.ones(len(weights))
+    alias = np.arange(len(weights), dtype=np.int32)
+    light, heavy = np.flatnonzero(scaled < 1), np.flatnonzero(scaled >= 1)
+    if not len(light) or not len(heavy):  # All are equal, to rounding.
+        return own_share, alias
+    deficits = np.cumsum(1 - scaled[light])
+    surpluses = np.cumsum(scaled[heavy] - 1)
+    before = deficits - (1 - scaled[light])
+    # The first heavy item that has not given all its surplus away.
+    giver = np.searchsorted(surpluses, before, side="right")
+    own_share[light] = scaled[light]
+    alias[light] = heavy[np.minimum(giver, len(heavy) - 1)]
+    # What a heavy item gave beyond its surplus, it gets from the next one.
+    total_given = np.append(0, deficits)
+    taken = np.searchsorted(total_given, surpluses, side="left")
+    given = total_given[np.minimum(taken, len(light))]
+    own_share[heavy[:-1]] = np.clip(1 + (surpluses - given)[:-1], 0, 1)
+    alias[heavy[:-1]] = heavy[1:]
+    return own_share, alias
+
+
+def item_counts(counts: np.ndarray) -> np.ndarray:
+    """Returns the counts as float64, those of no items 0."""
+    counts = np.array(counts, np.float64)
+    counts[:FIRST_ITEM_INDEX] = 0
+    if not counts.sum() > 0:
+        raise ValueError(
+            "`counts` must hold at least one interaction. Received: none"
+        )
+    return counts
+
+
+def constant_table(values: np.ndarray) -> tf.Variable:
+    """Returns values as a variable; a constant would be in every graph."""
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    return tf.Variable(values, trainable=False)
+
+
+# What `NegativeSampler` can draw from.
+SOURCES = ("in_batch", "uniform", "popularity", "mixed")
+
+
+class Negatives(NamedTuple):
+    """Negatives of a batch.
+
+    Attributes:
+        ids: `[num_negatives]` int32, shared by all positions, or
+            `[num_rows, num_negatives]`, each row's own; with repetitions.
+        log_expected_counts: Of the same shape, float32: log k of each; None
+            where the loss is not to be corrected.
+        known_ids: `[num_rows, num_known]` int32, items that are no negatives
+            of a row; None for none.
+    """
+
+    ids: tf.Tensor
+    log_expected_counts: tf.Tensor | None
+    known_ids: tf.Tensor | None
+
+    @property
+    def is_per_row(self) -> bool:
+        """Whether each row has negatives of its own."""
+        return self.ids.shape.rank == 2
+
+    def of_places(self, places: tf.Tensor) -> Negatives:
+        """Returns the negatives of some rows, given their numbers."""
+        ids, counts, known = self
+        if known is not None:
+            known = tf.gather(known, places)
+        if self.is_per_row:
+            ids = tf.gather(ids, places)
+            if counts is not None:
+                counts = tf.gather(counts, places)
+        return Negatives(ids, counts, known)
+
+    def of_rows(self, rows: slice) -> dict[str, tf.Tensor | None]:
+        """Returns the arguments of `sampled_softmax` for some rows."""
+        counts, known = self.log_expected_counts, self.known_ids
+        if known is not None:
+            known = known[rows]
+        if self.is_per_row and counts is not None:
+            counts = counts[rows]
+        return {
+            "negative_ids": self.ids[rows] if self.is_per_row else self.ids,
+            "log_expected_counts": counts,
+            "known_ids": known,
+        }
+
+
+class Frequencies(Protocol):
+    """Anything that tells how frequent an item is."""
+
+    def __call__(self, ids: Any) -> tf.Tensor:
+        """Returns each item's share of all targets.
+
+        Args:
+            ids: `[...]` integer.
+
+        Returns:
+            `[...]` float32.
+        """
+
+
+class NegativeSampler:
+    """Draws negatives for batches.
+
+    A draw depends on its seed and the batch alone, so that a resumed run sees
+    the negatives that it would have seen.
+
+    Args:
+        source: One of `SOURCES`.
+        num_negatives: How many for each position.
+        vocabulary_size: Rows of the item table.
+        counts: `[vocabulary_size]`, each item's number of interactions in the
+            training data. May be left out for `uniform`, and for `in_batch`
+            and `mixed` with other `frequencies` or uncorrected.
+        frequencies: What estimates the in-batch negatives' frequencies, such
+            as `StreamingFrequencies`. Default: `counts`.
+        per_row: Draw for each row of the batch rather than once for all.
+        corrected: Whether `log_expected_counts` are told (the logQ
+            correction). Without it popular negatives are pushed away too far.
+        masks_known: Whether a row's own items, those of its history and its
+            targets, are no negatives of the row.
+        trained_only: Whether items of count 0 are no negatives. Those that
+            have features would only be pushed down, and their features with
+            them.
+
+    Raises:
+        ValueError: An argument is out of its range, or `counts` are missing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        num_negatives: int,
+        vocabulary_size: int,
+        *,
+        counts: np.ndarray | None = None,
+        frequencies: Frequencies | None = None,
+        per_row: bool = False,
+        corrected: bool = True,
+        masks_known: bool = False,
+        trained_only: bool = False,
+    ) -> None:
+        if source not in SOURCES:
+            raise ValueError(
+                f"`source` must be one of {', '.join(SOURCES)}. "
+                f"Received: {source!r}"
+            )
+        lowest = 2 if source == "mixed" else 1
+        if num_negatives < lowest:
+            raise ValueError(
+                f"`num_negatives` must be at least {lowest}. "
+                f"Received: {num_negatives}"
+            )
+        if counts is not None and len(counts) != vocabulary_size:
+            raise ValueError(
+                f"`counts` must have {vocabulary_size} entries. "
+                f"Received: {len(counts)}"
+            )
+        reads_batch = source in ("in_batch", "mixed") and corrected
+        if frequencies is None and reads_batch and counts is not None:
+            frequencies = CountedFrequencies(counts)
+        if (frequencies is None and reads_batch) or (
+            counts is None and (source == "popularity" or trained_only)
+        ):
+            raise ValueError(
+                f"`counts` must be given with source={source!r} and "
+                f"trained_only={trained_only}. Received: None"
+            )
+        self.source = source
+        self.num_negatives = num_negatives
+        self._num_in_batch, self._num_uniform = {
+            "in_batch": (num_negatives, 0),
+            "uniform": (0, num_negatives),
+            "popularity": (0, 0),
+            "mixed": (num_negatives // 2, num_negatives - num_negatives // 2),
+        }[source]
+        self._num_items = vocabulary_size - FIRST_ITEM_INDEX
+        self._trained_ids: tf.Variable | None = None
+        if counts is not None and trained_only:
+            ids = np.flatnonzero(item_counts(counts))
+            self._trained_ids = constant_table(ids.astype(np.int32))
+            self._num_items = len(ids)
+        self._frequencies = frequencies if reads_batch else None
+        self._per_row = per_row
+        self._corrected = corrected
+        self._masks_known = masks_known
+        self._alias: AliasTable | None = None
+        if source == "popularity" and counts is not None:
+            self._alias = AliasTable(counts, trained_only)
+
+    def draw(self, batch: dict[str, tf.Tensor], seed: Any) -> Negatives:
+        """Draws the negatives of a batch.
+
+        Args:
+            batch: `history_ids` and `target_ids`, `[num_rows, length]`
+                integer, 0 where there is none.
+            seed: `[2]` integer, another one for each batch.
+
+        Returns:
+            The negatives.
+        """
+        target_ids = tf.cast(batch["target_ids"], tf.int32)
+        rows = [tf.shape(target_ids)[0]] if self._per_row else []
+        seeds = tf.random.split(tf.cast(seed, tf.int64), 2)
+        targets = tf.reshape(target_ids, [-1])
+        targets = tf.boolean_mask(targets, targets >= FIRST_ITEM_INDEX)
+        if self._alias is not None:
+            ids = self._alias.draw([*rows, self.num_negatives], seeds[0])
+        else:
+            ids = tf.concat(
+                [
+                    _choose(targets, [*rows, self._num_in_batch], seeds[0]),
+                    self._uniform([*rows, self._num_uniform], seeds[1]),
+                ],
+                axis=-1,
+            )
+        known_ids = None
+        if self._masks_known:
+            history_ids = tf.cast(batch["history_ids"], tf.int32)
+            known_ids = tf.concat([history_ids, target_ids], axis=1)
+        if not self._corrected:
+            return Negatives(ids, None, known_ids)
+        counts = self._expected_counts(ids, tf.size(targets))
+        # What is never expected is no negative: padding, where a batch has no
+        # targets, and a batch's only target.
+        log_counts = tf.where(counts > 0, tf.math.log(counts), np.inf)
+        return Negatives(ids, log_counts, known_ids)
+
+    def _expected_counts(
+        self, ids: tf.Tensor, num_targets: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns k of each of the ids, whichever source it came from."""
+        if self._alias is not None:
+            return self.num_negatives * self._alias.shares(ids)
+        counts = tf.fill(tf.shape(ids), self._num_uniform / self._num_items)
+        if self._frequencies is None:
+            return counts
+        num_targets = tf.cast(num_targets, tf.float32)
+        others = tf.math.divide_no_nan(num_targets - 1, num_targets)
+        shares = tf.cast(self._frequencies(ids), tf.float32)
+        return counts + self._num_in_batch * others * shares
+
+    def _uniform(self, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+        places = tf.random.stateless_uniform(
+            shape, seed, minval=0, maxval=self._num_items, dtype=tf.int32
+        )
+        if self._trained_ids is not None:
+            return tf.gather(self._trained_ids, places)
+        return places + FIRST_ITEM_INDEX
+
+
+def _choose(values: tf.Tensor, shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+    """Draws from `[n]` values with replacement; padding where n is 0."""
+    values = tf.concat([values, [0]], axis=0)
+    return tf.gather(
+        values,
+        tf.random.stateless_uniform(
+            shape,
+            seed,
+            minval=0,
+            maxval=tf.maximum(1, tf.shape(values)[0] - 1),
+            dtype=tf.int32,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Exports of a trained model that run without this package."""

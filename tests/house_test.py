@@ -1,0 +1,114 @@
+"""How the package is built: imports point down and never in a circle."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+import recsys
+
+PACKAGE = pathlib.Path(recsys.__file__).parent
+
+# From the ground up. A module imports only from its own floor and from those
+# below; a name covers everything in its package that has no floor of its own.
+FLOORS = (
+    {"errors"},
+    {"ids", "files", "config", "metrics"},
+    {"command_line", "losses", "optimizers", "negatives", "data"},
+    {"models", "retrieval"},
+    {"evaluation"},
+    {"workdir", "baselines"},
+    {"recommender", "report"},
+    {"histories", "serving"},
+    {"evaluation.comparison"},
+    {"evaluation.run", "training"},
+    {"train", "evaluate", "recommend", "export", "extend", "prepare_shards"},
+)
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(module):
+    """Returns the modules of ours that one imports, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # A module where there is one: `from package import module, name`.
+            names = [
+                full
+                if (full := f"{node.module}.{alias.name}").removeprefix(
+                    "recsys."
+                )
+                in MODULES
+                else node.module
+                for alias in node.names
+            ]
+        found.update(name.removeprefix("recsys.") for name in names)
+    return found & MODULES.keys() - {module, ""}
+
+
+def floor_of(module):
+    found = [
+        (len(name), number)
+        for number, names in enumerate(FLOORS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    return max(found)[1]
+
+
+class HouseTest(parameterized.TestCase):
+    def test_the_imports_are_found(self):
+        self.assertContainsSubset(
+            {"errors", "config", "data.prepare"}, imports_of("workdir")
+        )
+
+    def test_no_import_points_up(self):
+        upward = [
+            f"{module} -> {imported}"
+            for module in MODULES
+            if module
+            for imported in imports_of(module)
+            if floor_of(imported) > floor_of(module)
+        ]
+        self.assertEmpty(upward)
+
+    def test_there_is_no_circle(self):
+        left = {module: imports_of(module) for module in MODULES if module}
+        while free := [module for module in left if not left[module]]:
+            left = {
+                module: imported.difference(free)
+                for module, imported in left.items()
+                if module not in free
+            }
+        self.assertEmpty(left, "These import each other, or what does.")
+
+    @parameterized.parameters("recsys.models.two_tower", "recsys.losses")
+    def test_models_need_neither_arrow_nor_tfds(self, module):
+        code = (
+            f"import sys, {module}\n"
+            "print(sorted({'pyarrow', 'tensorflow_datasets', 'recsys.config'}"
+            " & sys.modules.keys()))"
+        )
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        self.assertEqual(printed, "[]\n")
+
+
+if __name__ == "__main__":
+    absltest.main()
