@@ -8,6 +8,7 @@ import html.parser
 import importlib.util
 import json
 import pathlib
+import re
 import tempfile
 from unittest import mock
 from xml.etree import ElementTree
@@ -29,17 +30,24 @@ from recsys.data.splits import (
 )
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.evaluation import compare, evaluate
+from recsys.evaluation import (
+    compare,
+    evaluate,
+    genre_matrix,
+    health,
+    list_summary,
+)
 from recsys.evaluation.comparison import Results
 from recsys.evaluation.run import EvaluationRun, check_report
 from recsys.metrics import parse_metric
-from recsys.report import ReportData, check_matplotlib, render_page
-from recsys.report.examples import examples
-from recsys.report.item_map import map_items, principal_components
+from recsys.report.data import ReportData, check_packages
+from recsys.report.figures import map_points
+from recsys.report.page import render_page
 from recsys.training.checkpoints import read_history
 from recsys.workdir import Workdir
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 NUM_ITEMS = 40
 TITLES = [
@@ -128,15 +136,21 @@ def report_data(
             Markov.fit(split.train, vocabulary.size),
         )
     ]
+    counts = np.bincount(split.train.items, minlength=vocabulary.size)
+    num_users = int(np.count_nonzero(split.train.lengths))
     data = ReportData(
         model=results[0],
         others=results[1:],
         queries=queries,
         part="test" if split.test else "validation",
         vocabulary=vocabulary,
-        item_counts=np.bincount(split.train.items, minlength=vocabulary.size),
-        num_users=int(np.count_nonzero(split.train.lengths)),
+        item_counts=counts,
+        num_users=num_users,
         data_name="a<b>.csv",
+        health=health(results[0], counts, vectors),
+        list_metrics=list_summary(
+            results[0], queries, counts, num_users, genre_matrix(vocabulary)
+        ),
         item_vectors=vectors,
         history=HISTORY,
         best_epoch=1,
@@ -196,7 +210,7 @@ class PageTest(parameterized.TestCase):
             "leave-last-out",
             "Leave-last-out leaks across users' time lines",
             "test queries",
-            f"Queries{num_queries}every one is asked",
+            f"Queries{num_queries}all of them are evaluated",
             f"{NUM_ITEMS} items",
         ):
             self.assertIn(text, self.page.text)
@@ -226,12 +240,11 @@ class PageTest(parameterized.TestCase):
                 "training",
                 "popularity",
                 "map",
-                "health",
                 "examples",
             ],
         )
         self.assertLen(self.page.all("article"), 10)
-        for text in ("head", "tail", "Epoch", "best", "Catalogue covered"):
+        for text in ("head", "tail", "Epoch", "best", "As varied as"):
             self.assertIn(text, self.page.text)
 
     def test_is_semantic(self):
@@ -259,7 +272,7 @@ class PageTest(parameterized.TestCase):
         figures = self.page.all("figure")
         alternatives = [each["alt"] for each in self.page.all("img")]
         self.assertLen(alternatives, len(figures))
-        self.assertLen(alternatives, 7)
+        self.assertLen(alternatives, 5)
         recall = self.data.model.metrics()["recall@10"]
         self.assertIn(f"two & <two> {recall:.3f}", alternatives[0])
         for text in alternatives:
@@ -287,13 +300,13 @@ class VariationsTest(parameterized.TestCase):
     def test_without_titles_or_genres(self):
         page = Page(render_page(report_data(titles=False)))
         self.assertRegex(page.text, r"i\d+ rank \d+")
-        self.assertIn("nothing is coloured by genre", page.text)
+        self.assertIn("Genres in color: none", page.all("img")[4]["alt"])
 
     def test_one_user(self):
         page = Page(render_page(report_data(make_split(num_users=1))))
         self.assertLen(page.all("article"), 1)
         # Everything was interacted with once, so popularity has no ranks.
-        self.assertIn("rank correlation not defined", page.text)
+        self.assertIn("not defined", page.text)
 
     def test_validation_only(self):
         split = make_split("validation_only")
@@ -304,11 +317,11 @@ class VariationsTest(parameterized.TestCase):
     def test_several_relevant_items(self):
         split = make_split("held_out_users")
         data = report_data(split)
-        self.assertFalse(data.has_one_relevant)
+        self.assertGreater(data.model.ranks.shape[1], 1)
         page = Page(render_page(data))
         self.assertIn("Queries have several relevant items", page.text)
         counts = data.model.num_relevant
-        self.assertIn(f"a query has {counts.mean():.1f}", page.text)
+        self.assertIn(f"items, {counts.mean():.1f} on average", page.text)
 
     def test_without_vectors_and_history(self):
         page = Page(
@@ -318,7 +331,7 @@ class VariationsTest(parameterized.TestCase):
         )
         self.assertIn("There is no map", page.text)
         self.assertIn("left no measures of its epochs", page.text)
-        self.assertLen(page.all("img"), 4)
+        self.assertLen(page.all("img"), 3)
 
     def test_notes_skipped_rival_and_collapse(self):
         data = report_data()
@@ -344,32 +357,18 @@ class VariationsTest(parameterized.TestCase):
             "A <note>.",
             "ease: too large.",
             "Query by query against runs/<b>",
-            "short–",
+            "short\n–",
         ):
             self.assertIn(text, page.text)
 
     def test_collapse(self):
         data = report_data()
-        few = np.tile(np.arange(2, 12), (len(data.queries), 1))
-        wide = np.zeros((len(few), 100), np.int32)
-        wide[:, :10] = few
+        lists = np.tile(np.arange(2, 12), (len(data.queries), 1))
         model = dataclasses.replace(
-            data.model, top_items=wide, num_items=10_000
+            data.model, top_items=lists, num_items=10_000, ks=(1, 10)
         )
-        others = [
-            dataclasses.replace(each, num_items=10_000) for each in data.others
-        ]
-        page = Page(
-            render_page(
-                dataclasses.replace(
-                    data,
-                    model=model,
-                    others=others,
-                    item_vectors=None,
-                    history=(),
-                )
-            )
-        )
+        found = health(model, data.item_counts)
+        page = Page(render_page(dataclasses.replace(data, health=found)))
         self.assertEqual(page.text.count("have collapsed to few items"), 2)
 
     @parameterized.parameters(
@@ -392,71 +391,72 @@ class VariationsTest(parameterized.TestCase):
 class ExamplesTest(absltest.TestCase):
     def test_hits_are_marked_in_both_lists(self):
         data = report_data(make_split("held_out_users"))
-        shown = examples(data)
-        self.assertLen(shown, min(10, len(data.queries)))
+        page = render_page(data)
         names = list(data.model.query_ids)
-        for example in shown:
-            row = names.index(example.name)
+        cards = page.split("<article>")[1:]
+        self.assertLen(cards, min(10, len(data.queries)))
+        for card in cards:
+            name = re.search("<h3>User (.*?)</h3>", card)[1]
+            row = names.index(name)
             listed = set(data.model.top_items[row, :10].tolist())
             relevant = set(data.model.relevant_items[row].tolist())
             hits = len((listed & relevant) - {0})
-            self.assertEqual(example.num_hits, hits)
-            marked = sum(item.is_hit for item in example.recommended)
-            self.assertEqual(marked, hits)
+            recommended, _, chosen = card.partition("<h4>Relevant")
+            self.assertEqual(recommended.count("badge"), hits)
+            self.assertLessEqual(chosen.count("badge"), hits)
+            self.assertIn(f"{hits or 'no'} hit{'s' * (hits > 1)}<", card)
 
     def test_history_is_newest_first(self):
-        data = report_data()
+        data = report_data(titles=False)
+        [card] = [
+            each
+            for each in render_page(data).split("<article>")
+            if "<h3>User u3</h3>" in each
+        ]
         history, _ = data.queries.histories(np.array([3]))
-        example = next(each for each in examples(data) if each.name == "u3")
-        last = data.vocabulary.describe(int(history[-1]))
-        self.assertEqual(example.history[0], last)
-        self.assertEqual(
-            len(example.history) + example.num_earlier, len(history)
-        )
+        ids = [data.vocabulary.describe(int(item)) for item in history[::-1]]
+        shown = card.partition("<h4>Recommended")[0]
+        expected = "".join(f"<li>{each}</li>" for each in ids[:6])
+        self.assertIn(expected, shown)
+        self.assertIn(f"… and {len(ids) - 6} before", shown)
 
 
 class ItemMapTest(absltest.TestCase):
-    def test_principal_components(self):
+    def test_points_are_principal_components(self):
         rng = np.random.default_rng(0)
         vectors = rng.normal(size=(50, 4)) * [1, 5, 2, 0.1]
-        points, explained = principal_components(vectors)
-        values, axes = np.linalg.eigh(np.cov(vectors.T))
+        # All are equally popular, so that popularity explains the mean.
+        points = map_points(vectors, np.full(50, 7))
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        values, axes = np.linalg.eigh(np.cov(unit.T))
         order = np.argsort(-values)[:2]
-        centred = vectors - vectors.mean(axis=0)
+        centered = unit - unit.mean(axis=0)
         np.testing.assert_allclose(
-            np.abs(points), np.abs(centred @ axes[:, order])
+            np.abs(points), np.abs(centered @ axes[:, order]), atol=1e-12
         )
-        np.testing.assert_allclose(explained, values[order] / values.sum())
         largest = np.abs(points).argmax(axis=0)
         self.assertTrue((points[largest, [0, 1]] > 0).all())
 
+    def test_popularity_explains_nothing(self):
+        rng = np.random.default_rng(0)
+        counts = rng.integers(1, 1000, 80)
+        points = map_points(rng.normal(size=(80, 5)), counts)
+        for power in range(3):
+            np.testing.assert_allclose(
+                points.T @ np.log(counts) ** power, 0, atol=1e-9
+            )
+
     def test_one_dimension_has_one_axis(self):
-        points, explained = principal_components(np.arange(4.0)[:, np.newaxis])
+        points = map_points(np.array([[1.0], [-1], [1], [1]]), np.full(4, 2))
         np.testing.assert_allclose(points[:, 1], 0)
-        np.testing.assert_allclose(explained, [1, 0])
+        self.assertGreater(np.ptp(points[:, 0]), 0)
 
-    def test_items_are_trained_ones_with_their_rarest_genre(self):
-        genres = [["A"], ["A", "B"], ["B"], ["A"], ["A"], ["B"], ["A"], []]
-        vocabulary = Vocabulary(
-            [str(number) for number in range(8)],
-            pa.table(
-                {
-                    "item_id": [str(number) for number in range(8)],
-                    "genres": pa.array(genres, pa.list_(pa.string())),
-                }
-            ),
-        )
-        counts = np.array([0, 0, 5, 4, 3, 9, 8, 7, 0, 1])
-        vectors = np.random.default_rng(0).normal(size=(10, 3))
-        placed = map_items(vectors, counts, vocabulary)
-        self.assertEqual(placed.items.tolist(), [5, 6, 7, 2, 3, 4, 9])
-        self.assertEqual(placed.genres, ["A", "B"])
-        self.assertEqual(placed.genre_of.tolist(), [0, 0, 1, 0, 1, 1, -1])
-
-    def test_two_items_are_no_map(self):
-        counts = np.array([0, 0, 1, 1, 0])
-        vocabulary = Vocabulary(["a", "b", "c"])
-        self.assertIsNone(map_items(np.ones((5, 2)), counts, vocabulary))
+    def test_fewer_than_three_trained_items_are_no_map(self):
+        data = report_data()
+        counts = np.zeros_like(data.item_counts)
+        counts[2:4] = 1
+        page = Page(render_page(dataclasses.replace(data, item_counts=counts)))
+        self.assertIn("There is no map", page.text)
 
 
 class WritingTest(absltest.TestCase):
@@ -476,12 +476,11 @@ class WritingTest(absltest.TestCase):
             ),
         ):
             for call in (
-                check_matplotlib,
+                check_packages,
                 lambda: check_report(str(self.folder)),
-                lambda: render_page(report_data()),
             ):
                 with self.assertRaisesRegex(
-                    InputError, r"--report needs .*recsys\[report\]"
+                    InputError, r"--report needs the extra \[report\]"
                 ):
                     call()
 

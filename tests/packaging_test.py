@@ -197,6 +197,7 @@ class ContentsTest(absltest.TestCase):
                 "recsys/data/movielens_small/movies.csv.gz",
                 "recsys/data/movielens_small/ratings.csv.gz",
                 "recsys/report/page.css",
+                "recsys/report/template.html.j2",
             },
         )
 

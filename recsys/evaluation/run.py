@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,13 @@ from recsys.evaluation.results import aligned
 from recsys.files import can_write
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.metrics import parse_metric
-from recsys.report import ReportData, check_matplotlib, render_page
+from recsys.report.data import ReportData, check_packages
 from recsys.workdir import Workdir
 
 if TYPE_CHECKING:
     from recsys.recommender import Recommender as TwoTowerRecommender
+
+_METRICS = ("recall@10", "ndcg@10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +303,7 @@ def check_report(report: str) -> None:
     Raises:
         InputError: One of the two cannot be.
     """
-    check_matplotlib()
+    check_packages()
     if not report or not can_write(pathlib.Path(report)):
         raise InputError(
             "--report must be a folder that can be written. "
@@ -321,7 +324,8 @@ def write_report(run: EvaluationRun, folder: pathlib.Path) -> pathlib.Path:
     Raises:
         OSError: It cannot be written.
     """
-    # Reads checkpoints, and so loads TensorFlow.
+    # The page needs an extra, and reading checkpoints loads TensorFlow.
+    from recsys.report.page import render_page
     from recsys.training.checkpoints import read_history
 
     results = run.finished()
@@ -336,6 +340,8 @@ def write_report(run: EvaluationRun, folder: pathlib.Path) -> pathlib.Path:
         item_counts=run.item_counts(),
         num_users=int(np.count_nonzero(run.data.split.train.lengths)),
         data_name=run.data.name,
+        health=run.health,
+        list_metrics=run.list_metrics,
         item_vectors=run.item_vectors,
         history=history,
         best_epoch=best_epoch,
@@ -349,9 +355,6 @@ def write_report(run: EvaluationRun, folder: pathlib.Path) -> pathlib.Path:
     with files.atomic_path(page) as path:
         path.write_text(render_page(data), "utf-8")
     return page
-
-
-_METRICS = ("recall@10", "ndcg@10")
 
 
 @dataclasses.dataclass
@@ -441,8 +444,8 @@ class EvaluationRun:
         if slices:
             for name, members in self._slices().items():
                 parts.append(f"By {name}:\n\n{_slices_table(members)}")
-        found = self._health()
-        parts.append(describe_lists(found, self._list_metrics()))
+        found = self.health
+        parts.append(describe_lists(found, self.list_metrics))
         if found.warning:
             parts.append(f"Warning: {found.warning}.")
         return "\n\n".join(parts)
@@ -466,8 +469,8 @@ class EvaluationRun:
                 name: dataclasses.asdict(each)
                 for name, each in self.comparison.items()
             },
-            lists=self._list_metrics(),
-            health=dataclasses.asdict(self._health()),
+            lists=self.list_metrics,
+            health=dataclasses.asdict(self.health),
         )
         if self.rankings_file is not None:
             with files.atomic_path(self.rankings_file) as path:
@@ -557,12 +560,15 @@ class EvaluationRun:
             ),
         }
 
-    def _health(self) -> Health:
+    @functools.cached_property
+    def health(self) -> Health:
+        """Signs of a recommender that works, or of one that does not."""
         return health(
             self.finished().model, self.item_counts(), self.item_vectors
         )
 
-    def _list_metrics(self) -> dict[str, float | None]:
+    @functools.cached_property
+    def list_metrics(self) -> dict[str, float | None]:
         """Returns the metrics of the lists, None where not defined."""
         found = list_summary(
             self.finished().model,

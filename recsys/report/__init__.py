@@ -1,7 +1,4 @@
-"""One page of HTML that shows what an evaluation found."""
+"""The HTML report of an evaluation: `data`, `figures` and the `page`.
 
-from recsys.report.data import ReportData
-from recsys.report.figure_style import check_matplotlib
-from recsys.report.page import render_page
-
-__all__ = ["ReportData", "check_matplotlib", "render_page"]
+Drawing needs the extra [report]; `data` alone does not.
+"""

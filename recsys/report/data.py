@@ -1,19 +1,28 @@
-"""What a report is made of."""
+"""What a report shows."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
+from recsys.errors import InputError
+from recsys.evaluation.recommendation_health import Health
 from recsys.evaluation.results import Comparison, Evaluation
-from recsys.evaluation.slices import Slice
+from recsys.evaluation.slices import (
+    Slice,
+    by_history_length,
+    by_item_popularity,
+)
 from recsys.metrics import Metric
 
-# How much of the lists the report looks at.
+# How much of each list the report looks at.
 K = 10
 
 
@@ -23,18 +32,21 @@ class ReportData:
 
     Attributes:
         model: The model's results, with lists of `K` items or more.
-        others: Baselines and whatever else was asked the same queries.
-        queries: What was asked, in the order of the results.
+        others: Baselines and other systems with results on the same queries.
+        queries: The queries, in the order of the results.
         part: Which queries they are, "test" or "validation".
         vocabulary: The items.
-        item_counts: `[vocabulary_size]` int, training interactions of items.
+        item_counts: `[vocabulary_size]` int, training interactions per item.
         num_users: Users of the training set.
         data_name: The name of the log.
-        item_vectors: `[vocabulary_size, embedding_dim]` float, what the
-            candidates are scored by; None leaves out the map.
+        health: What `recsys.evaluation.health` found.
+        list_metrics: What `recsys.evaluation.list_summary` returned, NaN or
+            None where a metric is not defined.
+        item_vectors: `[vocabulary_size, embedding_dim]` float; None leaves out
+            the map.
         history: Measures of each epoch, by name; empty leaves out the curves.
         best_epoch: The epoch whose weights are evaluated, from 0.
-        notes: What the reader has to know.
+        notes: Caveats for the reader.
         skipped: Why a baseline was left out, by its name.
         rival: What the model is compared with query by query, or None.
         comparison: That comparison, by metric.
@@ -52,6 +64,8 @@ class ReportData:
     item_counts: np.ndarray
     num_users: int
     data_name: str
+    health: Health
+    list_metrics: dict[str, float | None]
     item_vectors: np.ndarray | None = None
     history: Sequence[dict[str, float]] = ()
     best_epoch: int | None = None
@@ -85,61 +99,58 @@ class ReportData:
         return [self.model, *self.others]
 
     @property
-    def has_one_relevant(self) -> bool:
-        """Whether every query has a single relevant item."""
-        return self.model.ranks.shape[1] == 1
-
-    @property
     def targets(self) -> np.ndarray:
         """`[num_relevant]` int32, the relevant items of all queries."""
         return self.queries.targets(np.arange(len(self.queries)))[0]
 
+    def slices(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns recall at `K` of every recommender in parts of the queries.
 
-@dataclasses.dataclass(frozen=True)
-class SlicedRow:
-    """One part of the queries, for every recommender.
-
-    Attributes:
-        name: The part.
-        num_queries: Queries in it.
-        share: Its share of all relevant items.
-        values: `[num_recommenders]` recall at `K`; NaN where not defined.
-    """
-
-    name: str
-    num_queries: int
-    share: float
-    values: list[float]
+        By what the parts differ in; each part has a `name`, `num_queries`, its
+        `share` of the relevant items, and `values`, one per recommender.
+        """
+        lengths = self.queries.history_ends - self.queries.history_starts
+        ways: dict[str, Callable[[Evaluation], list[Slice]]] = {
+            "popularity of the relevant item": lambda each: by_item_popularity(
+                each, self.item_counts
+            ),
+            "length of the history": lambda each: by_history_length(
+                each, lengths
+            ),
+        }
+        recall = Metric("recall", K)
+        return {
+            by: [
+                {
+                    "name": parts[0].name,
+                    "num_queries": parts[0].evaluation.num_queries,
+                    "share": parts[0].share,
+                    "values": [average(p.evaluation, recall) for p in parts],
+                }
+                for parts in zip(*map(way, self.recommenders), strict=True)
+            ]
+            for by, way in ways.items()
+        }
 
 
 def average(evaluation: Evaluation, metric: Metric) -> float:
     """Returns the mean of a metric; NaN where the lists end before its k."""
     if metric.k is not None and metric.k > evaluation.ks[-1]:
-        return float("nan")
+        return math.nan
     return evaluation.metrics([metric])[str(metric)]
 
 
-def sliced_rows(
-    data: ReportData, slice_by: Callable[[Evaluation], list[Slice]]
-) -> list[SlicedRow]:
-    """Cuts the results of every recommender into the same parts.
+def check_packages() -> None:
+    """Raises InputError unless the packages of the extra are installed."""
+    for package in ("matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                "--report needs the extra [report], from a checkout: pip "
+                f"install '.[report]'. Received: no package {package}"
+            )
 
-    Args:
-        data: The results.
-        slice_by: Cuts one of them; the queries and their relevant items
-            alone may decide into what.
 
-    Returns:
-        One row per part.
-    """
-    every = [slice_by(each) for each in data.recommenders]
-    recall = Metric("recall", K)
-    return [
-        SlicedRow(
-            name=parts[0].name,
-            num_queries=parts[0].evaluation.num_queries,
-            share=parts[0].share,
-            values=[average(part.evaluation, recall) for part in parts],
-        )
-        for parts in zip(*every, strict=True)
-    ]
+def validation_measures(data: ReportData) -> list[str]:
+    """Returns the names of what was measured after each epoch."""
+    last = data.history[-1] if data.history else {}
+    return [name for name in last if name.startswith("validation_")]
