@@ -187,7 +187,7 @@ def slices(
         parts: As returned by `ReportData.slices`.
     """
     sizes = [len(members) for members in parts.values()]
-    with _drawing(480, 130 + 40 * sum(sizes)) as figure:
+    with _drawing(480, 230 + 32 * sum(sizes)) as figure:
         panels = figure.subplots(
             len(parts), sharex=True, height_ratios=[size + 1 for size in sizes]
         )
