@@ -189,7 +189,7 @@ def slices(
     sizes = [len(members) for members in parts.values()]
     with _drawing(480, 230 + 32 * sum(sizes)) as figure:
         panels = figure.subplots(
-            len(parts), sharex=True, height_ratios=[size + 1 for size in sizes]
+            len(parts), sharex=True, height_ratios=sizes
         )
         for axes, (by, members) in zip(panels, parts.items(), strict=True):
             for place, each in enumerate(data.recommenders):
@@ -204,8 +204,12 @@ def slices(
             names = [str(part["name"]) for part in members]
             axes.set_yticks(range(len(members)), names)
             axes.set_ylim(len(members) - 0.5, -0.5)
-            axes.set_xlim(left=0)
             axes.set_title(f"Recall@{K} by {by}")
+        highest = max(
+            float(np.nanmax([part["values"] for part in members]))
+            for members in parts.values()
+        )
+        panels[0].set_xlim(0, max(1.08 * highest, 0.01))
         _legend_below(figure, panels[0])
         found = "; ".join(
             f"by {by}: "
