@@ -1,29 +1,565 @@
-"""The configuration of a training run, its choices and its presets."""
+"""The configuration of a training run: fields, choices and presets.
+
+Each field says in one place what it means, what values it takes, and what else
+it belongs to. The checks, the command-line flags and `--help` follow from that.
+Nothing here needs NumPy, Arrow or TensorFlow, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import decimal
+import operator
+import types
+import typing
+from collections.abc import Callable
 from typing import Any
 
 from recsys.errors import InputError
 
-# Which of several interactions of one user with one item stay.
-REPEATS = ("first", "last", "all")
-# The splits that look at one user at a time: how many of a user's last
+ENCODERS = ("self_attention", "gru", "mean_pooling")
+TABLE_INITS = ("random", "co_occurrence")
+SPLITS = (
+    "leave_last_out",
+    "temporal",
+    "held_out_users",
+    "held_out_items",
+    "validation_only",
+)
+# The splits that look at one user at a time, and how many of a user's last
 # interactions they hold out at most.
 HELD_OUT_BY_USER = {"leave_last_out": 2, "validation_only": 1}
+# The splits that also depend on the seed.
+SEEDED_SPLITS = ("held_out_users", "held_out_items")
+# Which of several interactions of one user with one item are kept.
+REPEATS = ("first", "last", "all")
+LOSSES = ("auto", "full_softmax", "sampled_softmax")
+NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
+STRATEGIES = ("single", "mirrored", "multi_worker")
+TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
+
+# The headings of `--help`.
+_DATA, _MODEL, _LOSS = "Data", "Model", "Loss"
+_OPTIMIZATION, _EXECUTION = "Optimization", "Execution"
+# The highest seed that NumPy's generators take.
+_HIGHEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """What is known of a field besides its name, type and default.
+
+    Attributes:
+        group: The heading that it stands under in `--help`.
+        help: What it means.
+        choices: Its values, where they are few.
+        at_least: The lowest value.
+        at_most: The highest value.
+        below: What it must stay below.
+        reads: "source" for a field that says where a log is and how it is
+            read; "data" for one that decides which of it is kept and how it
+            is split; "sampling" for one that only the sampled softmax reads;
+            "temporal" for one that only the temporal split reads (and is "data"
+            as well); "" for any other.
+        is_flag: Whether it can be set on the command line.
+    """
+
+    group: str
+    help: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    reads: str = ""
+    is_flag: bool = True
+
+
+def _field(default: Any, group: str, text: str, **more: Any) -> Any:
+    if choices := more.get("choices"):
+        text = f"{text}: {', '.join(choices)}."
+    info = FieldInfo(group, text, **more)
+    return dataclasses.field(default=default, metadata={"info": info})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run computes.
+
+    Each field is a flag of `python -m recsys.train`. Two runs with equal
+    configurations on equal data end with equal weights.
+
+    Raises:
+        InputError: A field is out of range, or would be ignored.
+    """
+
+    data: str = _field(
+        "movielens-small",
+        _DATA,
+        "The log to read: movielens-small (bundled), "
+        "tfds:movielens/<config>-ratings, "
+        "synthetic:users=…,items=…,interactions=…,seed=…, or a path: a "
+        "GroupLens folder or zip, a CSV, TSV or Parquet file, a folder of such "
+        "parts, or the output of recsys.prepare_shards.",
+        reads="source",
+    )
+    user_column: str | None = _field(
+        None,
+        _DATA,
+        "Name of the user id column, if it is an unusual one.",
+        reads="source",
+    )
+    item_column: str | None = _field(
+        None, _DATA, "Name of the item id column, likewise.", reads="source"
+    )
+    timestamp_column: str | None = _field(
+        None, _DATA, "Name of the time column, likewise.", reads="source"
+    )
+    rating_column: str | None = _field(
+        None, _DATA, "Name of the rating column, likewise.", reads="source"
+    )
+    items_file: str | None = _field(
+        None,
+        _DATA,
+        "CSV or Parquet file with item titles, genres and other metadata.",
+        reads="source",
+    )
+    tfds_data_dir: str | None = _field(
+        None,
+        _DATA,
+        "Where TensorFlow Datasets keeps prepared data.",
+        reads="source",
+    )
+    tfds_manual_dir: str | None = _field(
+        None,
+        _DATA,
+        "Folder with the original archive, used instead of a download.",
+        reads="source",
+    )
+    min_rating: float | None = _field(
+        None,
+        _DATA,
+        "Keep only interactions with at least this rating.",
+        reads="data",
+    )
+    min_item_count: int = _field(
+        1,
+        _DATA,
+        "Drop items with fewer interactions than this.",
+        at_least=1,
+        reads="data",
+    )
+    min_user_count: int = _field(
+        1,
+        _DATA,
+        "Drop users with fewer interactions than this.",
+        at_least=1,
+        reads="data",
+    )
+    repeats: str = _field(
+        "first",
+        _DATA,
+        "Which interactions of the same user and item to keep",
+        choices=REPEATS,
+        reads="data",
+    )
+    split: str = _field(
+        "leave_last_out",
+        _DATA,
+        "What to hold out",
+        choices=SPLITS,
+        reads="data",
+    )
+    validation_from: str = _field(
+        "0.8",
+        _DATA,
+        "Temporal split: where the validation queries start and the training "
+        "set ends, as a share of the interactions between 0 and 1, an ISO date "
+        "such as 2015-06-30, or a time in the log's unit.",
+        reads="temporal",
+    )
+    test_from: str = _field(
+        "0.9",
+        _DATA,
+        "Temporal split: where the test queries start, likewise.",
+        reads="temporal",
+    )
+    queries_per_user: int = _field(
+        0,
+        _DATA,
+        "Temporal split: at most this many queries per user in validation and "
+        "in test, the earliest ones; 0 for all.",
+        at_least=0,
+        reads="temporal",
+    )
+
+    encoder: str = _field(
+        "self_attention",
+        _MODEL,
+        "The encoder of histories",
+        choices=ENCODERS,
+    )
+    embedding_dim: int = _field(64, _MODEL, "Vector length.", at_least=1)
+    num_blocks: int = _field(
+        2, _MODEL, "Blocks of the self-attention encoder.", at_least=1
+    )
+    num_heads: int = _field(
+        1,
+        _MODEL,
+        "Attention heads per block; must divide embedding_dim.",
+        at_least=1,
+    )
+    dropout: float = _field(
+        0.2, _MODEL, "Share of activations to drop.", at_least=0, below=1
+    )
+    item_dropout: float = _field(
+        0.0,
+        _MODEL,
+        "Share of history items to hide from the encoder in training.",
+        at_least=0,
+        below=1,
+    )
+    table_init: str = _field(
+        "random",
+        _MODEL,
+        "How to initialize the item table",
+        choices=TABLE_INITS,
+    )
+    item_features: str | None = _field(
+        None,
+        _MODEL,
+        "Columns of the items file to use as item features, so that new items "
+        "can be recommended: auto (genres, year, title words), or names "
+        "separated by commas, each optionally with a kind: name:KIND, where "
+        "KIND is categorical, multi, words, numeric or vector; or "
+        "name:multi:SEPARATOR.",
+    )
+    id_dropout: float = _field(
+        0.2,
+        _MODEL,
+        "With item_features: share of the items whose id is hidden in "
+        "training, so that only their features are seen.",
+        at_least=0,
+        below=1,
+    )
+    max_history_length: int = _field(
+        200, _MODEL, "Longest history to encode, in items.", at_least=1
+    )
+
+    loss: str = _field(
+        "auto",
+        _LOSS,
+        "The loss; auto is full_softmax for small catalogs and sampled_softmax "
+        "for large ones",
+        choices=LOSSES,
+    )
+    negatives: str = _field(
+        "mixed",
+        _LOSS,
+        "Where sampled negatives come from",
+        choices=NEGATIVES,
+        reads="sampling",
+    )
+    num_negatives: int = _field(
+        1024, _LOSS, "Negatives per position.", at_least=2, reads="sampling"
+    )
+    negatives_per_row: bool = _field(
+        False,
+        _LOSS,
+        "Sample separate negatives for each row of a batch.",
+        reads="sampling",
+    )
+    mask_known_items: bool = _field(
+        False,
+        _LOSS,
+        "Never use the items of a history as its negatives.",
+        reads="sampling",
+    )
+    logq_correction: bool = _field(
+        True,
+        _LOSS,
+        "Correct for the sampling probability of each negative.",
+        reads="sampling",
+    )
+
+    num_epochs: int = _field(
+        30, _OPTIMIZATION, "Maximum number of epochs.", at_least=1
+    )
+    positions_per_batch: int = _field(
+        4_000, _OPTIMIZATION, "Approximate positions per batch.", at_least=1
+    )
+    learning_rate: float = _field(
+        0.003,
+        _OPTIMIZATION,
+        "Peak learning rate, after warm-up; it then decays to 0 as a cosine.",
+        at_least=0,
+    )
+    warmup_steps: int = _field(
+        300, _OPTIMIZATION, "Steps of linear warm-up.", at_least=0
+    )
+    adam_beta_2: float = _field(
+        0.98,
+        _OPTIMIZATION,
+        "Adam's decay rate of the second moment.",
+        at_least=0,
+        below=1,
+    )
+    weight_decay: float = _field(
+        0.0, _OPTIMIZATION, "Decoupled weight decay.", at_least=0
+    )
+    table_optimizer: str = _field(
+        "auto",
+        _OPTIMIZATION,
+        "How to update the item table; all but dense touch only rows with a "
+        "gradient, and auto is lazy_adam with the sampled softmax and dense "
+        "with the full one",
+        choices=TABLE_OPTIMIZERS,
+    )
+    selection_metric: str = _field(
+        "ndcg@10",
+        _OPTIMIZATION,
+        "Validation metric that selects the best epoch and stops the run "
+        "early, such as ndcg@10, recall@20 or mrr@10.",
+    )
+    patience: int = _field(
+        5,
+        _OPTIMIZATION,
+        "Stop after this many epochs without a better selection_metric.",
+        at_least=1,
+    )
+    # Warm-up and decay start after these steps, as Adam's bias correction does.
+    steps_before: int = _field(
+        0,
+        _OPTIMIZATION,
+        "Optimizer steps of the run that this one extends.",
+        at_least=0,
+        is_flag=False,
+    )
+    seed: int = _field(
+        0,
+        _OPTIMIZATION,
+        "Random seed; the same seed gives the same weights.",
+        at_least=0,
+        at_most=_HIGHEST_SEED,
+    )
+
+    strategy: str = _field(
+        "single",
+        _EXECUTION,
+        "Devices to train on: one process with one device, one process with "
+        "all of its GPUs, or the processes named by the environment variable "
+        "TF_CONFIG (docs/distributed.md)",
+        choices=STRATEGIES,
+    )
+    jit_compile: bool = _field(
+        False,
+        _EXECUTION,
+        "Compile the training step with XLA: faster on a GPU, slower on a CPU.",
+    )
+    checkpoint_steps: int = _field(
+        500,
+        _EXECUTION,
+        "Steps between checkpoints; every epoch also ends with one.",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        for name, info in FIELDS.items():
+            _check_value(name, getattr(self, name), info)
+        if self.encoder == "self_attention" and (
+            self.embedding_dim % self.num_heads
+        ):
+            raise InputError(
+                f"--num_heads must divide --embedding_dim="
+                f"{self.embedding_dim}. Received: {self.num_heads}"
+            )
+        if self.split != "temporal":
+            self._check_not_given(
+                TEMPORAL_FIELDS, "--split=temporal", f"--split={self.split}"
+            )
+        else:
+            self._check_cutoffs()
+        if self.loss == "full_softmax":
+            self._check_not_given(
+                SAMPLING_FIELDS,
+                "the sampled softmax",
+                "--loss=full_softmax",
+            )
+        if self.jit_compile and self.strategy != "single":
+            raise InputError(
+                "--jit_compile must be false with "
+                f"--strategy={self.strategy}. Received: true"
+            )
+
+    def _check_not_given(
+        self, names: tuple[str, ...], with_what: str, received: str
+    ) -> None:
+        """Raises InputError for a field that would be ignored."""
+        for name in names:
+            value = getattr(self, name)
+            if value != DEFAULTS[name]:
+                raise InputError(
+                    f"--{name} must go with {with_what}. "
+                    f"Received: --{name}={value} {received}"
+                )
+
+    def _check_cutoffs(self) -> None:
+        begin = parse_cutoff(self.validation_from, "validation_from").share
+        end = parse_cutoff(self.test_from, "test_from").share
+        if begin is not None and end is not None and begin >= end:
+            raise InputError(
+                "--validation_from must be below "
+                f"--test_from={self.test_from}. "
+                f"Received: {self.validation_from}"
+            )
+
+    @property
+    def excludes_history(self) -> bool:
+        """Whether items of a query's history are excluded from its candidates.
+
+        Where repeated interactions count, users may come back to an item.
+        """
+        return self.repeats != "all"
+
+    def source(self) -> dict[str, Any]:
+        """Returns the fields that say where the log is and how to read it."""
+        return {name: getattr(self, name) for name in SOURCE_FIELDS}
+
+    def data_differences(self, other: TrainConfig) -> dict[str, Any]:
+        """Returns the other's fields that give it other data or another split.
+
+        Args:
+            other: The configuration of another run.
+        """
+        names = [*DATA_FIELDS]
+        if self.split in SEEDED_SPLITS:
+            names.append("seed")
+        return {
+            name: getattr(other, name)
+            for name in names
+            if getattr(other, name) != getattr(self, name)
+        }
+
+    def with_full_softmax(self) -> TrainConfig:
+        """Returns a copy with the full softmax, which samples nothing."""
+        defaults = {name: DEFAULTS[name] for name in SAMPLING_FIELDS}
+        return dataclasses.replace(self, loss="full_softmax", **defaults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Any, source: str) -> TrainConfig:
+        """Makes a configuration from the value that `to_dict` returned.
+
+        Fields that an earlier version did not have take their defaults.
+
+        Args:
+            fields: Field values by name.
+            source: Where they come from, for the error's text.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: A field is unknown, of another type or out of range.
+        """
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"{source}: expected the fields of a training configuration. "
+                f"Received: {type(fields).__name__}"
+            )
+        known = {
+            name: value
+            for name, value in fields.items()
+            if name not in _REMOVED or value != _REMOVED[name]
+        }
+        if unknown := known.keys() - FIELDS.keys():
+            raise InputError(
+                f"{source}: expected the fields of a training configuration. "
+                f"Received: unknown {', '.join(sorted(unknown))}"
+            )
+        try:
+            return cls(**known)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+
+
+# Fields of earlier versions that are gone, and the value that had no effect.
+_REMOVED = {"weight_average": 0.0}
+
+FIELDS: dict[str, FieldInfo] = {
+    field.name: field.metadata["info"]
+    for field in dataclasses.fields(TrainConfig)
+}
+DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(TrainConfig)
+}
+
+
+def _fields_that_read(*what: str) -> tuple[str, ...]:
+    return tuple(n for n, info in FIELDS.items() if info.reads in what)
+
+
+SOURCE_FIELDS = _fields_that_read("source")
+SAMPLING_FIELDS = _fields_that_read("sampling")
+TEMPORAL_FIELDS = _fields_that_read("temporal")
+# All fields that decide the data and the split, besides the seed.
+DATA_FIELDS = _fields_that_read("source", "data", "temporal")
+
+
+def _types() -> dict[str, tuple[type, bool]]:
+    """Returns each field's type, `float` for `float | None`, and if None."""
+    found = {}
+    for name, annotation in typing.get_type_hints(TrainConfig).items():
+        optional = isinstance(annotation, types.UnionType)
+        members = typing.get_args(annotation) if optional else [annotation]
+        [kind] = [each for each in members if each is not types.NoneType]
+        found[name] = (kind, optional)
+    return found
+
+
+TYPES = _types()
+
+
+def _check_value(name: str, value: Any, info: FieldInfo) -> None:
+    """Raises InputError unless a field's value has its type and range."""
+    kind, optional = TYPES[name]
+    if value is None and optional:
+        return
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        raise InputError(
+            f"--{name} must be of type {kind.__name__}. Received: {value!r}"
+        )
+    if info.choices and value not in info.choices:
+        raise InputError(
+            f"--{name} must be one of {', '.join(info.choices)}. "
+            f"Received: {value!r}"
+        )
+    limits: tuple[tuple[Any, str, Callable[..., bool]], ...] = (
+        (info.at_least, "at least", operator.ge),
+        (info.at_most, "at most", operator.le),
+        (info.below, "below", operator.lt),
+    )
+    for limit, words, is_kept in limits:
+        if limit is not None and not is_kept(value, limit):
+            raise InputError(
+                f"--{name} must be {words} {limit}. Received: {value}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutoff:
-    """A moment, or a share of the interactions; one of the two is None.
+    """A point in time, or a share of the interactions; the other is None.
 
     Attributes:
-        share: The share of all interactions that is older, between 0 and 1.
+        share: Share of the interactions that are earlier, between 0 and 1.
         seconds: Seconds since 1970, or a number in the unit of a log whose
-            times are no dates.
+            times are not dates.
         is_date: Whether it was written as a date.
     """
 
@@ -33,19 +569,19 @@ class Cutoff:
 
 
 def parse_cutoff(text: str, name: str) -> Cutoff:
-    """Reads a cutoff.
+    """Reads a cutoff of the temporal split.
 
     Args:
         text: A number strictly between 0 and 1 is a share, any other number
-            a time in the log's own unit; else an ISO date (its midnight) or
-            datetime, in UTC where it names no time zone.
-        name: The flag that it comes from, for the error's text.
+            a time in the log's own unit; anything else an ISO date (its
+            midnight) or datetime, in UTC unless it names a time zone.
+        name: The flag that it comes from, for the error message.
 
     Returns:
         The cutoff.
 
     Raises:
-        InputError: It is none of these.
+        InputError: The text is none of these.
     """
     try:
         number = decimal.Decimal(text)
@@ -59,7 +595,7 @@ def parse_cutoff(text: str, name: str) -> Cutoff:
 
 
 def _seconds(text: str, name: str) -> decimal.Decimal:
-    """Returns the seconds from 1970 to an ISO date, exactly."""
+    """Returns the exact seconds from 1970 to an ISO date."""
     try:
         moment = datetime.datetime.fromisoformat(text.strip())
     except ValueError as error:
@@ -79,320 +615,7 @@ def _error(text: str, name: str) -> InputError:
     )
 
 
-ENCODERS = ("self_attention", "gru", "mean_pooling")
-TABLE_INITS = ("random", "co_occurrence")
-SPLITS = (
-    "leave_last_out",
-    "temporal",
-    "held_out_users",
-    "held_out_items",
-    "validation_only",
-)
-# Those that the seed decides as well.
-SEEDED_SPLITS = ("held_out_users", "held_out_items")
-LOSSES = ("auto", "full_softmax", "sampled_softmax")
-NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
-STRATEGIES = ("single", "mirrored", "multi_worker")
-TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
-# The fields that say where a log is and how it is read, not what is kept.
-SOURCE_FIELDS = (
-    "data",
-    "user_column",
-    "item_column",
-    "timestamp_column",
-    "rating_column",
-    "items_file",
-    "tfds_data_dir",
-    "tfds_manual_dir",
-)
-# The fields that `loss="full_softmax"` does not read.
-SAMPLING_FIELDS = (
-    "negatives",
-    "num_negatives",
-    "negatives_per_row",
-    "mask_known_items",
-    "logq_correction",
-)
-# The fields that only `split="temporal"` reads.
-TEMPORAL_FIELDS = ("validation_from", "test_from", "queries_per_user")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a training run computes.
-
-    Each field is a flag of `python -m recsys.train`. Two runs with equal
-    configurations on equal data end with equal weights.
-
-    Raises:
-        InputError: A field is out of its range.
-    """
-
-    # Data: what to read (see recsys.data.sources), and which of it to keep.
-    data: str = "movielens-small"
-    user_column: str | None = None
-    item_column: str | None = None
-    timestamp_column: str | None = None
-    rating_column: str | None = None
-    items_file: str | None = None
-    tfds_data_dir: str | None = None
-    tfds_manual_dir: str | None = None
-    # Only ratings of at least this much are interactions; None keeps all.
-    min_rating: float | None = None
-    # k-core: items and users with fewer interactions are dropped.
-    min_item_count: int = 1
-    min_user_count: int = 1
-    # Which of several interactions of one user with one item stays.
-    repeats: str = "first"
-    split: str = "leave_last_out"
-    # Where the parts of the temporal split begin (see recsys.config),
-    # and how many queries it takes of a user in each, the earliest; 0: all.
-    validation_from: str = "0.8"
-    test_from: str = "0.9"
-    queries_per_user: int = 0
-
-    # Model.
-    encoder: str = "self_attention"
-    embedding_dim: int = 64
-    num_blocks: int = 2
-    num_heads: int = 1
-    dropout: float = 0.2
-    # How much of a history training hides from the encoder, in whole items.
-    item_dropout: float = 0.0
-    # What the item table starts from: noise, or factors of what occurs near
-    # what in the training set (see recsys.training.initial_table).
-    table_init: str = "random"
-    # Columns of the items file that describe the items (see
-    # recsys.data.features): "auto", or names with commas between.
-    item_features: str | None = None
-    # How often training sees the features without the item's own row.
-    id_dropout: float = 0.2
-    # Longest history that the encoder reads at once, in items.
-    max_history_length: int = 200
-
-    # Loss: auto takes the full softmax for small catalogues and the sampled
-    # one for large ones (see recsys.training.build).
-    loss: str = "auto"
-    # Where the sampled softmax's negatives come from (see
-    # recsys.negatives), how many each position has, whether each
-    # row of a batch has its own, and whether a row's own items are none.
-    negatives: str = "mixed"
-    num_negatives: int = 1024
-    negatives_per_row: bool = False
-    mask_known_items: bool = False
-    # Correct logits for how often each negative is expected.
-    logq_correction: bool = True
-
-    # Optimization: Adam with linear warm-up, then cosine decay to nothing.
-    num_epochs: int = 30
-    positions_per_batch: int = 4_000
-    learning_rate: float = 0.003
-    warmup_steps: int = 300
-    adam_beta_2: float = 0.98
-    weight_decay: float = 0.0
-    # How the item table is updated (see recsys.optimizers): dense goes through
-    # all rows at each step, the others through those with a gradient. auto:
-    # lazy_adam with the sampled softmax, dense with the full one.
-    table_optimizer: str = "auto"
-    # Evaluate and keep a moving average of the weights, of which each step
-    # replaces the share 1 - weight_average; 0 keeps the weights themselves.
-    weight_average: float = 0.0
-    # Stop after so many epochs without a better validation NDCG@10.
-    patience: int = 5
-    # Steps that the optimizer made in the run that this one extends (see
-    # recsys.extend); warm-up and decay begin after them.
-    steps_before: int = 0
-    seed: int = 0
-
-    # Execution.
-    # Who trains: this process on one device, this process on all of its GPUs,
-    # or the processes that TF_CONFIG names (see docs/distributed.md).
-    strategy: str = "single"
-    # Compile the step with XLA: faster on a GPU, slower on a CPU.
-    jit_compile: bool = False
-    # Steps between checkpoints inside an epoch; each epoch ends with one.
-    checkpoint_steps: int = 500
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("encoder", ENCODERS),
-            ("table_init", TABLE_INITS),
-            ("repeats", REPEATS),
-            ("split", SPLITS),
-            ("loss", LOSSES),
-            ("negatives", NEGATIVES),
-            ("table_optimizer", TABLE_OPTIMIZERS),
-            ("strategy", STRATEGIES),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise InputError(
-                    f"--{name} must be one of {', '.join(choices)}. "
-                    f"Received: {value!r}"
-                )
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if not value >= lowest:
-                raise InputError(
-                    f"--{name} must be at least {lowest}. Received: {value}"
-                )
-        if self.seed > _HIGHEST_SEED:
-            raise InputError(
-                f"--seed must be at most {_HIGHEST_SEED}. Received: {self.seed}"
-            )
-        for name in (
-            "dropout",
-            "item_dropout",
-            "id_dropout",
-            "adam_beta_2",
-            "weight_average",
-        ):
-            value = getattr(self, name)
-            if not value < 1:
-                raise InputError(f"--{name} must be below 1. Received: {value}")
-        if self.encoder == "self_attention" and (
-            self.embedding_dim % self.num_heads
-        ):
-            raise InputError(
-                f"--num_heads must divide --embedding_dim="
-                f"{self.embedding_dim}. Received: {self.num_heads}"
-            )
-
-        self._check_temporal_fields()
-        self._check_loss()
-        if self.jit_compile and self.strategy != "single":
-            raise InputError(
-                "--jit_compile must be false with "
-                f"--strategy={self.strategy}. Received: true"
-            )
-
-    def _check_loss(self) -> None:
-        if self.loss == "full_softmax":
-            for field in dataclasses.fields(self):
-                value = getattr(self, field.name)
-                if field.name in SAMPLING_FIELDS and value != field.default:
-                    raise InputError(
-                        f"--{field.name} must go with the sampled softmax. "
-                        f"Received: --{field.name}={value} "
-                        "--loss=full_softmax"
-                    )
-        if self.weight_average and self.table_optimizer in (
-            "lazy_adam",
-            "rowwise_adagrad",
-        ):
-            raise InputError(
-                "--weight_average must be 0 with "
-                f"--table_optimizer={self.table_optimizer}: an average would "
-                "go through the whole table at each step. "
-                f"Received: {self.weight_average}"
-            )
-
-    def _check_temporal_fields(self) -> None:
-        if self.split != "temporal":
-            for field in dataclasses.fields(self):
-                value = getattr(self, field.name)
-                if field.name in TEMPORAL_FIELDS and value != field.default:
-                    raise InputError(
-                        f"--{field.name} must go with --split=temporal. "
-                        f"Received: --{field.name}={value} "
-                        f"--split={self.split}"
-                    )
-            return
-        begin = parse_cutoff(self.validation_from, "validation_from").share
-        end = parse_cutoff(self.test_from, "test_from").share
-        if begin is not None and end is not None and begin >= end:
-            raise InputError(
-                "--validation_from must be below "
-                f"--test_from={self.test_from}. "
-                f"Received: {self.validation_from}"
-            )
-
-    @property
-    def excludes_history(self) -> bool:
-        """Whether no item of a query's history is a candidate of it.
-
-        Where a user may come back to an item, it is one.
-        """
-        return self.repeats != "all"
-
-    def with_full_softmax(self) -> TrainConfig:
-        """Returns the same with the full softmax, which samples nothing."""
-        defaults: dict[str, Any] = {
-            field.name: field.default
-            for field in dataclasses.fields(self)
-            if field.name in SAMPLING_FIELDS
-        }
-        return dataclasses.replace(self, loss="full_softmax", **defaults)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, as JSON can hold them."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any], source: str) -> TrainConfig:
-        """Makes a configuration from `to_dict`'s answer.
-
-        Args:
-            fields: Field values by name.
-            source: Where they come from, for the error's text.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: A field is unknown, missing, of another type or out
-                of range.
-        """
-        if not isinstance(fields, dict):
-            raise InputError(
-                f"{source}: expected the fields of a training configuration. "
-                f"Received: {type(fields).__name__}"
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
-        for what, names in (
-            ("unknown", fields.keys() - known),
-            ("missing", known - fields.keys()),
-        ):
-            if names:
-                raise InputError(
-                    f"{source}: expected the fields of a training "
-                    f"configuration. Received: {what} "
-                    f"{', '.join(sorted(names))}"
-                )
-        try:
-            return cls(**fields)
-        except (InputError, TypeError) as error:
-            raise InputError(f"{source}: {error}") from error
-
-
-# What NumPy's generators take.
-_HIGHEST_SEED = 2**32 - 1
-_LOWEST: dict[str, float] = {
-    "min_item_count": 1,
-    "min_user_count": 1,
-    "queries_per_user": 0,
-    "embedding_dim": 1,
-    "num_blocks": 1,
-    "num_heads": 1,
-    "dropout": 0,
-    "item_dropout": 0,
-    "id_dropout": 0,
-    "max_history_length": 1,
-    "num_negatives": 2,
-    "num_epochs": 1,
-    "positions_per_batch": 1,
-    "learning_rate": 0,
-    "warmup_steps": 0,
-    "adam_beta_2": 0,
-    "weight_decay": 0,
-    "weight_average": 0,
-    "patience": 1,
-    "steps_before": 0,
-    "seed": 0,
-    "checkpoint_steps": 1,
-}
-
-# The values of `--preset`: what differs from the defaults above.
+# The values of `--preset`: differences from the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "movielens-small": {
         "table_init": "co_occurrence",

@@ -1,10 +1,12 @@
-"""`python -m recsys.evaluate`: a trained model's results."""
+"""`python -m recsys.evaluate`: the results of a trained model."""
 
 from __future__ import annotations
 
+import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import recsys
 from recsys.command_line import (
     EXIT_FAILED,
     Command,
@@ -15,14 +17,13 @@ from recsys.command_line import (
     model_folder,
 )
 from recsys.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
-
-if TYPE_CHECKING:
-    from recsys.evaluation.run import EvaluationRun
+from recsys.errors import InputError
 
 COMMAND = Command(
     "recsys.evaluate",
-    "Ranks the full catalogue for every test query of a trained model, beside "
-    "baselines on the same split. Writes metrics.json into the workdir.",
+    "Ranks the full catalog for every test query of a trained model, beside "
+    "baselines on the same split, and writes metrics.json into the workdir. "
+    "Without further flags, prints the results that recsys.train has stored.",
     [
         "python -m recsys.evaluate --workdir=runs/movielens-small",
         "python -m recsys.evaluate --workdir=runs/a --compare=runs/b",
@@ -32,25 +33,23 @@ add_model_flag(COMMAND)
 COMMAND.add_flag(
     str,
     "protocol",
-    f"What is held out: {', '.join(SPLITS)}. Default: as in training. Another "
-    "one must not ask for what the model was trained on.",
+    f"What to hold out: {', '.join(SPLITS)}. Default: as in training. Another "
+    "protocol must not test on what the model was trained on.",
     group="Data",
 )
 add_config_flags(COMMAND, (*SOURCE_FIELDS, *TEMPORAL_FIELDS))
 COMMAND.add_flag(
     str,
     "baselines",
-    "Names with commas between: popularity, recent_popularity, markov, "
-    "item_knn, ease, and als and bpr, which need the extra [baselines] and "
-    "have their settings chosen on the validation queries. Default: "
-    "popularity,markov,ease.",
+    "Names separated by commas: popularity, recent_popularity, markov, "
+    "item_knn, ease, and als and bpr, which need the extra [baselines] and are "
+    "always tuned on the validation queries. Default: popularity,markov,ease.",
     group="Comparison",
 )
 COMMAND.add_flag(
     bool,
     "tune_baselines",
-    "Choose the settings of the other baselines on the validation queries too, "
-    "instead of taking their defaults.",
+    "Tune the other baselines on the validation queries, too.",
     group="Comparison",
     default=False,
 )
@@ -62,7 +61,7 @@ COMMAND.add_flag(
     group="Comparison",
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "compare",
     "Another workdir, or a file as for --rankings: differences query by "
     "query, with interval and p-value.",
@@ -71,7 +70,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     bool,
     "audit",
-    "Prove from the data that the split holds no leak; exit code 1 if it does.",
+    "Prove from the data that the split has no leak; exit code 1 if it does.",
     group="More",
     default=False,
 )
@@ -83,17 +82,24 @@ COMMAND.add_flag(
     default=False,
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "write_rankings",
     "Write the model's lists to this file, as JSON lines.",
     group="More",
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "report",
-    "Write a page of HTML with figures, index.html, into this folder. Needs "
-    "the extra [report].",
+    "Write an HTML page with figures, index.html, into this folder. Needs the "
+    "extra [report].",
     group="More",
+)
+COMMAND.add_flag(
+    bool,
+    "again",
+    "Evaluate again even if the results are stored.",
+    group="More",
+    default=False,
 )
 
 
@@ -106,39 +112,86 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    folder = model_folder(values)
-    # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys.evaluation.run import prepare_run
+    # What needs no TensorFlow comes first, so that errors come at once.
+    from recsys.evaluation import comparison, run
+    from recsys.workdir import Workdir
 
-    run = prepare_run(
-        folder,
-        fields=given_fields(values),
-        protocol=values["protocol"],
-        baselines=values["baselines"],
-        compare=values["compare"],
-        write_rankings=values["write_rankings"],
-        report=values["report"],
+    folder = Workdir(model_folder(values))
+    config = folder.read_config()
+    if not any(v for name, v in values.items() if name != "workdir"):
+        stored = folder.stored_results()
+        if stored is not None:
+            print(f"{stored}\n\nStored by recsys.train; --again evaluates.")
+            return 0
+    names = list(comparison.DEFAULT_BASELINES)
+    if values["baselines"] is not None:
+        names = [n.strip() for n in values["baselines"].split(",") if n.strip()]
+    comparison.check_baselines(names)
+    _check_protocol(values["protocol"])
+    rival, report, lists = (
+        None if values[name] is None else pathlib.Path(values[name])
+        for name in ("compare", "report", "write_rankings")
     )
-    if values["audit"] and not _audit(run):
-        return EXIT_FAILED
+    if rival is not None:
+        run.check_rival(rival, config)
+    if report is not None:
+        run.check_report(report)
+    if lists is not None:
+        _check_lists(lists)
+    asked = run.evaluation_data(
+        config,
+        folder.read_vocabulary(),
+        given_fields(values),
+        values["protocol"],
+    )
+    if values["audit"]:
+        found = recsys.evaluation.audit(asked.data.split)
+        print(f"{found}\n", flush=True)
+        if not found.passed:
+            return EXIT_FAILED
     load_tensorflow()
-    run.evaluate(
-        values["rankings"] or [], tune_baselines=values["tune_baselines"]
+    results = run.evaluate_workdir(
+        folder,
+        config,
+        asked,
+        baselines=names,
+        tune_baselines=values["tune_baselines"],
+        rankings=[pathlib.Path(path) for path in values["rankings"] or []],
+        rival=rival,
     )
-    print(run.report(slices=values["slices"]))
-    run.write()
-    if values["report"] is not None:
-        print(f"\nThe report is in {run.write_report()}.")
+    print(results.text(slices=values["slices"]))
+    harmless = (
+        "workdir",
+        "audit",
+        "slices",
+        "again",
+        "report",
+        "write_rankings",
+    )
+    results.write_metrics(
+        {n: v for n, v in values.items() if v and n not in harmless}
+    )
+    if lists is not None:
+        results.write_rankings(lists)
+    if report is not None:
+        print(f"\nThe report is in {results.write_report(report)}.")
     return 0
 
 
-def _audit(run: EvaluationRun) -> bool:
-    """Prints the audit of the split and returns whether it passed."""
-    from recsys.evaluation import audit
+def _check_protocol(protocol: str | None) -> None:
+    if protocol is not None and protocol not in SPLITS:
+        raise InputError(
+            f"--protocol must be one of {', '.join(SPLITS)}. "
+            f"Received: {protocol!r}"
+        )
 
-    report = audit(run.data.split)
-    print(f"{report}\n", flush=True)
-    return report.passed
+
+def _check_lists(path: pathlib.Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(
+            "--write_rankings must name a file in a folder that exists. "
+            f"Received: {str(path)!r}"
+        )
 
 
 if __name__ == "__main__":

@@ -7,54 +7,57 @@ import shlex
 import sys
 from typing import Any
 
+import recsys
+from recsys import files
 from recsys.command_line import (
     Command,
     add_config_flags,
     add_model_flag,
     load_tensorflow,
     model_folder,
+    required_path,
 )
 from recsys.config import SOURCE_FIELDS
 from recsys.errors import InputError
 
 COMMAND = Command(
     "recsys.extend",
-    "Goes on with a trained model on new interactions, whose new items get "
-    "rows of their own: in a new workdir, from the old weights and the old "
-    "state of the optimizer. The same command again goes on with a run that "
-    "was stopped.",
+    "Continues to train a model on new interactions, in a new workdir, from "
+    "the old weights and the old optimizer state. New items get rows of their "
+    "own. Rerun the same command to resume a run that was stopped.",
     [
         "python -m recsys.extend --workdir=runs/mine --data=november.csv \\\n"
         "      --output_workdir=runs/mine-november",
     ],
-    interrupted="stopped; the same command goes on from the last checkpoint",
+    interrupted="stopped; rerun the command to resume from the last checkpoint",
 )
 add_model_flag(COMMAND)
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "output_workdir",
-    "The new workdir. It also gets the grown log. The old one stays as it is.",
+    "The new workdir, which also gets the grown log. The old one stays as it "
+    "is.",
     group="Run",
 )
 add_config_flags(COMMAND, SOURCE_FIELDS)
 COMMAND.add_flag(
     int,
     "num_epochs",
-    "Passes over the grown training data, at most.",
+    "Maximum number of epochs on the grown training data.",
     group="Training",
     default=3,
 )
 COMMAND.add_flag(
     float,
     "learning_rate",
-    "The highest rate. Default: a third of the old run's.",
+    "Peak learning rate. Default: a third of the old run's.",
     group="Training",
 )
 COMMAND.add_flag(
     bool,
     "train",
     "Whether to train; otherwise only rows are added, and the same command "
-    "with --train trains.",
+    "with --train trains later.",
     group="Training",
     default=True,
 )
@@ -70,18 +73,16 @@ def main(values: dict[str, Any]) -> int:
         The exit code.
     """
     workdir = model_folder(values)
-    for name in ("output_workdir", "data"):
-        if not values[name]:
-            raise InputError(f"--{name} must be given. Received: none")
-    output = pathlib.Path(values["output_workdir"])
+    output = required_path(values, "output_workdir", "be given")
+    required_path(values, "data", "be given")
     _prepare(workdir, output, values)
     if values["train"]:
-        load_tensorflow()
-
-        from recsys.training.trainer import train
         from recsys.workdir import Workdir
 
-        train(Workdir(output).read_config(), output)
+        config = Workdir(output).read_config()
+        result = recsys.training.train(config, output)
+        if result.results is not None:
+            print(f"\n{result.results.table()}\n")
     print(
         f"The model is in {output}. Next:\n"
         f"  python -m recsys.evaluate --workdir={shlex.quote(str(output))}"
@@ -93,8 +94,6 @@ def _prepare(
     workdir: pathlib.Path, output: pathlib.Path, values: dict[str, Any]
 ) -> None:
     """Makes the new workdir, unless this command has made it before."""
-    from recsys import files
-    from recsys.files import can_write, is_new_or_empty
     from recsys.training.growth import grow_data
     from recsys.workdir import Workdir, differences
 
@@ -106,21 +105,21 @@ def _prepare(
         "learning_rate": values["learning_rate"],
     }
     if new.extension.is_file():
-        differing = differences(files.read_json(new.extension), asked)
+        differing = differences(files.read_json_object(new.extension), asked)
         if differing:
             raise InputError(
-                f"{output}: expected no run, or one that the same flags have "
-                "made; name another --output_workdir. Received: a run of "
-                f"other {differing}"
+                f"{output}: expected no run, or one made with the same flags; "
+                "name another --output_workdir. Received: a run with "
+                f"different {differing}"
             )
         return
-    if not is_new_or_empty(output):
+    if not files.is_new_or_empty(output):
         raise InputError(
             "--output_workdir must be a new or empty folder. "
             f"Received: {str(output)!r}"
         )
-    # It is made beside, and moved there when it is complete.
-    if not can_write(output.absolute().parent):
+    # It is made beside its place, and moved there when it is complete.
+    if not files.can_write(output.absolute().parent):
         raise InputError(
             "--output_workdir must be a folder that can be written. "
             f"Received: {str(output)!r}"
@@ -133,7 +132,7 @@ def _prepare(
     }
     grown = grow_data(old, asked["source"], output, changes)
     print(
-        f"{len(grown.log.interactions):,} interactions of "
+        f"{len(grown.log.interactions):,} interactions with "
         f"{grown.grown_data.vocabulary.num_items:,} items, of which "
         f"{grown.num_new_items:,} are new",
         flush=True,

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent, and never someone else's."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from recsys.errors import InputError
 
+_TEMPORARY = re.compile(r"\.recsys-(\d+)-.+")
+
 
 @contextlib.contextmanager
-def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path that becomes `path` when the block succeeds.
+def atomic_path(
+    path: pathlib.Path, *, is_ours: bool = False
+) -> Iterator[pathlib.Path]:
+    """Provides a temporary path that becomes `path` if the block succeeds.
 
-    The block may make a file or a folder there. A process killed inside the
-    block, or a full disk, leaves `path` as it was.
+    The block may make a file or a folder there. If the process is killed in the
+    block, or the disk is full, `path` stays as it was; what a dead process
+    left under a temporary name is removed by the next one that writes here.
 
     Args:
-        path: Where the result belongs. An existing folder is replaced only
-            after the new one is complete.
+        path: Where the result belongs. An existing file is replaced by a file.
+        is_ours: Whether an existing folder is one that this package wrote,
+            which may be replaced by a folder, as an empty one may.
 
     Yields:
-        The temporary path, in the same folder and with the same ending.
+        The temporary path, in the same folder and with the same extension.
+
+    Raises:
+        InputError: A folder would be replaced that is not ours, a folder by a
+            file, or a file by a folder.
+        OSError: Something could not be written.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    for left in path.parent.glob(f".recsys-*-{path.name}"):
+        if "-old-" in left.name and not path.exists() and _is_stale(left):
+            os.replace(left, path)  # Killed between the two renamings.
+        remove_if_stale(left)
+    temporary = path.with_name(f".recsys-{os.getpid()}-{path.name}")
     _remove(temporary)
     try:
+        if not is_ours and path.is_dir() and any(path.iterdir()):
+            raise _not_ours(path)
         yield temporary
         _flush_to_disk(temporary)
-        if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
+        _replace(path, temporary)
     except OSError as error:
         # A failed write, unlike a failed open, does not say where.
         if error.errno is not None and error.filename is None:
@@ -44,8 +60,55 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         _remove(temporary)
 
 
+def _replace(path: pathlib.Path, temporary: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        if not temporary.is_dir():
+            raise _not_ours(path)
+        # Renamed first, so that the old folder is whole or gone.
+        old = path.with_name(f".recsys-{os.getpid()}-old-{path.name}")
+        os.replace(path, old)
+        os.replace(temporary, path)
+        _remove(old)
+    elif path.is_file() and temporary.is_dir():
+        raise InputError(
+            f"{path}: expected a folder or nothing there. Received: a file"
+        )
+    else:
+        os.replace(temporary, path)
+
+
+def _not_ours(path: pathlib.Path) -> InputError:
+    return InputError(
+        f"{path}: expected a path that may be written: a folder that recsys "
+        "has not written itself is never replaced. Received: such a folder"
+    )
+
+
+def remove_if_stale(path: pathlib.Path) -> None:
+    """Removes a temporary file or folder of a process of ours that is dead.
+
+    Args:
+        path: Any path; one without a temporary name of ours is left alone.
+    """
+    if _is_stale(path):
+        _remove(path)
+
+
+def _is_stale(path: pathlib.Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None:
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, complete or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
@@ -58,21 +121,56 @@ def read_json(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected a JSON file that can be read. Received: {error}"
+            f"{path}: expected a readable JSON file. Received: {error}"
         ) from error
 
 
+def read_json_object(
+    path: pathlib.Path, **types: type | tuple[type, ...]
+) -> dict[str, Any]:
+    """Reads a JSON file that holds an object with certain members.
+
+    Args:
+        path: The file.
+        **types: The type of each member that must be there.
+
+    Returns:
+        The object; it may have other members.
+
+    Raises:
+        InputError: It is missing, not JSON, or something else; names the
+            member.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: expected a JSON object. Received: {type(found).__name__}"
+        )
+    for name, kind in types.items():
+        value = found.get(name)
+        is_wrong_bool = isinstance(value, bool) and kind is not bool
+        if name not in found or is_wrong_bool or not isinstance(value, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            names = " or ".join(each.__name__ for each in kinds)
+            what = type(value).__name__ if name in found else "nothing"
+            raise InputError(
+                f"{path}: expected `{name}` to be of type {names}. "
+                f"Received: {what}"
+            )
+    return found
+
+
 def is_new_or_empty(folder: pathlib.Path) -> bool:
-    """Whether a folder is not there yet, or has nothing in it."""
+    """Whether a folder does not exist or is empty."""
     if not folder.exists():
         return True
     return folder.is_dir() and not any(folder.iterdir())
 
 
 def can_write(folder: pathlib.Path) -> bool:
-    """Whether a folder can be written, or be made where it is missing."""
+    """Whether a folder can be written, or be created if it does not exist."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -88,7 +186,7 @@ def _flush_to_disk(path: pathlib.Path) -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ class Report:
     num_short: int = 0
     seconds: float = 0.0
 
-    def describe(self, k: int) -> str:
+    def summary(self, k: int) -> str:
         """Returns lines for the user.
 
         Args:

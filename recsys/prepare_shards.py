@@ -112,7 +112,7 @@ def main(values: dict[str, Any]) -> int:
         manifest = _on_this_machine(values, source, options)
     else:
         manifest = _with_beam(values, source, options)
-    print(manifest.describe())
+    print(manifest.summary())
     flags = "".join(f" --{name}={value}" for name, value in given.items())
     print(
         f"Next:\n  python -m recsys.train --data={shlex.quote(output)}{flags} "

@@ -272,7 +272,7 @@ def _recommend_file(workdir: pathlib.Path, values: dict[str, Any]) -> None:
         values["k"],
         exclude_history=values["exclude_history"],
     )
-    print(report.describe(values["k"]), file=sys.stderr)
+    print(report.summary(values["k"]), file=sys.stderr)
 
 
 if __name__ == "__main__":

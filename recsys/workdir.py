@@ -1,28 +1,35 @@
-"""The workdir of a run: everything that another command needs."""
+"""The workdir of a run: what it holds, where, and whether it fits."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from recsys import files
 from recsys.config import TrainConfig
 from recsys.data.prepare import same_training_items
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.files import can_write
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths within a workdir, and its configuration.
+    """Paths within a workdir, and what can be read without a model.
 
     Attributes:
-        path: The folder.
+        path: The folder; a leading `~` is expanded.
     """
 
     path: pathlib.Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.path.expanduser())
 
     @property
     def config(self) -> pathlib.Path:
@@ -36,22 +43,22 @@ class Workdir:
 
     @property
     def item_features(self) -> pathlib.Path:
-        """The values of the item features, JSON; not there without any."""
+        """The values of the item features, JSON; missing without features."""
         return self.path / "item_features.json"
 
     @property
     def model(self) -> pathlib.Path:
-        """The model with the best validation result, Keras format."""
+        """The model of the best epoch, in Keras format."""
         return self.path / "model.keras"
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """What a killed run goes on from."""
+        """Folder of the checkpoints that a run resumes from."""
         return self.path / "checkpoints"
 
     @property
     def extension(self) -> pathlib.Path:
-        """Which run this one extends, JSON; not there for any other run."""
+        """The run that this one extends, JSON; missing for any other run."""
         return self.path / "extension.json"
 
     @property
@@ -65,7 +72,7 @@ class Workdir:
         return self.path / "logs"
 
     def read_config(self) -> TrainConfig:
-        """Reads the configuration of a run whose model is there.
+        """Reads the configuration of a trained model.
 
         Raises:
             InputError: The folder is missing or holds no trained model.
@@ -76,9 +83,91 @@ class Workdir:
                 "`workdir` must be a folder in which recsys.train has trained "
                 f"a model. Received: {self.path} ({what})"
             )
-        return TrainConfig.from_dict(
-            files.read_json(self.config), str(self.config)
-        )
+        return self._stored_config()
+
+    def read_vocabulary(self) -> Vocabulary:
+        """Reads the model's items."""
+        return Vocabulary.load(self.vocabulary)
+
+    def _stored_config(self) -> TrainConfig:
+        fields = files.read_json(self.config)
+        return TrainConfig.from_dict(fields, str(self.config))
+
+    def read_history(
+        self, config: TrainConfig
+    ) -> tuple[list[dict[str, float]], int | None]:
+        """Reads what a run measured after each epoch.
+
+        It stands in the newest checkpoint, and where checkpoints were deleted,
+        in metrics.json.
+
+        Args:
+            config: The run's configuration.
+
+        Returns:
+            One dictionary per finished epoch, and the best epoch, from 0; an
+            empty list and None where nothing is known.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        history: list[dict[str, float]] = []
+        if paths := checkpoint_paths(self.checkpoints):
+            history = files.read_json(paths[-1] / "progress.json")["history"]
+        elif self.metrics.is_file():
+            history = files.read_json(self.metrics).get("training", [])
+        return history, best_epoch(history, config.selection_metric)
+
+    def training_entries(self) -> dict[str, Any]:
+        """Returns what metrics.json, if there is one, says of the training."""
+        if not self.metrics.is_file():
+            return {}
+        stored = files.read_json(self.metrics)
+        names = ("best_epoch", "training")
+        return {name: stored[name] for name in names if name in stored}
+
+    def stored_results(self) -> str | None:
+        """Returns the text of the results of a finished run, if stored.
+
+        Results of an evaluation with flags that changed them do not count.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        if not self.metrics.is_file() or not (
+            paths := checkpoint_paths(self.checkpoints)
+        ):
+            return None
+        stored = files.read_json(self.metrics)
+        progress = files.read_json(paths[-1] / "progress.json")
+        if not progress["finished"] or (
+            stored.get("training") != progress["history"]
+            or stored.get("evaluated_with") != {}
+        ):
+            return None
+        return "\n".join(stored["text"])
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made if missing.
+
+        The lock ends with the block, or with the process however it ends.
+        Reading needs no lock.
+
+        Raises:
+            InputError: Another process is training here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{self.path}: expected no other run here at the same "
+                    "time; wait, or name another --workdir. Received: a "
+                    "process that is training in it"
+                ) from error
+            yield
 
     def check(self, config: TrainConfig) -> None:
         """Checks that a run may write here, without writing anything.
@@ -87,53 +176,76 @@ class Workdir:
             config: The run's configuration.
 
         Raises:
-            InputError: The folder cannot be written, or holds a run of
-                another configuration, or the run would go on from steps that
-                were never made.
+            InputError: The folder cannot be written or holds a run of another
+                configuration, or the run would resume from steps that were
+                never made.
         """
         if config.steps_before and not self.extension.is_file():
             raise InputError(
-                "--steps_before must be left to recsys.extend, for whose runs "
+                "`steps_before` must be left to recsys.extend, for whose runs "
                 f"it counts. Received: {config.steps_before}"
             )
-        if not can_write(self.path):
+        if not files.can_write(self.path):
             raise InputError(
                 "`workdir` must be a folder that can be written. "
                 f"Received: {self.path}"
             )
         if not self.config.is_file():
             return
-        differing = differences(files.read_json(self.config), config.to_dict())
+        differing = differences(
+            self._stored_config().to_dict(), config.to_dict()
+        )
         if differing:
             raise InputError(
-                f"{self.path}: expected no run, or one of the same "
+                f"{self.path}: expected no run, or one with the same "
                 "configuration; name another --workdir or use the same "
-                f"flags. Received: other {differing}"
+                f"flags. Received: different {differing}"
             )
 
     def check_data(self, vocabulary: Vocabulary) -> None:
-        """Checks that a run that is here was begun on the same data.
+        """Checks that a run that is here started on the same data.
 
         Args:
             vocabulary: The items of the data that were read now.
 
         Raises:
-            InputError: The run was begun on others.
+            InputError: The run started on other data.
         """
         if not self.config.is_file():
             return
-        if not same_training_items(
-            Vocabulary.load(self.vocabulary), vocabulary
-        ):
+        if not same_training_items(self.read_vocabulary(), vocabulary):
             raise InputError(
-                f"{self.path}: the data have changed since this run began; "
-                "name another --workdir for the new ones. Received: "
+                f"{self.path}: the data have changed since this run started; "
+                "name another --workdir for the new data. Received: "
                 f"{vocabulary.num_items} items, not the same items and counts"
             )
 
 
+def checkpoint_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the complete checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-" + "[0-9]" * 9))
+
+
+def best_epoch(
+    history: list[dict[str, float]], selection_metric: str
+) -> int | None:
+    """Returns the epoch with the highest validation metric, from 0.
+
+    Args:
+        history: One dictionary per finished epoch.
+        selection_metric: Such as "ndcg@10".
+
+    Returns:
+        The first of the best epochs; None if there is none.
+    """
+    if not history:
+        return None
+    values = [epoch[f"validation_{selection_metric}"] for epoch in history]
+    return int(np.argmax(values))
+
+
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Says how the fields of two runs differ; empty where they do not."""
+    """Lists the fields in which two runs differ; empty if none."""
     return ", ".join(
         f"{name} ({there.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(there.keys() | now.keys())

@@ -26,7 +26,6 @@ import numpy as np
 from evaluate_movielens import parse_seeds
 
 from recsys.command_line import (
-    FIELD_HELP,
     Command,
     add_config_flags,
     add_run_flags,
@@ -34,7 +33,7 @@ from recsys.command_line import (
     load_tensorflow,
     run_folder,
 )
-from recsys.config import SEEDED_SPLITS, TrainConfig, make_config
+from recsys.config import FIELDS, SEEDED_SPLITS, TrainConfig, make_config
 from recsys.data.prepare import PreparedData, build_data
 from recsys.errors import InputError
 from recsys.files import write_json
@@ -54,8 +53,6 @@ DEFAULT_LEVERS = (
     "dropout=0.4",
     "weight_decay=0.01",
     "weight_decay=0.1",
-    "weight_average=0.99",
-    "weight_average=0.999",
     "learning_rate=0.001",
     "learning_rate=0.002",
     "learning_rate=0.004",
@@ -163,7 +160,11 @@ def apply_levers(
             range or the base's own.
     """
     parser = Command("lever", "", [])
-    names = {*FIELD_HELP["Model"], *FIELD_HELP["Optimization"]} - {"seed"}
+    names = {
+        name
+        for name, info in FIELDS.items()
+        if info.group in ("Model", "Optimization") and name != "seed"
+    }
     add_config_flags(parser, names)
     configs = {}
     for lever in DEFAULT_LEVERS if levers is None else levers:
@@ -192,12 +193,13 @@ def _train(
     workdir: pathlib.Path,
 ) -> Run:
     """Trains one configuration, or reads what its finished run found."""
-    from recsys.training.trainer import train
+    from recsys.training import train
 
     result = train(
         dataclasses.replace(config, seed=seed),
         workdir / (lever or "base") / f"seed-{seed}",
         data=data,
+        evaluate=False,
     )
     best = result.history[result.best_epoch]
     return Run(

@@ -36,7 +36,6 @@ from recsys.config import ENCODERS, TrainConfig, make_config
 from recsys.data.prepare import build_data
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
-from recsys.evaluation.comparison import asked_queries
 from recsys.evaluation.results import aligned
 from recsys.metrics import parse_metric
 
@@ -127,14 +126,14 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Trains all, then reads the test queries with each."""
     import recsys
-    from recsys.training.trainer import train
+    from recsys.training import train
 
     data = build_data(next(iter(configs.values())))
     runs = {
-        name: train(config, workdir / name, data=data)
+        name: train(config, workdir / name, data=data, evaluate=False)
         for name, config in configs.items()
     }
-    queries, _ = asked_queries(data.split)
+    queries, _ = data.split.reported
     rows = []
     for name, run in runs.items():
         recommender = recsys.load(run.workdir)

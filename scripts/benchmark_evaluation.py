@@ -101,7 +101,6 @@ def main(values: dict[str, Any]) -> int:
 
 def _measure_model(workdir: pathlib.Path, repeats: int) -> dict[str, Any]:
     """Ranks a stored model's own queries, several times."""
-    from recsys.evaluation.comparison import asked_queries
     from recsys.evaluation.run import evaluation_data
     from recsys.workdir import Workdir
 
@@ -111,7 +110,7 @@ def _measure_model(workdir: pathlib.Path, repeats: int) -> dict[str, Any]:
         config, Vocabulary.load(folder.vocabulary), {}, None
     )
     split = asked.data.split
-    queries, _ = asked_queries(split)
+    queries, _ = split.reported
     load_tensorflow()
     import recsys
 

@@ -164,11 +164,11 @@ def _compare(
     from recsys import extend
     from recsys.data.prepare import build_data
     from recsys.evaluation.run import OtherCatalogue
-    from recsys.training.trainer import train
+    from recsys.training import train
     from recsys.workdir import Workdir
 
     def training_seconds(name: str, config: TrainConfig) -> float:
-        run = train(config, folder / name)
+        run = train(config, folder / name, evaluate=False)
         return sum(epoch["seconds"] for epoch in run.history)
 
     def extended(name: str, *arguments: str) -> None:
@@ -184,7 +184,7 @@ def _compare(
         if code := extend.COMMAND.run(extend.main, flags):
             raise SystemExit(code)
 
-    train(config, folder / "old")
+    train(config, folder / "old", evaluate=False)
     extended("rows", "--train=false")
     extended("extended")
     grown = Workdir(folder / "extended").read_config()
@@ -223,9 +223,8 @@ def _table(
 ) -> str:
     """Returns what the models find, for all queries and for new items."""
     from recsys.evaluation import evaluate
-    from recsys.evaluation.comparison import asked_queries
 
-    queries, _ = asked_queries(data.split)
+    queries, _ = data.split.reported
     targets, offsets = queries.targets(np.arange(len(queries)))
     first = data.vocabulary.decode(targets[offsets[:-1]])
     new = np.flatnonzero([item not in known for item in first])

@@ -98,14 +98,14 @@ def _recommenders(
     """Trains both models; they come last, behind the baselines."""
     import recsys
     from recsys.baselines import Popularity
-    from recsys.training.trainer import train
+    from recsys.training import train
 
     ids_only = dataclasses.replace(
         config, item_features=None, id_dropout=TrainConfig.id_dropout
     )
     models = []
     for name, each in (("ids", ids_only), ("features", config)):
-        run = train(each, workdir / name, data=data)
+        run = train(each, workdir / name, data=data, evaluate=False)
         models.append(recsys.load(run.workdir))
         models[-1].name = f"two-tower, {name}"
     return [

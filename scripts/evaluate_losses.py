@@ -121,13 +121,12 @@ def _train_and_test(
     """Returns a variant's test metrics and the time of its epochs."""
     import recsys
     from recsys.evaluation import evaluate
-    from recsys.evaluation.comparison import asked_queries
-    from recsys.training.trainer import train
+    from recsys.training import train
 
-    run = train(config, workdir, data=data)
+    run = train(config, workdir, data=data, evaluate=False)
     evaluation = evaluate(
         recsys.load(run.workdir),
-        asked_queries(run.data.split)[0],
+        run.data.split.reported[0],
         protocol=run.data.split.protocol,
         exclude_history=config.excludes_history,
         lists=False,

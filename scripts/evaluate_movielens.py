@@ -35,7 +35,7 @@ from recsys.errors import InputError
 from recsys.files import write_json
 
 if TYPE_CHECKING:
-    from recsys.training.trainer import TrainResult
+    from recsys.training import TrainResult
 
 _METRICS = ("recall@10", "ndcg@10")
 
@@ -121,10 +121,12 @@ def parse_seeds(text: str) -> list[int]:
 def _train(
     config: TrainConfig, seed: int, workdir: pathlib.Path
 ) -> TrainResult:
-    from recsys.training.trainer import train
+    from recsys.training import train
 
     return train(
-        dataclasses.replace(config, seed=seed), workdir / f"seed-{seed}"
+        dataclasses.replace(config, seed=seed),
+        workdir / f"seed-{seed}",
+        evaluate=False,
     )
 
 
@@ -134,10 +136,7 @@ def _test(
     """Returns the test metrics of each run, and a table with baselines."""
     import recsys
     from recsys.evaluation import evaluate
-    from recsys.evaluation.comparison import (
-        asked_queries,
-        compare_with_baselines,
-    )
+    from recsys.evaluation.comparison import compare_with_baselines
 
     exclude_history = config.excludes_history
     first, *others = runs
@@ -151,7 +150,7 @@ def _test(
     for run in others:
         evaluation = evaluate(
             recsys.load(run.workdir),
-            asked_queries(run.data.split)[0],
+            run.data.split.reported[0],
             protocol=run.data.split.protocol,
             exclude_history=exclude_history,
             lists=False,

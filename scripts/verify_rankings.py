@@ -37,7 +37,6 @@ from recsys.evaluation import (
     query_ids,
     write_rankings,
 )
-from recsys.evaluation.comparison import asked_queries
 from recsys.evaluation.results import aligned
 from recsys.evaluation.run import evaluation_data
 from recsys.workdir import Workdir
@@ -81,7 +80,7 @@ def main(values: dict[str, Any]) -> int:
     config = folder.read_config()
     vocabulary = Vocabulary.load(folder.vocabulary)
     data = evaluation_data(config, vocabulary, {}, None).data
-    queries, _ = asked_queries(data.split)
+    queries, _ = data.split.reported
     load_tensorflow()
     import recsys
 

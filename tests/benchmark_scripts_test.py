@@ -255,7 +255,7 @@ class BenchmarkTrainingTest(TempFolderTest):
     def test_is_the_run_of_train_and_stops_when_reached(self):
         from quality_curve import train_until
 
-        from recsys.training.trainer import train
+        from recsys.training import train
 
         data = self.data([8] * 30)
         config = TrainConfig(
@@ -365,7 +365,7 @@ class AblationsTest(parameterized.TestCase):
                 }
             ]
             with mock.patch(
-                "recsys.training.trainer.train", return_value=result
+                "recsys.training.train", return_value=result
             ) as train:
                 ablations.main(values)
         self.assertEqual(

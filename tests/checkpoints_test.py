@@ -15,8 +15,8 @@ from recsys.errors import InputError
 from recsys.training.checkpoints import (
     Checkpoints,
     Progress,
-    checkpoint_paths,
 )
+from recsys.workdir import best_epoch, checkpoint_paths
 
 BATCH = {
     "history_ids": np.array([[2, 3, 4]], np.int32),
@@ -136,9 +136,21 @@ class CheckpointsTest(parameterized.TestCase):
     def test_what_a_kill_leaves_half_written_is_passed_over(self):
         run = Run(self.folder)
         run.checkpoints.save(Progress(global_step=5))
-        (self.folder / ".123-step-000000009").mkdir()
+        (self.folder / ".recsys-123-step-000000009").mkdir()
         (self.folder / "step-9").mkdir()
         self.assertEqual(run.checkpoints.restore().global_step, 5)
+
+    def test_files_of_others_stay(self):
+        run = Run(self.folder)
+        self.folder.mkdir()
+        others = [self.folder / ".DS_Store", self.folder / "notes" / "a.txt"]
+        for path in others:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("mine")
+        for global_step in (5, 20):
+            run.checkpoints.save(Progress(global_step=global_step))
+        self.assertEqual([p.read_text() for p in others], ["mine", "mine"])
+        self.assertEqual(run.checkpoints.restore().global_step, 20)
 
     def test_of_another_model(self):
         Run(self.folder).checkpoints.save(Progress(global_step=5))
@@ -168,7 +180,7 @@ class CheckpointsTest(parameterized.TestCase):
         run = Run(self.folder)
         run.checkpoints.save(Progress(global_step=5))
         files.write_json(
-            self.folder / "step-000000005" / "progress.json", {"colour": 1}
+            self.folder / "step-000000005" / "progress.json", {"color": 1}
         )
         with self.assertRaisesRegex(InputError, "progress.json: .* Received: "):
             run.checkpoints.restore()
@@ -176,10 +188,10 @@ class CheckpointsTest(parameterized.TestCase):
 
 class ProgressTest(parameterized.TestCase):
     def test_best_epoch(self):
-        self.assertIsNone(Progress().best_epoch)
+        self.assertIsNone(best_epoch([], "ndcg@10"))
         history = [{"validation_ndcg@10": x} for x in (0.1, 0.4, 0.4, 0.2)]
         # The first of equals.
-        self.assertEqual(Progress(history=history).best_epoch, 1)
+        self.assertEqual(best_epoch(history, "ndcg@10"), 1)
 
 
 if __name__ == "__main__":

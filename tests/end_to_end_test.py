@@ -23,7 +23,7 @@ from commands import run
 
 import recsys
 from recsys import evaluate, recommend, train
-from recsys.training.checkpoints import checkpoint_paths
+from recsys.workdir import checkpoint_paths
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -124,7 +124,7 @@ class KilledTest(RunTestCase):
         resumed = self.start(broken)
         _, err = resumed.communicate()
         self.assertEqual(resumed.returncode, 0, err)
-        self.assertRegex(err, r"(?m)^going on with epoch \d/3")
+        self.assertRegex(err, r"(?m)^resuming at epoch \d/3")
         self.assertSameArrays(model_weights(broken), model_weights(whole))
         self.assertSameArrays(
             checkpoint_variables(broken), checkpoint_variables(whole)
@@ -176,7 +176,7 @@ class KilledTest(RunTestCase):
         lines = [
             line
             for line in err.splitlines()
-            if not line.startswith(("loss: ", "going on with", "epoch "))
+            if not line.startswith(("loss: ", "resuming at", "epoch "))
         ]
         self.assertLen(lines, 1, err)
         self.assertStartsWith(lines[0], "python -m recsys.train: error: ")
@@ -229,7 +229,7 @@ class KilledTest(RunTestCase):
         log.write_text(content + "u0,i99,99\n")
         code, _, err = run(train, *self.arguments(workdir))
         self.assertEqual(code, 2)
-        self.assertIn("the data have changed since this run began", err)
+        self.assertIn("the data have changed since this run started", err)
 
 
 class OtherRunsTest(RunTestCase):

@@ -25,14 +25,13 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.training import build, initial_table
 from recsys.training.build import LaterSchedule
-from recsys.training.checkpoints import checkpoint_paths
 from recsys.training.growth import (
     check_not_trained_on,
     grow_data,
     merge_logs,
     write_log,
 )
-from recsys.workdir import Workdir
+from recsys.workdir import Workdir, checkpoint_paths
 
 
 def objects(*values: str) -> np.ndarray:
@@ -323,7 +322,7 @@ class CommandTest(parameterized.TestCase):
         before = recsys.load(self.old)
         code, out, err = self.extend("--train=false")
         self.assertEqual(code, 0, err)
-        self.assertIn("600 interactions of 15 items, of which 3 are new", out)
+        self.assertIn("600 interactions with 15 items, of which 3 are new", out)
         after = recsys.load(self.new)
         ids = before.vocabulary.item_ids
         old_rows = before.item_vectors()[before.vocabulary.encode(ids)]
@@ -361,7 +360,7 @@ class CommandTest(parameterized.TestCase):
 
         code, _, err = self.extend("--learning_rate=0.5")
         self.assertEqual(code, 2)
-        self.assertRegex(err, r"Received: a run of other learning_rate \(None")
+        self.assertRegex(err, r"Received: a run with different learning_rate \(None")
 
     def check_moments(self, new_rows):
         old, new = map(table_and_moments, (self.old, self.new))
@@ -409,7 +408,6 @@ class CommandTest(parameterized.TestCase):
             "--encoder=mean_pooling",
             "--embedding_dim=8",
             "--num_epochs=1",
-            "--weight_average=0.9",
         )
         self.assertEqual(code, 0, err)
         code, _, err = self.extend(

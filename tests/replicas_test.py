@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
+from recsys import training
 from recsys.config import TrainConfig
 from recsys.data import shard_preparation, sources
 from recsys.data.shard_preparation import Options
 from recsys.errors import InputError
 from recsys.models.shared_item_embedding import _InPieces
-from recsys.training import trainer
-from recsys.training.checkpoints import checkpoint_paths
+from recsys.workdir import checkpoint_paths
 
 # Processes share the cores with each other and with whatever else runs.
 _SECONDS = 600
@@ -36,7 +36,8 @@ _COMMAND = """
     if dies_at:
         from recsys.command_line import load_tensorflow
         load_tensorflow()
-        from recsys.training import trainer
+        from recsys import training
+from recsys.training import trainer
         count = trainer.Trainer._count
         def dying(self, progress, *measures):
             count(self, progress, *measures)
@@ -129,7 +130,7 @@ class ReplicasTest(parameterized.TestCase):
 
     def _train_alone(self, name: str) -> pathlib.Path:
         workdir = self.folder / name
-        trainer.train(TrainConfig(**self.fields), workdir, verbose=False)
+        training.train(TrainConfig(**self.fields), workdir, verbose=False)
         return workdir
 
     def _train_together(
@@ -249,14 +250,14 @@ class ReplicasTest(parameterized.TestCase):
         self.assertNotIn("Traceback", chief[2])
         [chief, other] = self._train_together("resumed", 2)
         self.assertEqual((chief[0], other[0]), (0, 0), chief[2] + other[2])
-        self.assertIn("going on with epoch 1/2, step 7", chief[2])
+        self.assertIn("resuming at epoch 1/2, step 7", chief[2])
         whole = _variables(self.folder / "whole")
         resumed = _variables(self.folder / "resumed")
         for name, values in whole.items():
             np.testing.assert_array_equal(resumed[name], values, err_msg=name)
 
     def test_two_devices_equal_one(self):
-        self.fields.update(weight_average=0.5, weight_decay=0.01)
+        self.fields.update(weight_decay=0.01)
         # As a large table, which is filled and sent in pieces.
         with mock.patch.object(_InPieces, "_NUM_AT_ONCE", 64):
             alone = self._train_alone("alone")
@@ -289,7 +290,7 @@ class ReplicasTest(parameterized.TestCase):
     def test_one_process_must_be_told_its_place(self):
         config = TrainConfig(**self.fields, strategy="multi_worker")
         with self.assertRaisesRegex(InputError, "TF_CONFIG must be set"):
-            trainer.train(config, self.folder / "run", verbose=False)
+            training.train(config, self.folder / "run", verbose=False)
         self.assertFalse((self.folder / "run").exists())
 
 

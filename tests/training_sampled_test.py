@@ -13,12 +13,12 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import recsys
-from recsys import config, negatives
+from recsys import config, negatives, training
 from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.errors import InputError
 from recsys.training import build, trainer
-from recsys.training.checkpoints import checkpoint_paths
+from recsys.workdir import checkpoint_paths
 
 
 def _write_log(path: pathlib.Path) -> None:
@@ -70,7 +70,7 @@ class RunTest(parameterized.TestCase):
             table_optimizer=table_optimizer,
             num_epochs=2,
         )
-        trainer.train(run_config, self.folder / "whole", verbose=False)
+        training.train(run_config, self.folder / "whole", verbose=False)
 
         count = trainer.Trainer._count
 
@@ -84,8 +84,8 @@ class RunTest(parameterized.TestCase):
             mock.patch.object(trainer.Trainer, "_count", interrupted),
             self.assertRaises(KeyboardInterrupt),
         ):
-            trainer.train(run_config, stopped, verbose=False)
-        trainer.train(run_config, stopped, verbose=False)
+            training.train(run_config, stopped, verbose=False)
+        training.train(run_config, stopped, verbose=False)
         whole, resumed = _variables(self.folder / "whole"), _variables(stopped)
         self.assertEqual(whole.keys(), resumed.keys())
         for name, value in whole.items():
@@ -94,7 +94,7 @@ class RunTest(parameterized.TestCase):
     def test_each_epoch_is_planned_once(self):
         plan = pipeline.plan_epoch
         with mock.patch.object(pipeline, "plan_epoch", wraps=plan) as planned:
-            trainer.train(
+            training.train(
                 self._config(encoder="mean_pooling", num_epochs=2),
                 self.folder / "run",
                 verbose=False,
@@ -108,7 +108,7 @@ class RunTest(parameterized.TestCase):
             mock.patch.object(build, "LARGEST_FULL_SOFTMAX", 10),
             contextlib.redirect_stderr(errors),
         ):
-            result = trainer.train(
+            result = training.train(
                 self._config(encoder="gru", num_epochs=10), self.folder / "run"
             )
         self.assertIn(
@@ -131,7 +131,6 @@ class ChoiceTest(parameterized.TestCase):
     @parameterized.parameters(
         ({}, 20_000, False, "dense"),
         ({}, 20_001, True, "lazy_adam"),
-        ({"weight_average": 0.9}, 20_001, True, "dense"),
         ({"loss": "full_softmax"}, 10**6, False, "dense"),
         ({"loss": "sampled_softmax"}, 10, True, "lazy_adam"),
         ({"table_optimizer": "dense"}, 10**6, True, "dense"),
@@ -159,10 +158,6 @@ class ChoiceTest(parameterized.TestCase):
         (
             {"loss": "full_softmax", "logq_correction": False},
             "--logq_correction must go with the sampled softmax",
-        ),
-        (
-            {"table_optimizer": "lazy_adam", "weight_average": 0.9},
-            "--weight_average must be 0 with --table_optimizer=lazy_adam",
         ),
         ({"loss": "softmax"}, "--loss must be one of auto, full_softmax"),
         ({"negatives": "hard"}, "--negatives must be one of in_batch"),

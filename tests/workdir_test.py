@@ -50,15 +50,16 @@ class WorkdirTest(parameterized.TestCase):
         self._write_run(TrainConfig(seed=3))
         with self.assertRaisesRegex(
             InputError,
-            r"expected no run, or one of the same configuration; .*Received: "
-            r"other dropout \(0.2 there, 0.5 now\), seed \(3 there, 0 now\)$",
+            r"expected no run, or one with the same configuration; .*Received: "
+            r"different dropout \(0.2 there, 0.5 now\), "
+            r"seed \(3 there, 0 now\)$",
         ):
             self.workdir.check(TrainConfig(dropout=0.5))
 
-    def test_only_extensions_go_on_from_steps_of_another_run(self):
+    def test_only_extensions_resume_from_steps_of_another_run(self):
         config = TrainConfig(steps_before=100)
         with self.assertRaisesRegex(
-            InputError, "^--steps_before must be left to .* Received: 100$"
+            InputError, "^`steps_before` must be left to .* Received: 100$"
         ):
             self.workdir.check(config)
         self._write_run(config)
@@ -81,7 +82,9 @@ class WorkdirTest(parameterized.TestCase):
     def test_a_damaged_configuration(self):
         self.path.mkdir()
         self.workdir.config.write_text("{")
-        with self.assertRaisesRegex(InputError, "config.json: expected a JSON"):
+        with self.assertRaisesRegex(
+            InputError, "config.json: expected a readable JSON"
+        ):
             self.workdir.check(TrainConfig())
 
     def test_read_config(self):

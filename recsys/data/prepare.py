@@ -47,6 +47,22 @@ class PreparedData:
     num_single: int
     num_dropped: int
 
+    def example_history(self, length: int = 2) -> list[str]:
+        """Returns the most frequent items, as a person would name them."""
+        vocabulary = self.vocabulary
+        names = []
+        counts = train_counts(vocabulary)
+        for index in np.argsort(-counts, kind="stable")[:length].tolist():
+            name = vocabulary.describe(index)
+            try:
+                is_clear = vocabulary.find(name) == index
+            except InputError:
+                is_clear = False
+            names.append(
+                name if is_clear else str(vocabulary.decode([index])[0])
+            )
+        return names
+
 
 def prepare(
     log: Log,
@@ -354,7 +370,7 @@ def _told(timestamp: int, timestamps_per_second: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def describe(data: PreparedData) -> str:
+def data_summary(data: PreparedData) -> str:
     """Describes a log, its split, and what is out of the ordinary.
 
     Args:

@@ -74,7 +74,7 @@ class Manifest:
     num_single: int
     num_dropped: int
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """Says in a line what there is."""
         return (
             f"{len(self.num_users):,} shards of {self.name}: "

@@ -98,6 +98,16 @@ class Split:
     validation: Queries
     test: Queries | None
 
+    @property
+    def reported(self) -> tuple[Queries, str]:
+        """The queries to report on, and their name: "test" or "validation".
+
+        They are the validation queries where the split has no test queries.
+        """
+        if self.test is None:
+            return self.validation, "validation"
+        return self.test, "test"
+
 
 def leave_last_out(sequences: Sequences) -> Split:
     """Each user's last interaction tests, the one before it validates.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import pathlib
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from recsys import baselines as baselines_lib
-from recsys import files
 from recsys.data.sequences import Sequences
 from recsys.data.shards import ShardedSequences
-from recsys.data.splits import Queries, Split
+from recsys.data.splits import Split
 from recsys.errors import InputError
 from recsys.evaluation import Evaluation, Recommender, evaluate, results_table
 
@@ -25,7 +23,7 @@ DEFAULT_BASELINES = ("popularity", "markov", "ease")
 IMPLICIT_BASELINES = ("als", "bpr")
 # EASE's dense matrix then has 1.6 GB, and solving for it takes minutes.
 MAX_EASE_ITEMS = 20_000
-_METRICS = ("recall@10", "ndcg@10")
+TABLE_METRICS = ("recall@10", "ndcg@10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Results:
         parts = [
             results_table(
                 [*self.baselines.values(), *self.others, self.model],
-                _METRICS,
+                TABLE_METRICS,
                 intervals=intervals,
             )
         ]
@@ -132,7 +130,7 @@ def compare_with_baselines(
             not installed.
     """
     check_baselines(baselines)
-    queries, part = asked_queries(split)
+    queries, part = split.reported
 
     def measure(one: Recommender, with_lists: bool) -> Evaluation:
         return evaluate(
@@ -172,13 +170,6 @@ def compare_with_baselines(
     return Results(model, measured, skipped, part, tuned=tuned)
 
 
-def asked_queries(split: Split) -> tuple[Queries, str]:
-    """Returns the test queries, or else validation's, and which they are."""
-    if split.test is None:
-        return split.validation, "validation"
-    return split.test, "test"
-
-
 def check_baselines(names: Collection[str]) -> None:
     """Checks the names of baselines.
 
@@ -202,17 +193,6 @@ def check_baselines(names: Collection[str]) -> None:
 
 def _has_implicit() -> bool:
     return importlib.util.find_spec("implicit") is not None
-
-
-def write_metrics(path: pathlib.Path, results: Results, **more: Any) -> None:
-    """Writes metrics.json.
-
-    Args:
-        path: The file.
-        results: The results.
-        **more: Further entries.
-    """
-    files.write_json(path, {**results.to_dict(), **more})
 
 
 def _reason_to_skip(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
+import recsys
 from recsys import files
-from recsys.command_line import FIELD_HELP
-from recsys.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS, TrainConfig
+from recsys.config import DEFAULTS, SOURCE_FIELDS, TEMPORAL_FIELDS, TrainConfig
 from recsys.data.interactions import Log
 from recsys.data.prepare import (
-    TRAIN_COUNT,
     PreparedData,
     build_data,
     prepare_log,
     read_log,
     same_training_items,
+    train_counts,
 )
 from recsys.data.shards import is_sharded
 from recsys.data.splits import Queries, Split
@@ -47,32 +47,24 @@ from recsys.evaluation import (
 )
 from recsys.evaluation.comparison import (
     DEFAULT_BASELINES,
+    TABLE_METRICS,
     Results,
-    asked_queries,
-    check_baselines,
     compare_with_baselines,
-    write_metrics,
 )
 from recsys.evaluation.results import aligned
-from recsys.files import can_write
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.metrics import parse_metric
 from recsys.report.data import ReportData, check_packages
 from recsys.workdir import Workdir
 
-if TYPE_CHECKING:
-    from recsys.recommender import Recommender as TwoTowerRecommender
-
-_METRICS = ("recall@10", "ndcg@10")
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """What a stored model is asked.
+    """The data that a stored model is evaluated on.
 
     Attributes:
         data: The log, its items and its split.
-        notes: What the reader of the results has to know.
+        notes: Caveats for the reader of the results.
     """
 
     data: PreparedData
@@ -85,11 +77,11 @@ def evaluation_data(
     fields: dict[str, Any],
     protocol: str | None,
 ) -> EvaluationData:
-    """Reads what a model is evaluated on, and checks that it may be.
+    """Reads the data for an evaluation, and checks that it is a fair one.
 
     On the data that the model was trained on, a split other than the model's
-    own must not ask for anything that was in its training set; the baselines
-    are then fitted to that training set as well.
+    own must not ask for anything in its training set; the baselines are then
+    fitted to that training set as well.
 
     Args:
         config: The model's configuration.
@@ -122,9 +114,9 @@ def evaluation_data(
         own = data if asked == config else _own_data(log, config)
     if own is None or not same_training_items(own.vocabulary, vocabulary):
         notes.append(
-            "The data are not those that the model was trained on: whether "
-            "it has seen what is asked here cannot be checked. The baselines "
-            "are fitted to the training part of these data."
+            "These are not the data that the model was trained on, so it "
+            "cannot be checked whether it has seen the test queries. The "
+            "baselines are fitted to the training part of these data."
         )
         notes += _unknown_items(data, vocabulary)
     elif asked != config:
@@ -136,11 +128,11 @@ def evaluation_data(
     return EvaluationData(data, notes)
 
 
-class OtherCatalogue:
-    """A recommender that is asked about the items of another log.
+class OtherCatalog:
+    """A recommender that scores the items of another log.
 
-    Items are matched by raw id. What the recommender does not know is the
-    unknown item in a history, and comes last among the candidates.
+    Items are matched by raw id. An item that the recommender does not know is
+    the unknown item in a history, and ranks last among the candidates.
 
     Args:
         recommender: The recommender.
@@ -176,21 +168,21 @@ class OtherCatalogue:
 
 
 def _drawn_queries(data: PreparedData) -> list[str]:
-    """Says how many users of shards are asked, where it is not all."""
+    """Describes the sample of users that shards evaluate, if not all."""
     num_asked = data.split.validation.sequences.num_users
     num_users = data.split.train.num_users
     if num_asked + data.num_single >= num_users:
         return []
     return [
-        f"{num_asked:,} of {num_users:,} users are asked, drawn by a hash of "
-        "their ids when the shards were prepared."
+        f"{num_asked:,} of {num_users:,} users are evaluated, sampled by a "
+        "hash of their ids when the shards were prepared."
     ]
 
 
 def _at_other_source(
     config: TrainConfig, source: dict[str, Any]
 ) -> TrainConfig:
-    """Names another log: its columns are looked for anew, filters stay."""
+    """Returns the configuration for another log, with the same filters."""
     fresh: dict[str, Any] = {}
     if source.get("data", config.data) != config.data:
         fresh = dict.fromkeys(SOURCE_FIELDS)
@@ -200,7 +192,7 @@ def _at_other_source(
 def _asked_config(
     config: TrainConfig, protocol: str | None, cutoffs: dict[str, Any]
 ) -> TrainConfig:
-    """Names another split; one of another kind has its own cutoffs."""
+    """Returns the configuration with another split, if so asked."""
     split = protocol or config.split
     if cutoffs and split != "temporal":
         raise InputError(
@@ -208,17 +200,12 @@ def _asked_config(
             f"Received: {_as_flags(cutoffs)} with the protocol {split}"
         )
     if split != config.split:
-        defaults = {
-            field.name: field.default
-            for field in dataclasses.fields(config)
-            if field.name in TEMPORAL_FIELDS
-        }
-        cutoffs = {**defaults, **cutoffs}
+        cutoffs = {n: cutoffs.get(n, DEFAULTS[n]) for n in TEMPORAL_FIELDS}
     return dataclasses.replace(config, split=split, **cutoffs)
 
 
 def _own_data(log: Log, config: TrainConfig) -> PreparedData | None:
-    """Splits a log as in training; None where that one cannot be this log."""
+    """Splits a log as in training; None where it cannot be the same log."""
     try:
         return prepare_log(log, config)
     except InputError:
@@ -230,9 +217,9 @@ def _as_flags(values: dict[str, Any]) -> str:
 
 
 def _check_leaks(split: Split, own: Split, flags: str) -> None:
-    """Raises InputError when a split asks for what a model was trained on."""
+    """Raises InputError if a split tests what the model was trained on."""
     # The audit of the new queries against the model's own training set.
-    queries, _ = asked_queries(split)
+    queries, _ = split.reported
     checks = audit(Split(split.protocol, own.train, queries, None)).checks
     leaks = [check for check in checks if check.num_violations]
     if leaks:
@@ -247,15 +234,15 @@ def _check_leaks(split: Split, own: Split, flags: str) -> None:
 
 
 def _notes_on_choice(split: Split, own: Split) -> list[str]:
-    """Says how many queries the model was chosen by."""
-    queries, _ = asked_queries(split)
+    """Warns if the model was selected on some of the queries."""
+    queries, _ = split.reported
     num_chosen_by = _num_in_common(queries, own.validation)
     if not num_chosen_by:
         return []
     return [
-        f"The model was chosen by {num_chosen_by:,} of these "
-        f"{len(queries):,} queries (they validated its training): the "
-        "results look better than they are."
+        f"The model was selected on {num_chosen_by:,} of these "
+        f"{len(queries):,} queries (they were its validation queries), so the "
+        "results are optimistic."
     ]
 
 
@@ -279,257 +266,188 @@ def _num_in_common(queries: Queries, others: Queries) -> int:
 
 
 def _unknown_items(data: PreparedData, vocabulary: Vocabulary) -> list[str]:
-    """Says how much of a log the model does not know."""
+    """Describes the items of a log that the model does not know."""
     unknown = vocabulary.indices_of(data.vocabulary) == UNKNOWN_INDEX
     num_unknown = int(np.count_nonzero(unknown[FIRST_ITEM_INDEX:]))
     if not num_unknown:
         return []
-    queries, _ = asked_queries(data.split)
+    queries, _ = data.split.reported
     targets, _ = queries.targets(np.arange(len(queries)))
     return [
         f"{num_unknown:,} of {data.vocabulary.num_items:,} items are unknown "
-        "to the model, which puts them last; "
+        "to the model, which ranks them last; "
         f"{int(np.count_nonzero(unknown[targets])):,} of {len(targets):,} "
         "relevant items are among them."
     ]
 
 
-def check_report(report: str) -> None:
-    """Checks that a report can be drawn, and written into its folder.
-
-    Args:
-        report: The folder; it need not exist yet.
-
-    Raises:
-        InputError: One of the two cannot be.
-    """
-    check_packages()
-    if not report or not can_write(pathlib.Path(report)):
-        raise InputError(
-            "--report must be a folder that can be written. "
-            f"Received: {report!r}"
-        )
-
-
-def write_report(run: EvaluationRun, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the page of HTML.
-
-    Args:
-        run: A run that has its results.
-        folder: Where the page goes; made if missing.
-
-    Returns:
-        The page.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    # The page needs an extra, and reading checkpoints loads TensorFlow.
-    from recsys.report.page import render_page
-    from recsys.training.checkpoints import read_history
-
-    results = run.finished()
-    queries, part = asked_queries(run.data.split)
-    history, best_epoch = read_history(run.folder)
-    data = ReportData(
-        model=results.model,
-        others=[*results.baselines.values(), *results.others],
-        queries=queries,
-        part=part,
-        vocabulary=run.data.vocabulary,
-        item_counts=run.item_counts(),
-        num_users=int(np.count_nonzero(run.data.split.train.lengths)),
-        data_name=run.data.name,
-        health=run.health,
-        list_metrics=run.list_metrics,
-        item_vectors=run.item_vectors,
-        history=history,
-        best_epoch=best_epoch,
-        notes=[*run.notes, *results.tuning_notes()],
-        skipped=results.skipped,
-        rival=None if run.rival is None else str(run.rival),
-        comparison=run.comparison,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    with files.atomic_path(page) as path:
-        path.write_text(render_page(data), "utf-8")
-    return page
-
-
 @dataclasses.dataclass
 class EvaluationRun:
-    """A stored model and what it is asked, then its results.
+    """The results of a model on a split, beside whatever it is compared with.
 
     Attributes:
         folder: The workdir.
         config: The configuration that the model was trained with.
-        vocabulary: The model's items.
         data: The log and its split.
-        notes: What the reader of the results has to know.
-        baselines: Which.
-        rival: A workdir or rankings file to compare with, or None.
-        rankings_file: Where the model's lists go, or None.
-        report_folder: Where the report goes, or None.
-        item_vectors: `[vocabulary_size, embedding_dim]` float32, once the
-            model is loaded; None where it is of another catalogue.
-        results: The results, once there are any.
-        comparison: The comparison with the rival, by metric.
+        results: The model and its baselines.
+        notes: Caveats for the reader of the results.
+        item_vectors: `[vocabulary_size, embedding_dim]` float32; None where
+            the model has another catalog than the data.
+        rival: A workdir or rankings file that the model is compared with.
+        comparison: That comparison, by metric.
     """
 
     folder: Workdir
     config: TrainConfig
-    vocabulary: Vocabulary
     data: PreparedData
-    notes: list[str]
-    baselines: list[str]
-    rival: pathlib.Path | None = None
-    rankings_file: pathlib.Path | None = None
-    report_folder: pathlib.Path | None = None
+    results: Results
+    notes: list[str] = dataclasses.field(default_factory=list)
     item_vectors: np.ndarray | None = None
-    results: Results | None = None
+    rival: pathlib.Path | None = None
     comparison: dict[str, Comparison] = dataclasses.field(default_factory=dict)
 
-    def evaluate(
-        self, rankings: Sequence[str], *, tune_baselines: bool = False
-    ) -> None:
-        """Measures the model, its baselines and whatever it stands beside.
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """`[vocabulary_size]` int64, training interactions per item."""
+        return train_counts(self.data.vocabulary)
 
-        Args:
-            rankings: Files of other systems on the same queries.
-            tune_baselines: Whether the settings of all baselines are chosen
-                on the validation queries; see `compare_with_baselines`.
+    @functools.cached_property
+    def queries(self) -> Queries:
+        """The queries that were evaluated."""
+        return self.data.split.reported[0]
 
-        Raises:
-            InputError: A rankings file cannot be used.
-        """
-        # Files are read first: their mistakes are told before the long part.
-        others = [self._read_rankings(pathlib.Path(path)) for path in rankings]
-        rival = None
-        if self.rival is not None and not self.rival.is_dir():
-            rival = self._read_rankings(self.rival)
-        recommender = self._load(self.folder.path)
-        if not isinstance(recommender, OtherCatalogue):
-            self.item_vectors = recommender.item_vectors()
-        results = compare_with_baselines(
-            recommender,
-            self.data.split,
-            self.data.vocabulary.size,
-            baselines=self.baselines,
-            tune_all=tune_baselines,
-            exclude_history=self._exclude_history,
-            lists=True,
+    @functools.cached_property
+    def health(self) -> Health:
+        """Signs of a recommender that works, or of one that does not."""
+        return health(self.results.model, self.item_counts, self.item_vectors)
+
+    @functools.cached_property
+    def num_users(self) -> int:
+        """Users of the training set."""
+        return int(np.count_nonzero(self.data.split.train.lengths))
+
+    @functools.cached_property
+    def list_metrics(self) -> dict[str, float | None]:
+        """The metrics of the lists, None where not defined."""
+        found = list_summary(
+            self.results.model,
+            self.queries,
+            self.item_counts,
+            self.num_users,
+            genre_matrix(self.data.vocabulary),
         )
-        if self.rival is not None and rival is None:
-            rival = dataclasses.replace(
-                self._measure(self._load(self.rival)), name=str(self.rival)
-            )
-        if rival is not None:
-            others.append(rival)
-            self.comparison = compare(
-                results.model, rival, [parse_metric(name) for name in _METRICS]
-            )
-        self.results = dataclasses.replace(results, others=tuple(others))
+        return {
+            name: None if np.isnan(value) else value
+            for name, value in found.items()
+        }
 
-    def report(self, *, slices: bool = False) -> str:
-        """Returns the results for people.
+    def text(self, *, slices: bool = False) -> str:
+        """Returns the results as text for people.
 
         Args:
-            slices: Whether parts of the queries are shown as well.
+            slices: Whether to include parts of the queries.
         """
-        results = self.finished()
-        parts = [results.table(intervals=True), *self.notes]
+        parts = [self.results.table(intervals=True), *self.notes]
         if self.comparison:
             parts.append(self._comparison_table())
         if slices:
-            for name, members in self._slices().items():
-                parts.append(f"By {name}:\n\n{_slices_table(members)}")
-        found = self.health
-        parts.append(describe_lists(found, self.list_metrics))
-        if found.warning:
-            parts.append(f"Warning: {found.warning}.")
+            counts = self.item_counts
+            lengths = self.queries.history_ends - self.queries.history_starts
+            model = self.results.model
+            for by, members in (
+                (
+                    "popularity of the relevant item",
+                    by_item_popularity(model, counts),
+                ),
+                ("length of the history", by_history_length(model, lengths)),
+            ):
+                parts.append(f"By {by}:\n\n{_slices_table(members)}")
+        parts.append(describe_lists(self.health, self.list_metrics))
+        if self.health.warning:
+            parts.append(f"Warning: {self.health.warning}.")
         return "\n\n".join(parts)
 
-    def write(self) -> None:
-        """Writes metrics.json and, where asked, the model's lists."""
-        results = self.finished()
-        model = results.model
-        write_metrics(
+    def write_metrics(
+        self, evaluated_with: dict[str, Any], **more: Any
+    ) -> None:
+        """Writes metrics.json.
+
+        Args:
+            evaluated_with: The flags that changed the results.
+            **more: Further entries. What recsys.train wrote about the training
+                is kept.
+        """
+        model = self.results.model
+        files.write_json(
             self.folder.metrics,
-            results,
-            **self._training_entries(),
-            data=self.data.name,
-            notes=self.notes,
-            intervals={
-                name: [interval.low, interval.high]
-                for name, interval in intervals(model).items()
+            {
+                **self.results.to_dict(),
+                **self.folder.training_entries(),
+                "data": self.data.name,
+                "notes": self.notes,
+                "intervals": {
+                    name: [interval.low, interval.high]
+                    for name, interval in intervals(model).items()
+                },
+                "others": {
+                    each.name: each.metrics() for each in self.results.others
+                },
+                "comparison": {
+                    name: dataclasses.asdict(each)
+                    for name, each in self.comparison.items()
+                },
+                "lists": self.list_metrics,
+                "health": dataclasses.asdict(self.health),
+                "evaluated_with": evaluated_with,
+                "text": self.text().splitlines(),
+                **more,
             },
-            others={each.name: each.metrics() for each in results.others},
-            comparison={
-                name: dataclasses.asdict(each)
-                for name, each in self.comparison.items()
-            },
-            lists=self.list_metrics,
-            health=dataclasses.asdict(self.health),
-        )
-        if self.rankings_file is not None:
-            with files.atomic_path(self.rankings_file) as path:
-                write_rankings(model, self.data.vocabulary, path)
-
-    def write_report(self) -> pathlib.Path:
-        """Writes the page of HTML and returns its path."""
-        if self.report_folder is None:
-            raise ValueError("`report_folder` must be set. Received: None")
-        return write_report(self, self.report_folder)
-
-    def _training_entries(self) -> dict[str, Any]:
-        """Returns what recsys.train wrote of the training, to be kept."""
-        if not self.folder.metrics.is_file():
-            return {}
-        before = files.read_json(self.folder.metrics)
-        names = ("best_epoch", "training")
-        return {name: before[name] for name in names if name in before}
-
-    @property
-    def _exclude_history(self) -> bool:
-        return self.config.excludes_history
-
-    def finished(self) -> Results:
-        """Returns the results, which `evaluate` must have found."""
-        if self.results is None:
-            raise ValueError("`evaluate` must come first. Received: no results")
-        return self.results
-
-    def _load(
-        self, workdir: pathlib.Path
-    ) -> TwoTowerRecommender | OtherCatalogue:
-        """Loads a model so that it answers about the items of the data."""
-        from recsys.recommender import load
-
-        recommender = load(workdir)
-        known = recommender.vocabulary
-        if np.array_equal(known.item_ids, self.data.vocabulary.item_ids):
-            return recommender
-        return OtherCatalogue(recommender, known, self.data.vocabulary)
-
-    def _measure(
-        self, recommender: TwoTowerRecommender | OtherCatalogue
-    ) -> Evaluation:
-        return evaluate(
-            recommender,
-            asked_queries(self.data.split)[0],
-            protocol=self.data.split.protocol,
-            exclude_history=self._exclude_history,
         )
 
-    def _read_rankings(self, path: pathlib.Path) -> Evaluation:
-        return read_rankings(
-            path,
-            asked_queries(self.data.split)[0],
-            self.data.vocabulary,
-            protocol=self.data.split.protocol,
-            exclude_history=self._exclude_history,
+    def write_rankings(self, path: pathlib.Path) -> None:
+        """Writes the model's lists as JSON lines."""
+        with files.atomic_path(path) as temporary:
+            write_rankings(self.results.model, self.data.vocabulary, temporary)
+
+    def write_report(self, folder: pathlib.Path) -> pathlib.Path:
+        """Writes the report and returns its path.
+
+        Args:
+            folder: Gets `index.html`; made if missing.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        # Needs the extra [report].
+        from recsys.report.page import render_page
+
+        results = self.results
+        history, best_epoch = self.folder.read_history(self.config)
+        page = render_page(
+            ReportData(
+                model=results.model,
+                others=[*results.baselines.values(), *results.others],
+                queries=self.queries,
+                part=results.part,
+                vocabulary=self.data.vocabulary,
+                item_counts=self.item_counts,
+                num_users=self.num_users,
+                data_name=self.data.name,
+                health=self.health,
+                list_metrics=self.list_metrics,
+                item_vectors=self.item_vectors,
+                history=history,
+                best_epoch=best_epoch,
+                notes=[*self.notes, *results.tuning_notes()],
+                skipped=results.skipped,
+                rival=None if self.rival is None else str(self.rival),
+                comparison=self.comparison,
+            )
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(folder / "index.html") as path:
+            path.write_text(page, "utf-8")
+        return folder / "index.html"
 
     def _comparison_table(self) -> str:
         rows = [
@@ -548,116 +466,108 @@ class EvaluationRun:
             f"Against {self.rival}, query by query:\n\n{aligned(header, rows)}"
         )
 
-    def _slices(self) -> dict[str, list[Slice]]:
-        model = self.finished().model
-        queries, _ = asked_queries(self.data.split)
-        return {
-            "popularity of the relevant item": by_item_popularity(
-                model, self.item_counts()
-            ),
-            "length of the history": by_history_length(
-                model, queries.history_ends - queries.history_starts
-            ),
-        }
 
-    @functools.cached_property
-    def health(self) -> Health:
-        """Signs of a recommender that works, or of one that does not."""
-        return health(
-            self.finished().model, self.item_counts(), self.item_vectors
-        )
-
-    @functools.cached_property
-    def list_metrics(self) -> dict[str, float | None]:
-        """Returns the metrics of the lists, None where not defined."""
-        found = list_summary(
-            self.finished().model,
-            asked_queries(self.data.split)[0],
-            self.item_counts(),
-            int(np.count_nonzero(self.data.split.train.lengths)),
-            genre_matrix(self.data.vocabulary),
-        )
-        return {
-            name: None if np.isnan(value) else value
-            for name, value in found.items()
-        }
-
-    def item_counts(self) -> np.ndarray:
-        """`[vocabulary_size]` int64, interactions in training."""
-        counts = self.data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
-        return np.append(np.zeros(FIRST_ITEM_INDEX, np.int64), counts)
-
-
-def prepare_run(
-    workdir: pathlib.Path,
+def evaluate_workdir(
+    folder: Workdir,
+    config: TrainConfig,
+    asked: EvaluationData,
     *,
-    fields: dict[str, Any],
-    protocol: str | None,
-    baselines: str | None,
-    compare: str | None,
-    write_rankings: str | None,
-    report: str | None = None,
+    baselines: Collection[str] = DEFAULT_BASELINES,
+    tune_baselines: bool = False,
+    rankings: Collection[pathlib.Path] = (),
+    rival: pathlib.Path | None = None,
 ) -> EvaluationRun:
-    """Reads everything but the model, and finds the mistakes.
+    """Evaluates a stored model, its baselines and other systems.
 
     Args:
-        workdir: Where the model is.
-        fields: Fields of the configuration that name another log, or other
-            cutoffs of the temporal split.
-        protocol: Another protocol than the model's own, or None.
-        baselines: Names with commas between; None for the usual ones.
-        compare: A workdir or rankings file to compare with, or None.
-        write_rankings: Where the model's lists go, or None.
-        report: Where the report goes, or None.
+        folder: The workdir.
+        config: The model's configuration.
+        asked: The data; see `evaluation_data`.
+        baselines: Names in `BASELINES`.
+        tune_baselines: Whether to choose the settings of all baselines on the
+            validation queries; see `compare_with_baselines`.
+        rankings: Rankings files of other systems on the same queries.
+        rival: A workdir or rankings file to compare the model with.
 
     Returns:
-        The run, ready to be evaluated.
+        The results.
 
     Raises:
-        InputError: Something that was given cannot be used.
+        InputError: A rankings file or a workdir cannot be used.
     """
-    folder = Workdir(workdir)
-    config = folder.read_config()
-    names = list(DEFAULT_BASELINES)
-    if baselines is not None:
-        names = [name.strip() for name in baselines.split(",") if name.strip()]
-    check_baselines(names)
-    if protocol is not None and protocol not in SPLITS:
-        raise InputError(
-            f"--protocol must be one of {', '.join(SPLITS)}. "
-            f"Received: {protocol!r}"
+    data = asked.data
+    split = data.split
+    options: dict[str, Any] = {
+        "protocol": split.protocol,
+        "exclude_history": config.excludes_history,
+    }
+
+    def read(path: pathlib.Path) -> Evaluation:
+        queries, _ = split.reported
+        return read_rankings(path, queries, data.vocabulary, **options)
+
+    # Files are read first: their errors are reported before the slow part.
+    others = [read(path) for path in rankings]
+    compared = None
+    if rival is not None and not rival.is_dir():
+        compared = read(rival)
+    recommender = _load(folder.path, data.vocabulary)
+    results = compare_with_baselines(
+        recommender,
+        split,
+        data.vocabulary.size,
+        baselines=baselines,
+        tune_all=tune_baselines,
+        exclude_history=config.excludes_history,
+        lists=True,
+    )
+    if rival is not None and compared is None:
+        compared = dataclasses.replace(
+            evaluate(
+                _load(rival, data.vocabulary), split.reported[0], **options
+            ),
+            name=str(rival),
         )
-    rival = None if compare is None else pathlib.Path(compare)
-    if rival is not None:
-        _check_rival(rival, config)
-    target = None if write_rankings is None else pathlib.Path(write_rankings)
-    if target is not None and not target.absolute().parent.is_dir():
-        raise InputError(
-            "--write_rankings must name a file in a folder that exists. "
-            f"Received: {str(target)!r}"
-        )
-    if report is not None:
-        check_report(report)
-    vocabulary = Vocabulary.load(folder.vocabulary)
-    asked = evaluation_data(config, vocabulary, fields, protocol)
+    comparison: dict[str, Comparison] = {}
+    if compared is not None:
+        others.append(compared)
+        metrics = [parse_metric(name) for name in TABLE_METRICS]
+        comparison = compare(results.model, compared, metrics)
     return EvaluationRun(
-        folder=folder,
-        config=config,
-        vocabulary=vocabulary,
-        data=asked.data,
-        notes=asked.notes,
-        baselines=names,
-        rival=rival,
-        rankings_file=target,
-        report_folder=None if report is None else pathlib.Path(report),
+        folder,
+        config,
+        data,
+        dataclasses.replace(results, others=tuple(others)),
+        asked.notes,
+        None
+        if isinstance(recommender, OtherCatalog)
+        else recommender.item_vectors(),
+        rival,
+        comparison,
     )
 
 
-def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
-    """Checks that another model may be asked the same queries.
+def _load(workdir: pathlib.Path, vocabulary: Vocabulary) -> Any:
+    """Loads a model so that it scores the items of a vocabulary."""
+    recommender = recsys.load(workdir)
+    known = recommender.vocabulary
+    if np.array_equal(known.item_ids, vocabulary.item_ids):
+        return recommender
+    return OtherCatalog(recommender, known, vocabulary)
 
-    One that was trained on other data or by another split may have seen
-    what is asked.
+
+def check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
+    """Checks that a model may be compared with another on its queries.
+
+    A model that was trained on other data or with another split may have been
+    trained on what is asked.
+
+    Args:
+        rival: A workdir or a rankings file.
+        config: The configuration of the model that is evaluated.
+
+    Raises:
+        InputError: The path does not exist, or the other model does not fit.
     """
     if not rival.exists():
         raise InputError(
@@ -666,14 +576,11 @@ def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
         )
     if not rival.is_dir():
         return
-    other = Workdir(rival).read_config()
-    names = list(FIELD_HELP["Data"])
-    if config.split in ("held_out_users", "held_out_items"):
-        names.append("seed")
     differing = [
-        f"{name}={getattr(other, name)!r}"
-        for name in names
-        if getattr(other, name) != getattr(config, name)
+        f"{name}={value!r}"
+        for name, value in config.data_differences(
+            Workdir(rival).read_config()
+        ).items()
     ]
     if differing:
         raise InputError(
@@ -683,18 +590,35 @@ def _check_rival(rival: pathlib.Path, config: TrainConfig) -> None:
         )
 
 
+def check_report(folder: pathlib.Path) -> None:
+    """Checks that a report can be drawn, and written into a folder.
+
+    Args:
+        folder: The folder; it need not exist yet.
+
+    Raises:
+        InputError: It cannot.
+    """
+    check_packages()
+    if not files.can_write(folder):
+        raise InputError(
+            "--report must be a folder that can be written. "
+            f"Received: {str(folder)!r}"
+        )
+
+
 def _slices_table(slices: Sequence[Slice]) -> str:
     rows = []
     for part in slices:
         metrics = part.evaluation.metrics(
-            [parse_metric(name) for name in _METRICS]
+            [parse_metric(name) for name in TABLE_METRICS]
         )
         rows.append(
             [
                 part.name,
                 f"{part.evaluation.num_queries:,}",
                 f"{part.share:.1%}",
-                *(f"{metrics[name]:.4f}" for name in _METRICS),
+                *(f"{value:.4f}" for value in metrics.values()),
             ]
         )
-    return aligned(["slice", "queries", "share", *_METRICS], rows)
+    return aligned(["slice", "queries", "share", *TABLE_METRICS], rows)

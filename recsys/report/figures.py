@@ -188,9 +188,7 @@ def slices(
     """
     sizes = [len(members) for members in parts.values()]
     with _drawing(480, 230 + 32 * sum(sizes)) as figure:
-        panels = figure.subplots(
-            len(parts), sharex=True, height_ratios=sizes
-        )
+        panels = figure.subplots(len(parts), sharex=True, height_ratios=sizes)
         for axes, (by, members) in zip(panels, parts.items(), strict=True):
             for place, each in enumerate(data.recommenders):
                 axes.plot(

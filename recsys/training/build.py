@@ -125,9 +125,7 @@ def chosen_table_optimizer(config: TrainConfig, num_items: int) -> str:
     """Returns which of `TABLE_OPTIMIZERS` is meant; never auto."""
     if config.table_optimizer != "auto":
         return config.table_optimizer
-    is_sparse = uses_sampled_softmax(config, num_items)
-    # A moving average goes through the whole table in any case.
-    return "lazy_adam" if is_sparse and not config.weight_average else "dense"
+    return "lazy_adam" if uses_sampled_softmax(config, num_items) else "dense"
 
 
 def build_negative_sampler(
@@ -206,8 +204,6 @@ def build_optimizer(
         learning_rate=schedule,
         beta_2=config.adam_beta_2,
         weight_decay=config.weight_decay,
-        use_ema=config.weight_average > 0,
-        ema_momentum=config.weight_average,
     )
 
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 import shutil
 import sys
 import types
-from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tqdm
 
 from recsys import files
 from recsys.errors import InputError
-from recsys.workdir import Workdir
-
-_NAME = re.compile(r"step-(\d{9})")
+from recsys.workdir import checkpoint_paths
 
 
 @dataclasses.dataclass
@@ -43,14 +38,6 @@ class Progress:
     num_targets: float = 0.0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     finished: bool = False
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The finished epoch with the highest validation NDCG@10."""
-        if not self.history:
-            return None
-        values = [epoch["validation_ndcg@10"] for epoch in self.history]
-        return int(np.argmax(values))
 
 
 class Checkpoints:
@@ -81,30 +68,32 @@ class Checkpoints:
         )
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint and removes the older ones.
+        """Writes a checkpoint and removes the older ones, but nothing else.
 
         Raises:
             OSError: The disk is full or cannot be written. The older
                 checkpoint is still there.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        target = self._folder / f"step-{progress.global_step:09d}"
-        with files.atomic_path(target) as temporary:
+        folder = self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"step-{progress.global_step:09d}"
+        with files.atomic_path(target, is_ours=True) as temporary:
             temporary.mkdir()
             try:
                 self._state.write(str(temporary / "variables"))
             except tf.errors.OpError as error:
                 raise OSError(
-                    f"{self._folder}: the checkpoint could not be written: "
+                    f"{folder}: the checkpoint could not be written: "
                     f"{_reason(error)}"
                 ) from error
             files.write_json(
                 temporary / "progress.json", dataclasses.asdict(progress)
             )
-        # Older checkpoints, and what a process killed in this function left.
-        for path in self._folder.iterdir():
+        for path in checkpoint_paths(folder):
             if path != target:
                 shutil.rmtree(path)
+        for path in folder.iterdir():
+            files.remove_if_stale(path)
 
     def restore(self) -> Progress | None:
         """Reads the newest checkpoint, if there is one.
@@ -118,14 +107,7 @@ class Checkpoints:
         paths = checkpoint_paths(self._folder)
         if not paths:
             return None
-        path = paths[-1] / "progress.json"
-        fields: dict[str, Any] = files.read_json(path)
-        try:
-            progress = Progress(**fields)
-        except TypeError as error:
-            raise InputError(
-                f"{path}: expected the progress of a run. Received: {error}"
-            ) from error
+        progress = read_progress(paths[-1])
         try:
             status = self._state.read(str(paths[-1] / "variables"))
             status.assert_consumed()
@@ -137,17 +119,35 @@ class Checkpoints:
         return progress
 
 
+def read_progress(checkpoint: pathlib.Path) -> Progress:
+    """Reads where a run is from one of its checkpoints.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    path = checkpoint / "progress.json"
+    fields = files.read_json_object(
+        path,
+        epoch=int,
+        step=int,
+        global_step=int,
+        loss_sum=(float, int),
+        num_targets=(float, int),
+        history=list,
+        finished=bool,
+    )
+    try:
+        return Progress(**fields)
+    except TypeError as error:
+        raise InputError(
+            f"{path}: expected the progress of a run. Received: {error}"
+        ) from error
+
+
 def _reason(error: tf.errors.OpError) -> str:
     """Returns the system's reason, without TensorFlow's names around it."""
     reason = str(error.message).rpartition(";")[2]
     return reason.partition("[Op:")[0].strip()
-
-
-def checkpoint_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))
 
 
 class ProgressDisplay:
@@ -168,7 +168,7 @@ class ProgressDisplay:
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=progress.step,
-            desc=_epoch(progress.epoch, num_epochs),
+            desc=_epoch_name(progress.epoch, num_epochs),
             unit="step",
             leave=False,
             dynamic_ncols=True,
@@ -200,84 +200,53 @@ class ProgressDisplay:
         self._bar.close()
 
 
-def show_start(progress: Progress, num_epochs: int) -> None:
-    """Says where a run goes on, unless it is at its beginning.
+def show(line: str) -> None:
+    """Prints a line about the run to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def start_line(progress: Progress, num_epochs: int) -> str | None:
+    """Returns where a run resumes; None for a run that starts.
 
     Args:
         progress: Where the run is.
         num_epochs: Epochs of the run.
     """
     if progress.finished:
-        _show(
+        return (
             f"this run is finished: {len(progress.history)} epochs, "
             "nothing to train"
         )
-    elif progress.global_step:
-        step = f", step {progress.step + 1}" if progress.step else ""
-        _show(f"going on with {_epoch(progress.epoch, num_epochs)}{step}")
+    if not progress.global_step:
+        return None
+    step = f", step {progress.step + 1}" if progress.step else ""
+    return f"resuming at {_epoch_name(progress.epoch, num_epochs)}{step}"
 
 
-def show_method(text: str) -> None:
-    """Shows what was chosen where the configuration says `auto`.
-
-    Args:
-        text: One line.
-    """
-    _show(text)
-
-
-def show_epoch(progress: Progress, num_epochs: int) -> None:
-    """Shows a line for the epoch that was finished last.
+def epoch_line(progress: Progress, num_epochs: int, is_best: bool) -> str:
+    """Returns the measures of the epoch that was finished last.
 
     Args:
         progress: Where the run is; its history ends with that epoch.
         num_epochs: Epochs of the run.
+        is_best: Whether no epoch before it was as good.
     """
     epoch = len(progress.history) - 1
     measures = progress.history[epoch]
-    _show(
-        f"{_epoch(epoch, num_epochs)}  "
-        f"loss {measures['loss']:.4f}  "
-        f"validation recall@10 {measures['validation_recall@10']:.4f}  "
-        f"ndcg@10 {measures['validation_ndcg@10']:.4f}  "
+    validation = "  ".join(
+        f"{name.removeprefix('validation_')} {value:.4f}"
+        for name, value in measures.items()
+        if name.startswith("validation_")
+    )
+    return (
+        f"{_epoch_name(epoch, num_epochs)}  loss {measures['loss']:.4f}  "
+        f"validation {validation}  "
         f"{measures['interactions_per_second']:>7,.0f} interactions/s  "
-        f"{measures['seconds']:.1f} s"
-        + ("  best so far" if progress.best_epoch == epoch else "")
+        f"{measures['seconds']:.1f} s" + ("  best so far" if is_best else "")
     )
 
 
-def _epoch(epoch: int, num_epochs: int) -> str:
+def _epoch_name(epoch: int, num_epochs: int) -> str:
     """Names an epoch, counted from 1, in a width that keeps lines aligned."""
     width = len(str(num_epochs))
     return f"epoch {epoch + 1:>{width}}/{num_epochs}"
-
-
-def _show(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def read_history(
-    folder: Workdir,
-) -> tuple[list[dict[str, float]], int | None]:
-    """Reads what a run measured in each epoch.
-
-    The newest checkpoint knows; where checkpoints were deleted, so does the
-    `metrics.json` that recsys.train writes.
-
-    Args:
-        folder: The workdir.
-
-    Returns:
-        One dictionary per finished epoch, and the best epoch, from 0. An
-        empty list and None where nothing is known.
-
-    Raises:
-        InputError: A file is damaged.
-    """
-    history: list[dict[str, float]] = []
-    paths = checkpoint_paths(folder.checkpoints)
-    if paths:
-        history = files.read_json(paths[-1] / "progress.json")["history"]
-    elif folder.metrics.is_file():
-        history = files.read_json(folder.metrics).get("training", [])
-    return history, Progress(history=history).best_epoch

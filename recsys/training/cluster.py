@@ -36,7 +36,7 @@ class Cluster:
         """Whether this is the one that validates and writes the workdir."""
         return self.index == 0
 
-    def describe(self, index: int) -> str:
+    def worker_name(self, index: int) -> str:
         """Names a process, counted from 1 as people do."""
         return f"worker {index + 1} of {len(self.addresses)}"
 

@@ -133,7 +133,7 @@ def _receive(
         peers = []
         while missing:
             whom = ", ".join(
-                f"{cluster.describe(index)} ({cluster.addresses[index]})"
+                f"{cluster.worker_name(index)} ({cluster.addresses[index]})"
                 for index in sorted(missing)
             )
             if waiting.left <= 0:
@@ -162,7 +162,7 @@ def _receive(
         answer = ""
         if differing:
             answer = "expected the same in all workers. Received: " + "; ".join(
-                f"other {' and '.join(wrong)} in {cluster.describe(index)}"
+                f"other {' and '.join(wrong)} in {cluster.worker_name(index)}"
                 for index, wrong in sorted(differing.items())
             )
         for peer in peers:
@@ -176,7 +176,7 @@ def _receive(
 def _report(cluster: Cluster, about: dict[str, str], waiting: _Waiting) -> None:
     """Tells the chief, again and again until it answers."""
     host, port = _host_and_port(cluster.addresses[0])
-    whom = f"{cluster.describe(0)} ({cluster.addresses[0]}), the chief"
+    whom = f"{cluster.worker_name(0)} ({cluster.addresses[0]}), the chief"
     while waiting.left > 0:
         waiting.tell(whom)
         try:
@@ -266,7 +266,7 @@ def translated_loss(cluster: Cluster | None) -> Iterator[None]:
         ]
         reason = " ".join(lines) or type(error).__name__
         raise WorkerLostError(
-            f"{cluster.describe(cluster.index)} lost another one; the same "
+            f"{cluster.worker_name(cluster.index)} lost another one; the same "
             "command, started again for all of them, goes on from the last "
             f"checkpoint. Received: {reason}"
         ) from error
@@ -403,8 +403,8 @@ class Replicas:
         scope: contextlib.AbstractContextManager[Any] = self._strategy.scope()
         return scope
 
-    def describe(self) -> str:
-        """Says in a line how many there are."""
+    def summary(self) -> str:
+        """Returns how many there are."""
         devices = f"devices: {self._strategy.num_replicas_in_sync}"
         if self.cluster is None:
             return devices

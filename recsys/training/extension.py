@@ -73,14 +73,6 @@ def write_extension(
         ):
             carry(source, target, grown.indices, size)
         _start_new_rows(new.model, grown)
-        if config.weight_average:
-            # The old run's average is what its model holds.
-            for average, variable in zip(
-                new.optimizer._model_variables_moving_average,
-                new.model.trainable_variables,
-                strict=True,
-            ):
-                average.assign(variable)
         new.model.save(folder.model)
         new.checkpoints.save(Progress())
         grown.grown_data.vocabulary.save(folder.vocabulary)

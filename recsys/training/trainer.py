@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import pathlib
 import time
-from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -16,12 +12,7 @@ from recsys import files
 from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
-from recsys.data.prepare import (
-    PreparedData,
-    build_data,
-    fit_item_encoder,
-    train_counts,
-)
+from recsys.data.prepare import PreparedData, fit_item_encoder, train_counts
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -39,11 +30,11 @@ from recsys.training.checkpoints import (
     Checkpoints,
     Progress,
     ProgressDisplay,
-    show_epoch,
-    show_method,
-    show_start,
+    epoch_line,
+    show,
+    start_line,
 )
-from recsys.training.cluster import cluster_of
+from recsys.training.cluster import Cluster
 from recsys.training.distributed import (
     PART_SIGNATURE,
     Replicas,
@@ -54,87 +45,45 @@ from recsys.training.distributed import (
     translated_loss,
 )
 from recsys.training.step import BATCH_SIGNATURE, TrainStep
-from recsys.workdir import Workdir
+from recsys.workdir import Workdir, best_epoch
 
-# What early stopping and the choice of the best epoch look at.
-SELECTION_METRIC = "ndcg@10"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """What a training run leaves.
-
-    Attributes:
-        data: What it was trained on, for evaluation on the same split.
-        workdir: The folder that holds the model.
-        history: Per epoch `loss`, `validation_recall@10`,
-            `validation_ndcg@10`, `seconds` and `interactions_per_second`.
-        best_epoch: The epoch whose weights were kept, from 0.
-    """
-
-    data: PreparedData
-    workdir: pathlib.Path
-    history: list[dict[str, float]]
-    best_epoch: int
+# Measured after each epoch, with the metric that selects the best one.
+_VALIDATION_METRICS = ("recall@10", "ndcg@10")
 
 
-def train(
+def run_training(
     config: TrainConfig,
-    workdir: str | os.PathLike[str],
-    *,
-    data: PreparedData | None = None,
-    verbose: bool = True,
-) -> TrainResult:
-    """Trains a model into a workdir, or goes on with a run that is there.
-
-    A workdir with a checkpoint of the same configuration is resumed, and
-    ends with the same weights, bit for bit, as if it had never stopped. One
-    whose run is finished is left as it is. Sets the global seeds of Python,
-    NumPy and TensorFlow.
-
-    With `strategy="multi_worker"` each of the processes that `TF_CONFIG` names
-    calls this; the chief alone reads and writes the workdir.
+    folder: Workdir,
+    data: PreparedData,
+    cluster: Cluster | None,
+    verbose: bool,
+) -> Progress:
+    """Trains a model into a workdir, or resumes the run that is there.
 
     Args:
         config: The configuration.
-        workdir: Where the run lives; made if missing.
-        data: The data that the configuration names, if they are read already.
+        folder: The workdir; checked, and made if it was missing.
+        data: The data that the configuration names.
+        cluster: The processes of `multi_worker`.
         verbose: Whether to show progress on standard error.
 
     Returns:
-        The result. The weights kept in `model.keras` are those of the epoch
-        with the highest validation NDCG@10.
+        Where the run is, which is at its end.
 
     Raises:
-        InputError: The data cannot be used, or the workdir cannot.
-        OSError: A file could not be written.
-        FloatingPointError: The loss stopped being finite.
-        WorkerLostError: Another process did not come or is gone.
+        As `recsys.training.train`.
     """
-    folder = Workdir(pathlib.Path(workdir))
-    cluster = cluster_of(config)
-    is_chief = cluster is None or cluster.is_chief
-    if is_chief:
-        folder.check(config)
-    if data is None:
-        data = build_data(config)
-    if is_chief:
-        folder.check_data(data.vocabulary)
-        folder.path.mkdir(parents=True, exist_ok=True)
     if cluster is not None:
         meet(cluster, fingerprint(config, data.vocabulary))
     with translated_loss(cluster):
         replicas = connect(config.strategy, cluster)
         trainer = Trainer(config, folder, data, verbose, replicas)
-        if is_chief and not folder.config.exists():
+        if trainer.is_chief and not folder.config.exists():
             data.vocabulary.save(folder.vocabulary)
             if trainer.item_encoder is not None:
                 trainer.item_encoder.save(folder.item_features)
             files.write_json(folder.config, config.to_dict())
-        progress = trainer.run()
-    best = progress.best_epoch
-    assert best is not None  # A finished run has at least one epoch.
-    return TrainResult(data, folder.path, progress.history, best)
+        return trainer.run()
 
 
 class Trainer:
@@ -161,8 +110,8 @@ class Trainer:
         self._folder = folder
         self._data = data
         self._replicas = replicas
-        self._is_chief = replicas is None or replicas.is_chief
-        self._verbose = verbose and self._is_chief
+        self.is_chief = replicas is None or replicas.is_chief
+        self._verbose = verbose and self.is_chief
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps the values of that one's features.
@@ -217,26 +166,27 @@ class Trainer:
     def run(self) -> Progress:
         """Trains from wherever the run is to its end."""
         progress = self._start()
+        config = self._config
         if self._verbose:
-            show_start(progress, self._config.num_epochs)
+            lines = [start_line(progress, config.num_epochs)]
             if not progress.finished:
-                show_method(
-                    describe_method(
-                        self._config, self._data.vocabulary.num_items
-                    )
+                lines.append(
+                    describe_method(config, self._data.vocabulary.num_items)
                 )
                 if self._replicas is not None:
-                    show_method(self._replicas.describe())
+                    lines.append(self._replicas.summary())
+            for line in filter(None, lines):
+                show(line)
         if not progress.finished:
             progress = self._run_epochs(progress)
         return progress
 
     def _start(self) -> Progress:
         """Puts every variable where the run is."""
-        progress = self.checkpoints.restore() if self._is_chief else None
+        progress = self.checkpoints.restore() if self.is_chief else None
         if progress is None:
             progress = Progress()
-            if self._is_chief:
+            if self.is_chief:
                 initialize_table(self._config, self.model, self._data)
         if self._replicas is not None:
             progress = self._replicas.share_progress(progress)
@@ -249,7 +199,7 @@ class Trainer:
     def _run_epochs(self, progress: Progress) -> Progress:
         writer = (
             tf.summary.create_file_writer(str(self._folder.logs))
-            if self._is_chief
+            if self.is_chief
             else tf.summary.create_noop_writer()
         )
         with writer.as_default():
@@ -264,7 +214,7 @@ class Trainer:
         self._train_epoch(progress)
         seconds = time.perf_counter() - began
         rate = (progress.num_targets - trained_before) / max(seconds, 1e-9)
-        if self._is_chief:
+        if self.is_chief:
             self._finish_epoch(progress, seconds, rate)
         if self._replicas is not None:
             # The others learn from the chief whether to go on.
@@ -276,24 +226,21 @@ class Trainer:
     ) -> None:
         """Validates, keeps the best model and saves."""
         measures = {"loss": progress.loss_sum / max(progress.num_targets, 1.0)}
-        with self._averaged_weights():
-            measures.update(self._validate())
-            progress.history.append(
-                {
-                    **measures,
-                    "seconds": seconds,
-                    "interactions_per_second": rate,
-                }
-            )
-            best = progress.best_epoch
-            assert best is not None  # There is this epoch at least.
-            if best == progress.epoch:
-                with files.atomic_path(self._folder.model) as path:
-                    self.model.save(path)
+        measures.update(self._validate())
+        progress.history.append(
+            {**measures, "seconds": seconds, "interactions_per_second": rate}
+        )
+        metric = self._config.selection_metric
+        best = best_epoch(progress.history, metric)
+        assert best is not None  # There is at least this epoch.
+        if best == progress.epoch:
+            with files.atomic_path(self._folder.model) as path:
+                self.model.save(path)
         for name, value in measures.items():
             tf.summary.scalar(name, value, step=progress.epoch)
         if self._verbose:
-            show_epoch(progress, self._config.num_epochs)
+            is_best = best == progress.epoch
+            show(epoch_line(progress, self._config.num_epochs, is_best))
         progress.epoch += 1
         progress.step = 0
         progress.loss_sum = progress.num_targets = 0.0
@@ -302,19 +249,6 @@ class Trainer:
             or progress.epoch - 1 - best >= self._config.patience
         )
         self.checkpoints.save(progress)
-
-    @contextlib.contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """Puts the weights' moving average, if any, into the model."""
-        if not self._config.weight_average:
-            yield
-            return
-        variables = self.model.trainable_variables
-        weights = [variable.numpy() for variable in variables]
-        self.optimizer.finalize_variable_values(variables)
-        yield
-        for variable, weight in zip(variables, weights, strict=True):
-            variable.assign(weight)
 
     def _train_epoch(self, progress: Progress) -> None:
         """Runs the steps of an epoch that are not done yet."""
@@ -331,7 +265,7 @@ class Trainer:
                 if (
                     progress.step % self._config.checkpoint_steps == 0
                     and progress.step < len(plan)
-                    and self._is_chief
+                    and self.is_chief
                 ):
                     self.checkpoints.save(progress)
 
@@ -350,12 +284,15 @@ class Trainer:
             )
 
     def _validate(self) -> dict[str, float]:
-        metrics = [parse_metric("recall@10"), parse_metric(SELECTION_METRIC)]
+        names = dict.fromkeys(
+            [*_VALIDATION_METRICS, self._config.selection_metric]
+        )
+        metrics = [parse_metric(name) for name in names]
         evaluation = evaluate(
             self._recommender,
             self._data.split.validation,
             protocol=self._data.split.protocol,
-            ks=(10,),
+            ks=tuple(sorted({m.k for m in metrics if m.k is not None})),
             lists=False,
             exclude_history=self._config.excludes_history,
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -43,7 +44,10 @@ class AtomicPathTest(parameterized.TestCase):
         path = self.folder / "step"
         path.mkdir()
         (path / "weights").write_text("old")
-        with self.assertRaises(KeyError), files.atomic_path(path) as temporary:
+        with (
+            self.assertRaises(KeyError),
+            files.atomic_path(path, is_ours=True) as temporary,
+        ):
             temporary.mkdir()
             (temporary / "weights").write_text("half")
             raise KeyError
@@ -68,13 +72,71 @@ class AtomicPathTest(parameterized.TestCase):
         (self.folder / "b" / "gone").write_text("old")
         with files.atomic_path(self.folder / "a") as temporary:
             temporary.write_text("new")
-        with files.atomic_path(self.folder / "b") as temporary:
+        with files.atomic_path(self.folder / "b", is_ours=True) as temporary:
             temporary.mkdir()
             (temporary / "kept").write_text("new")
         self.assertEqual((self.folder / "a").read_text(), "new")
         self.assertEqual(
             [path.name for path in (self.folder / "b").iterdir()], ["kept"]
         )
+
+    @parameterized.parameters(False, True)
+    def test_a_folder_is_never_replaced_by_a_file(self, is_ours):
+        folder = self.folder / "precious"
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("years")
+        with (
+            self.assertRaisesRegex(InputError, "precious: expected a path"),
+            files.atomic_path(folder, is_ours=is_ours) as temporary,
+        ):
+            temporary.write_text("lists")
+        self.assertEqual((folder / "thesis.txt").read_text(), "years")
+        self.assertEqual(self._names(), ["precious"])
+
+    def test_a_folder_of_others_is_never_replaced(self):
+        folder = self.folder / "precious"
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("years")
+        with (
+            self.assertRaisesRegex(InputError, "never replaced"),
+            files.atomic_path(folder),
+        ):
+            self.fail("the block must not run")
+        self.assertEqual((folder / "thesis.txt").read_text(), "years")
+
+    def test_a_file_is_never_replaced_by_a_folder(self):
+        path = self.folder / "a"
+        path.write_text("mine")
+        with (
+            self.assertRaisesRegex(InputError, "Received: a file"),
+            files.atomic_path(path) as temporary,
+        ):
+            temporary.mkdir()
+        self.assertEqual(path.read_text(), "mine")
+
+    def test_what_a_dead_process_left_is_removed(self):
+        # The highest process id of Linux is 2^22.
+        (self.folder / ".recsys-99999999-a").mkdir()
+        (self.folder / f".recsys-{os.getppid()}-a").write_text("at work")
+        (self.folder / ".recsys-99999999-b").write_text("of another file")
+        with files.atomic_path(self.folder / "a") as temporary:
+            temporary.write_text("new")
+        self.assertEqual(
+            self._names(),
+            [".recsys-99999999-b", f".recsys-{os.getppid()}-a", "a"]
+            if str(os.getppid()) > "99999999"
+            else [f".recsys-{os.getppid()}-a", ".recsys-99999999-b", "a"],
+        )
+
+    def test_a_process_killed_between_two_renamings(self):
+        (self.folder / ".recsys-99999999-old-b").mkdir()
+        (self.folder / ".recsys-99999999-old-b" / "kept").write_text("old")
+        with (
+            self.assertRaises(KeyError),
+            files.atomic_path(self.folder / "b", is_ours=True),
+        ):
+            raise KeyError
+        self.assertEqual((self.folder / "b" / "kept").read_text(), "old")
 
     def test_what_a_killed_process_left_does_not_matter(self):
         path = self.folder / "a"
@@ -111,7 +173,7 @@ class JsonTest(parameterized.TestCase):
         if content is not None:
             self.path.write_bytes(content)
         with self.assertRaisesRegex(
-            InputError, "x.json: expected a JSON file .* Received: "
+            InputError, "x.json: expected a readable JSON file. Received: "
         ):
             files.read_json(self.path)
 

@@ -135,7 +135,7 @@ class EvaluationDataTest(parameterized.TestCase):
         asked = self.asked("validation_only", "leave_last_out")
         self.assertLen(asked.notes, 1)
         self.assertStartsWith(
-            asked.notes[0], "The model was chosen by 10 of these 10 queries"
+            asked.notes[0], "The model was selected on 10 of these 10 queries"
         )
 
     def test_queries_in_common_with_a_split_that_leaves_items_out(self):
@@ -146,7 +146,7 @@ class EvaluationDataTest(parameterized.TestCase):
         asked = self.asked("held_out_items", "leave_last_out")
         self.assertLen(asked.notes, 1)
         self.assertStartsWith(
-            asked.notes[0], "The model was chosen by 2 of these 10 queries"
+            asked.notes[0], "The model was selected on 2 of these 10 queries"
         )
 
     def test_the_same_log_elsewhere_is_the_same_log(self):
@@ -186,10 +186,10 @@ class FirstItems:
         return np.tile(np.arange(5, dtype=np.float32), (len(offsets) - 1, 1))
 
 
-class OtherCatalogueTest(absltest.TestCase):
+class OtherCatalogTest(absltest.TestCase):
     def test_scores(self):
         inner = FirstItems()
-        recommender = run.OtherCatalogue(
+        recommender = run.OtherCatalog(
             inner, Vocabulary(["a", "b", "c"]), Vocabulary(["c", "new", "a"])
         )
         scores = recommender.scores(
