@@ -360,7 +360,9 @@ class CommandTest(parameterized.TestCase):
 
         code, _, err = self.extend("--learning_rate=0.5")
         self.assertEqual(code, 2)
-        self.assertRegex(err, r"Received: a run with different learning_rate \(None")
+        self.assertRegex(
+            err, r"Received: a run with different learning_rate \(None"
+        )
 
     def check_moments(self, new_rows):
         old, new = map(table_and_moments, (self.old, self.new))
