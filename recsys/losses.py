@@ -1,4 +1,4 @@
-"""Losses between query vectors and the catalogue.
+"""Losses between query vectors and the catalog.
 
 Pure functions of tensors: they know neither towers nor data. The full softmax
 compares a target with every candidate, the sampled softmax with some negatives;
@@ -297,7 +297,7 @@ __all__ = ["full_softmax", "sampled_softmax"]
 # (scripts/benchmark_training.py measures it).
 CHUNK_SIZE = 320
 # exp of logits within ± this is far from the ends of float32, and so is
-# its sum over any catalogue.
+# its sum over any catalog.
 _PLAIN_EXP_UP_TO = 60.0
 
 

@@ -16,7 +16,7 @@ items, stands at its expected rank
 replacement). A metric takes that rank as it is: recall@k counts the item
 when its expected rank is at most k, and NDCG discounts by log2(1 + rank). A
 recommender that gives all items one score is therefore in the middle of the
-catalogue, not at its top. Without ties the ranks are whole numbers and every
+catalog, not at its top. Without ties the ranks are whole numbers and every
 definition is the usual one. The averages over queries are taken by the caller.
 
 List metrics describe what is shown, not whether it is right. They take
@@ -95,7 +95,7 @@ def precision_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Normalised discounted cumulative gain with binary relevance.
+    """Normalized discounted cumulative gain with binary relevance.
 
     `sum_{rank_j <= k} 1 / log2(1 + rank_j)`, divided by the same sum of an
     ideal ranking, `sum_{i = 1}^{min(k, num_relevant)} 1 / log2(1 + i)`
@@ -234,14 +234,14 @@ def _num_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def catalogue_coverage(top_items: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue that is on at least one list.
+    """Share of the catalog that is on at least one list.
 
     `|union of all lists| / num_items` (Ge, Delgado-Battenfeld, Jannach 2010,
     https://doi.org/10.1145/1864708.1864761).
 
     Args:
         top_items: `[num_queries, k]` int32, see the module.
-        num_items: Items of the catalogue.
+        num_items: Items of the catalog.
 
     Returns:
         From 0 to 1.
@@ -251,7 +251,7 @@ def catalogue_coverage(top_items: np.ndarray, num_items: int) -> float:
 
 
 def gini(top_items: np.ndarray, num_items: int) -> float:
-    """How unequally the items of the catalogue are listed.
+    """How unequally the items of the catalog are listed.
 
     With `x_1 <= ... <= x_n` how often each of the n items is on a list,
     `sum_i (2 i - n - 1) x_i / (n sum_i x_i)`: 0 when all are listed equally
@@ -260,7 +260,7 @@ def gini(top_items: np.ndarray, num_items: int) -> float:
 
     Args:
         top_items: `[num_queries, k]` int32, see the module.
-        num_items: Items of the catalogue; those never listed count.
+        num_items: Items of the catalog; those never listed count.
 
     Returns:
         From 0 to 1; NaN when every list is empty.
@@ -377,7 +377,7 @@ def times_listed(top_items: np.ndarray, num_items: int) -> np.ndarray:
 
     Args:
         top_items: `[num_queries, k]` int32, see the module.
-        num_items: Items of the catalogue.
+        num_items: Items of the catalog.
 
     Returns:
         `[num_items]` int64; place 0 is the item of index 2.

@@ -1,4 +1,4 @@
-"""Measures full ranking: time, and memory with a large catalogue.
+"""Measures full ranking: time, and memory with a large catalog.
 
 Run it from the checkout, on an otherwise idle machine:
 
@@ -7,7 +7,7 @@ Run it from the checkout, on an otherwise idle machine:
 
 With `--workdir`, the trained model's own test queries are ranked, encoding of
 their histories included: every metric at all cuts and lists of 100. Otherwise
-queries are ranked over synthetic item vectors: what a catalogue of that size
+queries are ranked over synthetic item vectors: what a catalog of that size
 costs beside the encoding. There the vectors are whole numbers, so that
 products are exact and no result may depend on the batch size; that is
 checked.
@@ -201,7 +201,7 @@ def _synthetic_queries(
 ) -> Queries:
     """Draws users with different items each, the last one to be found."""
     length = _HISTORY_LENGTH + 1
-    # Steps below a share of the catalogue never come back to an item.
+    # Steps below a share of the catalog never come back to an item.
     steps = rng.integers(1, num_items // length, (num_queries, length))
     items = np.cumsum(steps, axis=1, dtype=np.int64)
     items += rng.integers(num_items, size=(num_queries, 1))

@@ -4,7 +4,7 @@ Run it from the checkout, on an otherwise idle machine:
 
     python scripts/benchmark_scale.py --json=scale.json --plot=scale.png
 
-Sections: `catalogue` (items in the table), `history` (items in a history),
+Sections: `catalog` (items in the table), `history` (items in a history),
 `batch` (positions in a batch). Every point is measured in a process of its
 own, so that its peak memory is its own. A step is the one of `recsys.train`
 with the sampled softmax: forward, backward and update of the self-attention
@@ -32,11 +32,11 @@ from recsys.errors import InputError
 
 COMMAND = Command(
     "benchmark_scale",
-    "Times the training step against catalogue, history and batch, as a "
+    "Times the training step against catalog, history and batch, as a "
     "table, as JSON and as a plot.",
     [
         "scripts/benchmark_scale.py --json=scale.json --plot=scale.png",
-        "scripts/benchmark_scale.py --sections=catalogue --items=10000,1000000",
+        "scripts/benchmark_scale.py --sections=catalog --items=10000,1000000",
     ],
 )
 COMMAND.add_flag(
@@ -44,12 +44,12 @@ COMMAND.add_flag(
     "sections",
     "What to measure, with commas between.",
     group="Run",
-    default="catalogue,history,batch",
+    default="catalog,history,batch",
 )
 COMMAND.add_flag(
     str,
     "items",
-    "Catalogue sizes.",
+    "Catalog sizes.",
     group="Sizes",
     default="10000,100000,1000000,10000000",
 )
@@ -70,7 +70,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     str,
     "optimizers",
-    f"Which of {', '.join(TABLE_OPTIMIZERS[1:])}, for the catalogue.",
+    f"Which of {', '.join(TABLE_OPTIMIZERS[1:])}, for the catalog.",
     group="Run",
     default="rowwise_adagrad,lazy_adam",
 )
@@ -93,7 +93,7 @@ class Point:
 
     Attributes:
         section: What it belongs to, and which of the sizes varies.
-        items: Items in the catalogue.
+        items: Items in the catalog.
         history_length: Items in each history.
         positions: Positions in a batch.
         table_optimizer: As in the training configuration.
@@ -110,7 +110,7 @@ class Point:
 
 # Which field of a point each section varies, and the flag with its values.
 _VARIES = {
-    "catalogue": ("items", "items"),
+    "catalog": ("items", "items"),
     "history": ("history_length", "history_lengths"),
     "batch": ("positions", "batches"),
 }
@@ -157,7 +157,7 @@ def _points(values: dict[str, Any]) -> list[Point]:
             )
         field, flag = _VARIES[section]
         names = values["optimizers"].split(",")
-        for name in names if section == "catalogue" else names[:1]:
+        for name in names if section == "catalog" else names[:1]:
             if name not in TABLE_OPTIMIZERS[1:]:
                 raise InputError(
                     f"--optimizers must be of {', '.join(TABLE_OPTIMIZERS[1:])}"

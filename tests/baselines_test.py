@@ -138,7 +138,7 @@ class EaseTest(parameterized.TestCase):
 
 class ItemKnnTest(parameterized.TestCase):
     @parameterized.parameters((2, 0.0), (5, 3.0), (100, 1.0))
-    def test_equals_slow_neighbours(self, num_neighbours, shrinkage):
+    def test_equals_slow_neighbors(self, num_neighbours, shrinkage):
         train = _random_sequences(80, 15)
         dense = np.zeros((80, 18))
         rows = np.repeat(np.arange(80), train.lengths)
@@ -216,17 +216,17 @@ class MatrixFactorizationTest(parameterized.TestCase):
         biases = rng.standard_normal(9).astype(np.float32)
         bpr = baselines.BPR(vectors, biases, fold_in_regularization=0.5)
         history = [2, 5, 6]
-        centred = vectors - vectors.mean(axis=0)
+        centered = vectors - vectors.mean(axis=0)
         offsets = biases - biases.mean()
 
         def loss(user: np.ndarray) -> float:
-            margins = (centred @ user + offsets)[history]
+            margins = (centered @ user + offsets)[history]
             return np.log1p(np.exp(-margins)).mean() + 0.25 * user @ user
 
         best = scipy.optimize.minimize(loss, np.zeros(3)).x
         np.testing.assert_allclose(
             bpr.scores(*_flat(history, [])),
-            [centred @ best + offsets, offsets],
+            [centered @ best + offsets, offsets],
             atol=1e-3,
         )
 

@@ -83,7 +83,7 @@ class ParseColumnsTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(
-        ("colour", "must be a column of the items file .*image.*: 'colour'$"),
+        ("color", "must be a column of the items file .*image.*: 'color'$"),
         (
             "brand:string",
             "kind of item feature `brand` must be one of .*'string'$",

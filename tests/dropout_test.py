@@ -19,7 +19,7 @@ class DropoutTest(parameterized.TestCase):
         np.testing.assert_allclose(outputs[kept], 1 / (1 - rate), rtol=1e-3)
         self.assertAlmostEqual(outputs.mean(), 1, delta=0.005 / (1 - rate))
 
-    def test_neighbours_are_dropped_independently(self):
+    def test_neighbors_are_dropped_independently(self):
         # Two decisions come from one random word.
         kept = Dropout(0.5, seed=1)(tf.ones([200_000]), training=True) != 0
         pairs = np.reshape(kept, [-1, 2])

@@ -1,4 +1,4 @@
-"""Tests of the evaluation over the full catalogue."""
+"""Tests of the evaluation over the full catalog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growing catalogues: logs put together, rows and moments carried over."""
+"""Growing catalogs: logs put together, rows and moments carried over."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class MergingTest(parameterized.TestCase):
 
 
 class NewRowsTest(absltest.TestCase):
-    def test_near_neighbours_and_near_rare_items(self):
+    def test_near_neighbors_and_near_rare_items(self):
         # Items 2 to 4 are old, 5 to 7 new; 7 occurs nowhere. Items 2 and 3
         # are the rarest, once each; 4 occurs twice.
         table = np.array(
@@ -160,9 +160,7 @@ class NewRowsTest(absltest.TestCase):
             np.arange(6),
         )
         with mock.patch.object(initial_table, "_NOISE", 0):
-            rows = initial_table.neighbour_rows(
-                table, is_new, sequences, seed=0
-            )
+            rows = initial_table.neighbor_rows(table, is_new, sequences, seed=0)
         np.testing.assert_array_equal(rows[:5], table[:5])
         # Old items that occur once have rows of length 2 on average, the mean
         # of the rarest is (2, 0), and 1 / (1 + 1) of a row comes from it.
@@ -170,7 +168,7 @@ class NewRowsTest(absltest.TestCase):
             expected = 2 * np.array(mean) / np.hypot(*mean) / 2 + [1, 0]
             np.testing.assert_allclose(rows[row], expected, rtol=1e-6)
         np.testing.assert_allclose(rows[7], [2, 0], rtol=1e-6)
-        rows = initial_table.neighbour_rows(table, is_new, sequences, seed=0)
+        rows = initial_table.neighbor_rows(table, is_new, sequences, seed=0)
         self.assertGreater(np.abs(rows[7] - [2, 0]).min(), 0)
         np.testing.assert_array_equal(rows[:5], table[:5])
 

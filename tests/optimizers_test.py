@@ -246,7 +246,7 @@ def _operations(graph: tf.Graph) -> list[tf.Operation]:
 
 
 class FlatCostTest(parameterized.TestCase):
-    """Promise 6: no work of a step is in proportion to the catalogue."""
+    """Promise 6: no work of a step is in proportion to the catalog."""
 
     @parameterized.product(
         make=OPTIMIZERS, source=("in_batch", "uniform", "popularity", "mixed")

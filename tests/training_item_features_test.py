@@ -22,7 +22,7 @@ NUM_ITEMS = 20
 
 
 def write_log(folder: pathlib.Path) -> None:
-    """Writes users around a circle of items of two colours, and a new item.
+    """Writes users around a circle of items of two colors, and a new item.
 
     The last user's last item, `new`, is a test item that nobody else has.
     """
@@ -36,7 +36,7 @@ def write_log(folder: pathlib.Path) -> None:
         ]
     rows.append("u29,new,99")
     (folder / "log.csv").write_text("\n".join(rows) + "\n")
-    items = ["item,title,colour,size"]
+    items = ["item,title,color,size"]
     items += [
         f"i{i},Item number {i} ({1990 + i}),{'red' if i % 2 else 'blue'},{i}"
         for i in range(NUM_ITEMS)
@@ -58,7 +58,7 @@ class TrainTest(parameterized.TestCase):
             **{
                 "data": str(self.folder / "log.csv"),
                 "items_file": str(self.folder / "items.csv"),
-                "item_features": "colour,size,year",
+                "item_features": "color,size,year",
                 "id_dropout": 0.3,
                 "encoder": "mean_pooling",
                 "embedding_dim": 8,
@@ -90,7 +90,7 @@ class TrainTest(parameterized.TestCase):
         again = features.embed(encoded.values, encoded.weights)
         np.testing.assert_array_equal(again[new - 2], vector)
         config = json.loads((workdir / "config.json").read_text())
-        self.assertEqual(config["item_features"], "colour,size,year")
+        self.assertEqual(config["item_features"], "color,size,year")
 
     def test_resumed_within_an_epoch_it_ends_the_same(self):
         """The draws of `id_dropout` go on where they were."""
@@ -143,7 +143,7 @@ class TrainTest(parameterized.TestCase):
     @parameterized.parameters(
         ("flavour", "a column of the items file .*size.*: 'flavour'$"),
         ("train_count", "a column of the items file .*: 'train_count'$"),
-        ("colour:list", "kind of item feature `colour` .*: 'list'$"),
+        ("color:list", "kind of item feature `color` .*: 'list'$"),
     )
     def test_a_wrong_column_is_told_with_the_data(self, text, message):
         with self.assertRaisesRegex(InputError, message):

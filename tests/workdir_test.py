@@ -110,10 +110,10 @@ class WorkdirTest(parameterized.TestCase):
         self._write_run(TrainConfig())
         self.workdir.model.touch()
         files.write_json(
-            self.workdir.config, {**TrainConfig().to_dict(), "colour": 1}
+            self.workdir.config, {**TrainConfig().to_dict(), "color": 1}
         )
         with self.assertRaisesRegex(
-            InputError, "config.json: .* Received: unknown colour"
+            InputError, "config.json: .* Received: unknown color"
         ):
             self.workdir.read_config()
 

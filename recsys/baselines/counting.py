@@ -280,17 +280,17 @@ class ItemKNN:
     (Sarwar et al. 2001, https://doi.org/10.1145/371920.372071; the shrinkage
     as in Ferrari Dacrema et al. 2019,
     https://doi.org/10.1145/3298689.3347058). The score of j is the sum over
-    those items of the history that are among the neighbours of j.
+    those items of the history that are among the neighbors of j.
 
     Args:
-        neighbours: `[vocabulary_size, vocabulary_size]` float32, in row j the
-            similarities of the neighbours of j.
+        neighbors: `[vocabulary_size, vocabulary_size]` float32, in row j the
+            similarities of the neighbors of j.
     """
 
     name = "item kNN"
 
-    def __init__(self, neighbours: scipy.sparse.csr_array) -> None:
-        self._weights = neighbours.T.tocsr()
+    def __init__(self, neighbors: scipy.sparse.csr_array) -> None:
+        self._weights = neighbors.T.tocsr()
 
     @classmethod
     def fit(
@@ -301,12 +301,12 @@ class ItemKNN:
         num_neighbours: int = 100,
         shrinkage: float = 10.0,
     ) -> ItemKNN:
-        """Finds the neighbours of every item.
+        """Finds the neighbors of every item.
 
         Args:
             train: The training sequences.
             vocabulary_size: Number of items, padding and unknown included.
-            num_neighbours: How many neighbours of each item are kept. This
+            num_neighbours: How many neighbors of each item are kept. This
                 and `shrinkage` were chosen on the validation queries of the
                 bundled data, leave-last-out.
             shrinkage: Added to the denominator; larger trusts frequent pairs

@@ -20,7 +20,7 @@ from recsys.errors import InputError
 
 
 class ALS:
-    """Weighted matrix factorisation by alternating least squares.
+    """Weighted matrix factorization by alternating least squares.
 
     Hu, Koren, Volinsky 2008, https://doi.org/10.1109/ICDM.2008.22. A history
     gets the vector that solves its own least squares problem.
@@ -46,7 +46,7 @@ class ALS:
         num_iterations: int = 15,
         seed: int = 0,
     ) -> ALS:
-        """Factorises the binary matrix of users and items.
+        """Factorizes the binary matrix of users and items.
 
         Args:
             train: The training sequences.
@@ -96,7 +96,7 @@ class ALS:
 
 
 class BPR:
-    """Matrix factorisation by Bayesian personalised ranking.
+    """Matrix factorization by Bayesian personalized ranking.
 
     Rendle et al. 2009, https://arxiv.org/abs/1205.2618. The item vectors are
     those of training. A history gets the vector u that maximises, by gradient

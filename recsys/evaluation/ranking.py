@@ -1,4 +1,4 @@
-"""Evaluation of a recommender over the full catalogue.
+"""Evaluation of a recommender over the full catalog.
 
 From scores to expected ranks of the relevant items and top lists.
 """
@@ -369,7 +369,7 @@ _BATCH_BYTES = 256 * 2**20
 
 
 class Recommender(Protocol):
-    """Anything that scores the catalogue for a history.
+    """Anything that scores the catalog for a history.
 
     Attributes:
         name: Stands in results tables and error messages.
@@ -403,7 +403,7 @@ def evaluate(
     lists: bool = True,
     batch_size: int = 1024,
 ) -> Evaluation:
-    """Ranks the full catalogue for every query.
+    """Ranks the full catalog for every query.
 
     The candidates of a query are all items, except those of its history when
     `exclude_history`. Items that nobody interacted with in training are
@@ -432,7 +432,7 @@ def evaluate(
     Raises:
         InputError: There is no query, or a query has no relevant item, the
             same one twice, one that is padding, unknown or outside the
-            catalogue, or, with `exclude_history`, one from its own history.
+            catalog, or, with `exclude_history`, one from its own history.
         ValueError: The scores have the wrong shape, or one is NaN or +inf;
             `ks` or `batch_size` is not positive.
     """

@@ -78,7 +78,7 @@ def read_rankings(
 
     An item that is not on a query's list is not found, at rank infinity. Cuts
     beyond the longest list of the file are left out of the results, because
-    a recommender that ranks the whole catalogue would have an advantage.
+    a recommender that ranks the whole catalog would have an advantage.
 
     Args:
         path: The file, with a line for every query, in any order.

@@ -23,7 +23,7 @@ class Health:
     Attributes:
         k: How much of each list was looked at.
         num_distinct_items: Items that are on any list.
-        catalogue_share: Their share of the catalogue.
+        catalogue_share: Their share of the catalog.
         effective_num_items: The exponential of the entropy of how often items
             are listed: how many items, all listed equally often, would be as
             varied.
@@ -51,7 +51,7 @@ def health(
     """Looks at what is recommended to all queries together.
 
     Recommendations count as collapsed when their effective number of items
-    is below 5 k, or, where that is less, a quarter of the catalogue or of the
+    is below 5 k, or, where that is less, a quarter of the catalog or of the
     places on all lists. For comparison, at k = 10 recommending the most
     popular films that a user has not seen comes to about 30 on MovieLens,
     EASE to 250 and more.

@@ -23,7 +23,7 @@ class Evaluation:
         protocol: The split's protocol, such as `leave_last_out`.
         ks: The cuts of the metrics, rising.
         exclude_history: Whether items of the history were no candidates.
-        num_items: Items of the catalogue (padding and unknown not counted).
+        num_items: Items of the catalog (padding and unknown not counted).
         query_ids: `[num_queries]` object array of str, see `query_ids`.
         ranks: `[num_queries, max_relevant]` float64 expected ranks of the
             relevant items, ascending, padded with NaN; see `recsys.metrics`.
@@ -216,7 +216,7 @@ def bootstrap_interval(
 def sign_flip_p_value(
     differences: np.ndarray, *, num_flips: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided paired randomisation test of a mean difference of zero.
+    """Two-sided paired randomization test of a mean difference of zero.
 
     Under the null hypothesis the two values of a query could be exchanged,
     which flips the sign of their difference. The p-value is the share of

@@ -213,7 +213,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
             `[batch, length, dim]`, normalized; `[batch, dim]` with
             `only_positions`.
         """
-        # The table is initialised small; blocks work on unit scale.
+        # The table is initialized small; blocks work on unit scale.
         scale = tf.sqrt(tf.cast(tf.shape(vectors)[-1], vectors.dtype))
         hidden = self.dropout(vectors * scale, training=training)
         *first_blocks, last_block = self.blocks

@@ -145,8 +145,8 @@ class ScannIndex(ExactIndex):
         """Returns `[num_queries, fetch]` int64 rows and float32 scores."""
         found, scores = self._searcher.search_batched_parallel(
             queries,
-            final_num_neighbors=fetch,
-            pre_reorder_num_neighbors=_REORDERED_PER_K * fetch,
+            final_num_neighbours=fetch,
+            pre_reorder_num_neighbours=_REORDERED_PER_K * fetch,
             leaves_to_search=self._leaves_to_search,
         )
         found = found.astype(np.int64)

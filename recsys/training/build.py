@@ -83,7 +83,7 @@ def initialize_table(
     """Starts the item table from co-occurrences, if so configured.
 
     The vectors are scaled to a standard deviation of 0.1 and get noise of
-    0.02, which tells items without neighbours apart. Item features start from
+    0.02, which tells items without neighbors apart. Item features start from
     what they explain of the rows; rows of items that are not trained are zero.
 
     Args:
@@ -180,7 +180,7 @@ def build_optimizer(
     Args:
         config: The configuration.
         steps_per_epoch: About how many steps an epoch has.
-        num_items: Size of the catalogue, which decides what `auto` is.
+        num_items: Size of the catalog, which decides what `auto` is.
     """
     num_steps = config.num_epochs * steps_per_epoch
     warmup_steps = min(config.warmup_steps, num_steps // 2)

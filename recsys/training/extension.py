@@ -22,7 +22,7 @@ from recsys.training.build import (
 )
 from recsys.training.checkpoints import Progress
 from recsys.training.growth import DATA_FOLDER, GrownData, write_log
-from recsys.training.initial_table import neighbour_rows
+from recsys.training.initial_table import neighbor_rows
 from recsys.training.trainer import Trainer
 from recsys.workdir import Workdir
 
@@ -152,7 +152,7 @@ def _start_new_rows(model: TwoTower, grown: GrownData) -> None:
     if model.candidate_tower.item_features is None:
         sequences = grown.grown_data.split.train
         assert isinstance(sequences, Sequences)  # Not of shards.
-        rows = neighbour_rows(rows, is_new, sequences, grown.config.seed)
+        rows = neighbor_rows(rows, is_new, sequences, grown.config.seed)
     else:
         rows[is_new] = 0
     table.assign(rows)

@@ -38,7 +38,7 @@ def co_occurrence_vectors(
         seed: Of the randomized decomposition.
 
     Returns:
-        `[vocabulary_size, dim]` float32; zero for items without neighbours,
+        `[vocabulary_size, dim]` float32; zero for items without neighbors,
         and in columns beyond the rank of P.
     """
     information = _positive_information(
@@ -195,20 +195,20 @@ def explain_rows(
     return left
 
 
-# Items at most so many places apart in a history are neighbours.
+# Items at most so many places apart in a history are neighbors.
 _WINDOW = 5
 _NOISE = 0.02
 _RARE_SHARE = 0.1
 
 
-def neighbour_rows(
+def neighbor_rows(
     table: np.ndarray, is_new: np.ndarray, sequences: Sequences, seed: int
 ) -> np.ndarray:
     """Returns a table with rows for new items, as if they had been trained.
 
     The candidates that follow a history are trained to lie near its vector,
     so an item belongs in the direction of those that are consumed just before
-    and after it: the mean of these neighbours' rows, made as long as the rows
+    and after it: the mean of these neighbors' rows, made as long as the rows
     of old items that are as frequent. Rare items are trained to score low; the
     fewer interactions n an item has, the nearer it starts to their mean, of
     which its row has the share 1 / (n + 1). A little noise tells apart what
@@ -229,7 +229,7 @@ def neighbour_rows(
     new = np.flatnonzero(is_new)
     old = np.flatnonzero(~is_new)[FIRST_ITEM_INDEX:]
     rare = old[counts[old] <= np.quantile(counts[old], _RARE_SHARE)]
-    means = _neighbour_means(table, is_new, sequences)
+    means = _neighbor_means(table, is_new, sequences)
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     means = np.divide(means, lengths, where=lengths > 0, out=means)
     means *= _usual_lengths(table, counts, old, new)[:, np.newaxis]
@@ -243,7 +243,7 @@ def neighbour_rows(
     return grown
 
 
-def _neighbour_means(
+def _neighbor_means(
     table: np.ndarray, is_new: np.ndarray, sequences: Sequences
 ) -> np.ndarray:
     """`[num_new, dim]`, the mean of the old rows near each; zero if none."""
