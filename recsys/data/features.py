@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.data.items import NO_GENRES, is_list
 from recsys.errors import InputError
+from recsys.files import atomic_path
 
 KINDS = ("categorical", "multi", "words", "numeric", "vector")
 DEFAULT_SEPARATOR = "|"
@@ -392,11 +393,9 @@ class ItemEncoder:
             {**dataclasses.asdict(column), **state}
             for column, state in zip(self.columns, self._states, strict=True)
         ]
-        path = pathlib.Path(path)
-        partial = path.with_name(path.name + ".partial")
         text = json.dumps({"columns": content}, ensure_ascii=False, indent=1)
-        partial.write_text(text + "\n", "utf-8")
-        os.replace(partial, path)
+        with atomic_path(pathlib.Path(path)) as temporary:
+            temporary.write_text(text + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ItemEncoder:

@@ -19,6 +19,7 @@ from recsys.data import tables
 from recsys.data.interactions import Interactions
 from recsys.data.tables import ColumnNames, TextForm
 from recsys.errors import InputError
+from recsys.files import atomic_path
 
 # What the sets without a header say in their README.
 _HEADER = ("userId", "movieId", "rating", "timestamp")
@@ -245,12 +246,10 @@ class _Cache:
         """Keeps the columns, unless the folder cannot be written."""
         # The ratings last: they are not there before the films are.
         for path, table in ((self._films, films), (self._ratings, ratings)):
-            partial = path.with_name(f".{os.getpid()}-{path.name}")
             try:
-                pq.write_table(table, partial, compression="zstd")
-                os.replace(partial, path)
+                with atomic_path(path) as temporary:
+                    pq.write_table(table, temporary, compression="zstd")
             except OSError:
-                partial.unlink(missing_ok=True)
                 return
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import InputError
+from recsys.files import atomic_path
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 
 _WORD_BYTES = 8
@@ -431,11 +432,11 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one Parquet file: the same vocabulary, the same bytes."""
-        path = pathlib.Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as stream:
+        with (
+            atomic_path(pathlib.Path(path)) as temporary,
+            temporary.open("wb") as stream,
+        ):
             self.write(stream)
-        os.replace(partial, path)
 
     def write(self, stream: IO[bytes]) -> None:
         """Writes what `save` puts into its file."""
