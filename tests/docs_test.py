@@ -1,0 +1,168 @@
+"""The README and the pages of docs/: links, names, flags and examples."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent import futures
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys.training import PRESETS, TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "BUILD.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+# Flags of other programs that the pages name.
+OTHER_FLAGS = {
+    "every command": ["help"],
+    "git, grep and pip": ["all", "constraint", "editable"],
+    "pip": ["no-deps", "wheel-dir"],
+    "ruff": ["check", "fix"],
+    "tensorboard": ["logdir"],
+    "Apache Beam": ["direct_num_workers", "direct_running_mode"],
+}
+# Trains in seconds what the examples train in minutes.
+QUICK_PRESET = {"encoder": "mean_pooling", "num_epochs": 1}
+
+
+def page_name(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def each_page(*paths: pathlib.Path):
+    return parameterized.named_parameters(
+        (page_name(path).replace("/", "_").removesuffix(".md"), path)
+        for path in (paths or PAGES)
+    )
+
+
+def examples(path: pathlib.Path) -> list[str]:
+    """Returns the blocks of a page that are marked as Python."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+@functools.cache
+def all_flags() -> set[str]:
+    """Returns the flags in the help of all commands and scripts."""
+    programs = [
+        ["-m", f"recsys.{path.stem}"]
+        for path in (ROOT / "recsys").glob("*.py")
+        if "COMMAND.run(main)" in path.read_text("utf-8")
+    ] + [
+        [str(path)]
+        for path in (ROOT / "scripts").glob("*.py")
+        if '__name__ == "__main__"' in path.read_text("utf-8")
+    ]
+
+    def flags(program: list[str]) -> list[str]:
+        process = subprocess.run(
+            [sys.executable, *program, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        return re.findall(r"^  --(\w+)", process.stdout, re.M)
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        return {name for found in pool.map(flags, programs) for name in found}
+
+
+class PagesTest(parameterized.TestCase):
+    def test_readme_is_short(self):
+        words = (ROOT / "README.md").read_text("utf-8").split()
+        self.assertLessEqual(len(words), 700)
+
+    def test_readme_names_every_page(self):
+        readme = (ROOT / "README.md").read_text("utf-8")
+        for path in PAGES[1:]:
+            self.assertIn(f"]({page_name(path)})", readme)
+
+    @each_page(*PAGES, ROOT / "CHANGELOG.md")
+    def test_relative_links_exist(self, path):
+        text = path.read_text("utf-8")
+        links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)
+        for link in map("".join, links):
+            if "://" not in link:
+                target = path.parent / link.partition("#")[0]
+                self.assertTrue(target.exists(), link)
+
+    @each_page()
+    def test_named_files_exist(self, path):
+        names = re.findall(
+            r"(?<![\w/.])(?:recsys|scripts|tests|examples)/[\w/]+(?:\.\w+)?",
+            path.read_text("utf-8"),
+        )
+        for name in names:
+            self.assertTrue((ROOT / name).exists(), name)
+
+    @each_page()
+    def test_named_modules_and_attributes_exist(self, path):
+        names = re.findall(r"\brecsys(?:\.[A-Za-z]\w*)+", path.read_text())
+        for name in sorted(set(names)):
+            value, parts = recsys, name.split(".")[1:]
+            for place, part in enumerate(parts, 1):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(
+                        ".".join(["recsys", *parts[:place]])
+                    )
+                self.assertTrue(hasattr(value, part), name)
+                value = getattr(value, part)
+
+    @each_page()
+    def test_named_flags_exist(self, path):
+        text = path.read_text("utf-8")
+        named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text))
+        other = {name for names in OTHER_FLAGS.values() for name in names}
+        self.assertEqual(named - all_flags() - other, set())
+
+
+class ExamplesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        with cls.quickly():
+            config = TrainConfig(
+                data="movielens-small", **PRESETS["movielens-small"]
+            )
+            recsys.training.train(config, "runs/movielens-small", verbose=False)
+
+    @classmethod
+    @contextlib.contextmanager
+    def quickly(cls):
+        """Runs in the folder of the examples, with a preset of one epoch."""
+        with (
+            contextlib.chdir(cls.folder),
+            mock.patch.dict(PRESETS, {"movielens-small": QUICK_PRESET}),
+        ):
+            yield
+
+    @each_page(*(path for path in PAGES if examples(path)))
+    def test_examples_run(self, path):
+        """The blocks of a page run one after the other, as a reader would."""
+        names = {"__name__": "example"}
+        with self.quickly(), contextlib.redirect_stdout(io.StringIO()):
+            for block in examples(path):
+                exec(compile(block, page_name(path), "exec"), names)
+
+    def test_readme_has_an_example_of_at_most_eight_lines(self):
+        [example] = examples(ROOT / "README.md")
+        lines = [line for line in example.splitlines() if line.strip()]
+        self.assertLessEqual(len(lines), 8)
+
+
+if __name__ == "__main__":
+    absltest.main()
