@@ -75,15 +75,60 @@ _MODULES = (
     "training",
 )
 
-# Published module paths of earlier versions, which still import.
+# Module paths of earlier versions, which still import.
 _MOVED = {
-    "recsys.data.feature_columns": "recsys.data.features",
-    "recsys.data.item_features": "recsys.data.features",
-    "recsys.exporting": "recsys.serving",
-    "recsys.list_metrics": "recsys.metrics",
-    "recsys.negative_sampling": "recsys.negatives",
-    "recsys.training.config": "recsys.config",
-    "recsys.training.workdir": "recsys.workdir",
+    f"recsys.{old}": f"recsys.{new}"
+    for new, names in {
+        "baselines.counting": (
+            "baselines.co_occurrences baselines.histories "
+            "baselines.item_knn baselines.markov baselines.popularity"
+        ),
+        "baselines.implicit": "baselines.matrix_factorization",
+        "command_line": "config_flags",
+        "config": "data.choices data.cutoffs training.config",
+        "data.features": "data.feature_columns data.item_features",
+        "data.movielens": "data.grouplens data.tfds",
+        "data.pipeline": "data.parts data.tf_options",
+        "data.prepare": "data.summary training.inputs",
+        "data.shard_preparation": "data.local_preparation",
+        "data.sources": "data.log_blocks",
+        "data.tables": "data.bad_rows data.columns data.tabular",
+        "data.vocabulary": "data.id_index data.titles",
+        "evaluation.comparison": "results",
+        "evaluation.ranking": (
+            "evaluation.candidate_ranking evaluation.full_ranking "
+            "evaluation.top_lists"
+        ),
+        "evaluation.results": "evaluation.table evaluation.uncertainty",
+        "evaluation.run": "evaluation_run stored_model",
+        "files": "training.files",
+        "histories": "batch_recommend",
+        "losses": "sampled_softmax",
+        "metrics": "list_metrics",
+        "models.shared_item_embedding": "models.layer_sharing",
+        "models.transformer_block": "models.attention models.dropout",
+        "negatives": "item_shares negative_sampling",
+        "report": "evaluation.report evaluation_report",
+        "retrieval.index": "retrieval.identifiers",
+        "retrieval.scann": "retrieval.scann_index",
+        "serving": "exporting",
+        "serving.check": "exporting.verification",
+        "serving.formats": "exporting.formats",
+        "serving.litert": "exporting.litert",
+        "serving.saved_model": "exporting.saved_model exporting.served_model",
+        "serving.vectors": (
+            "exporting.item_arrays exporting.projector exporting.tsv"
+        ),
+        "training.checkpoints": "training.history training.progress",
+        "training.distributed": "training.rendezvous training.replicas",
+        "training.growth": "data.merging",
+        "training.initial_table": (
+            "training.co_occurrence training.feature_regression "
+            "training.new_rows"
+        ),
+        "workdir": "training.workdir",
+    }.items()
+    for old in names.split()
 }
 
 

@@ -131,7 +131,7 @@ class RecommendFileTest(parameterized.TestCase):
         self.assertEqual(report.num_without_known, 2)
         self.assertEqual(report.num_short, 0)
         self.assertContainsSubsequence(
-            report.describe(2).split("\n"),
+            report.summary(2).split("\n"),
             [
                 "3 unknown ids in 2 histories, passed over",
                 "2 histories without a known item got the most popular "
@@ -146,7 +146,7 @@ class RecommendFileTest(parameterized.TestCase):
             [[], ["7"], ["7", "c", "b", "a"]],
         )
         self.assertEqual(report.num_short, 3)
-        self.assertIn("3 lists have fewer than k=1000", report.describe(1000))
+        self.assertIn("3 lists have fewer than k=1000", report.summary(1000))
 
     def test_history_included(self):
         answers, _ = self.recommend("7\n", 1, exclude_history=False)

@@ -36,8 +36,7 @@ _COMMAND = """
     if dies_at:
         from recsys.command_line import load_tensorflow
         load_tensorflow()
-        from recsys import training
-from recsys.training import trainer
+        from recsys.training import trainer
         count = trainer.Trainer._count
         def dying(self, progress, *measures):
             count(self, progress, *measures)

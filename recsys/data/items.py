@@ -159,18 +159,16 @@ def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
 def _read_text(
     file: Traversable, form: tables.TextForm, item_column: str
 ) -> pa.Table:
-    with tables.arrow_stream(file) as stream:
-        try:
-            return pa_csv.read_csv(
-                stream,
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=form.delimiter, newlines_in_values=True
-                ),
-                # Ids stay as they are written: "007" is not "7".
-                convert_options=pa_csv.ConvertOptions(
-                    column_types={item_column: pa.string()}
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            reason = str(error)
-    tables.raise_ragged(file, form, reason)
+    table, _, reason = tables.read_quoted(
+        file,
+        form,
+        lambda quoting: (
+            pa_csv.ReadOptions(),
+            tables.parse_options(form, quoting),
+            # Ids stay as they are written: "007" is not "7".
+            pa_csv.ConvertOptions(column_types={item_column: pa.string()}),
+        ),
+    )
+    if table is None:
+        tables.raise_ragged(file, form, reason)
+    return table

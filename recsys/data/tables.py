@@ -7,11 +7,12 @@ import csv
 import dataclasses
 import datetime
 import gzip
+import itertools
 import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from typing import NoReturn
 
@@ -228,7 +229,9 @@ def read_lines(
     packed = file_kind(file) == "gzip"
     with readable(file), file.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if packed else raw
-        for number, line in enumerate(stream, 1):
+        # A carriage return alone ends a line, too, as on old Macs.
+        lines = (line for each in stream for line in each.splitlines(True))
+        for number, line in enumerate(lines, 1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -316,50 +319,175 @@ class TextForm:
     fallback_encoding: str | None = None
 
 
-def raise_text(
-    file: Traversable, names: ColumnNames, form: TextForm, reason: str
+@dataclasses.dataclass(frozen=True)
+class Quoting:
+    """How a text file quotes values that hold a delimiter.
+
+    Attributes:
+        quote: The quotation mark; False if it is an ordinary character.
+        escape: What stands before a quotation mark within a quoted value;
+            False if it is doubled instead.
+        newlines: Whether quoted values may hold line breaks.
+    """
+
+    quote: str | bool = '"'
+    escape: str | bool = False
+    newlines: bool = False
+
+
+def possible_quotings(
+    file: Traversable, form: TextForm
+) -> tuple[list[Quoting], int | None]:
+    """Returns how a file may be quoted, and how many rows it then has.
+
+    A quotation mark that is never closed makes a parser take everything up to
+    the next one for a single value. So the rows that were read are counted and
+    compared with the lines of the file. By convention, TSV is not quoted.
+
+    Args:
+        file: A text file.
+        form: How its rows are written.
+
+    Returns:
+        What to try, in order, and the number of rows to expect of all but
+        those with `newlines`; None where the file holds no quotation mark, so
+        that nothing can go wrong.
+    """
+    if not form.has_header:
+        return [Quoting(quote=False)], None
+    has_quotes = has_escapes = False
+    with readable(file), arrow_stream(file) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            has_quotes = has_quotes or b'"' in block
+            has_escapes = has_escapes or b'\\"' in block
+            if has_escapes:
+                break
+    if not has_quotes:
+        return [Quoting()], None
+    found = [Quoting(escape="\\")] if has_escapes else []
+    found.append(Quoting())
+    if form.delimiter == "\t":
+        found.append(Quoting(quote=False))
+    found.append(Quoting(newlines=True))
+    return found, _num_lines(file) - 1
+
+
+def _num_lines(file: Traversable) -> int:
+    """Counts the lines of a text file that are not empty."""
+    count = 0
+    line_is_empty, returned = True, False
+    with readable(file), arrow_stream(file) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            if returned and block[:1] == b"\n":
+                block = block[1:]  # The block before ended within \r\n.
+            returned = block[-1:] == b"\r"
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            ends = np.frombuffer(block, np.uint8) == ord("\n")
+            if not len(ends):
+                continue
+            # An end right behind another one ends an empty line.
+            empty = ends & np.append(line_is_empty, ends[:-1])
+            count += int(np.count_nonzero(ends) - np.count_nonzero(empty))
+            line_is_empty = bool(ends[-1])
+    return count + (not line_is_empty)
+
+
+def check_quotes(file: Traversable, form: TextForm) -> None:
+    """Checks that every quoted value of a file ends as it should.
+
+    Args:
+        file: A text file with quoted values that hold line breaks.
+        form: How its rows are written.
+
+    Raises:
+        InputError: A quotation mark is not closed, or what is behind the
+            closing one is no delimiter; names the line.
+    """
+    reader = csv.reader(
+        read_lines(file, form.fallback_encoding),
+        delimiter=form.delimiter,
+        strict=True,
+    )
+    begin = 1
+    try:
+        for row in reader:
+            if row and len(row) != len(form.header):
+                raise csv.Error(f"{len(row)} columns, not {len(form.header)}")
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{file}, line {begin}: expected every quotation mark to be "
+            f"closed. Received: {error} by line {reader.line_num}"
+        ) from error
+
+
+def raise_first_fault(
+    file: Traversable,
+    names: ColumnNames,
+    table: pa.Table,
+    form: TextForm | None,
 ) -> NoReturn:
-    """Raises the InputError that names the first bad line of a text file.
+    """Raises the InputError that names the first bad row of a log.
 
     Args:
         file: The file.
         names: Its columns.
-        form: How its rows are written.
-        reason: What to say when every single row looks good.
+        table: Columns "user", "item", "timestamp" and "rating", where there is
+            one, as strings or as values of any type.
+        form: How its rows are written; None for a Parquet file.
     """
-    columns = [name for name in form.header if name not in form.blank_columns]
-    roles = {
-        role: columns.index(name)
-        for role, name in dataclasses.asdict(names).items()
-        if name is not None
-    }
+    columns = table.to_pydict()
+    ratings = columns.get("rating", [None] * len(table))
     first_kind = None
-    for number, row in _rows(file, form):
-        where = f"{file}, line {number}: expected"
-        _check_length(file, number, row, len(columns), form)
-        for role in ("user", "item"):
-            if not row[roles[role]].strip():
-                raise InputError(
-                    f"{where} the {role} id in column "
-                    f"{getattr(names, role)!r}. Received: an empty one"
-                )
-        value = row[roles["timestamp"]]
-        kind = _timestamp_kind(value)
+    for row, (user, item, time, rating) in enumerate(
+        zip(
+            columns["user"],
+            columns["item"],
+            columns["timestamp"],
+            ratings,
+            strict=True,
+        )
+    ):
+        kind = _time_kind(time)
         first_kind = first_kind or kind
-        if kind is None or kind != first_kind:
-            raise InputError(
-                f"{where} a {first_kind or 'number or an ISO date'} in the "
-                f"timestamp column {names.timestamp!r}. Received: {value!r}"
+        expected = None
+        if not str(user or "").strip():
+            expected, value = f"the user id in column {names.user!r}", user
+        elif not str(item or "").strip():
+            expected, value = f"the item id in column {names.item!r}", item
+        elif kind is None or kind != first_kind:
+            what = first_kind or "number or an ISO date"
+            expected = f"a {what} in the timestamp column {names.timestamp!r}"
+            value = time
+        elif not _is_rating(rating):
+            expected = f"a number in the rating column {names.rating!r}"
+            value = rating
+        if expected is not None:
+            where = (
+                f"row {row + 1}"
+                if form is None
+                else f"line {_line_of_row(file, form, row)}"
             )
-        if names.rating and not _is_rating(row[roles["rating"]]):
             raise InputError(
-                f"{where} a number in the rating column {names.rating!r}. "
-                f"Received: {row[roles['rating']]!r}"
+                f"{file}, {where}: expected {expected}. Received: "
+                + ("an empty one" if " id in " in expected else repr(value))
             )
     raise InputError(
-        f"{file}: expected rows of user, item and timestamp. Received: "
-        + " ".join(reason.split())
+        f"{file}: expected rows of user, item and timestamp. Received: a "
+        f"timestamp column {names.timestamp!r} of {table['timestamp'].type}"
     )
+
+
+def _line_of_row(file: Traversable, form: TextForm, row: int) -> int:
+    """Returns the number of the line that holds a row, both from 0 and 1."""
+    lines = read_lines(file, form.fallback_encoding)
+    if form.has_header:
+        reader = csv.reader(lines, delimiter=form.delimiter)
+        numbers = (reader.line_num for values in reader if values)
+        row += 1
+    else:
+        numbers = (n for n, line in enumerate(lines, 1) if line.strip("\r\n"))
+    return next(itertools.islice(numbers, row, None), row)
 
 
 def raise_ragged(file: Traversable, form: TextForm, reason: str) -> NoReturn:
@@ -368,69 +496,51 @@ def raise_ragged(file: Traversable, form: TextForm, reason: str) -> NoReturn:
     Args:
         file: The file.
         form: How its rows are written.
-        reason: What to say when every row has its length.
+        reason: What to report if every row has its length.
     """
-    for number, row in _rows(file, form):
-        _check_length(file, number, row, len(form.header), form)
+    expected = len(form.header) - len(form.blank_columns)
+    all_lines = read_lines(file, form.fallback_encoding)
+    for number, line in enumerate(all_lines, 1):
+        text = line.strip("\r\n")
+        if not text:
+            continue
+        if form.has_header:
+            [row] = csv.reader([text], delimiter=form.delimiter)
+        else:
+            row = text.split(form.delimiter)
+        if len(row) != expected:
+            raise InputError(
+                f"{file}, line {number}: expected {expected} columns. "
+                f"Received {len(row)}: {text[:120]!r}"
+            )
     raise InputError(
         f"{file}: expected a table. Received: {' '.join(reason.split())}"
     )
 
 
-def _check_length(
-    file: Traversable,
-    number: int,
-    row: list[str],
-    num_columns: int,
-    form: TextForm,
-) -> None:
-    if len(row) != num_columns:
-        raise InputError(
-            f"{file}, line {number}: expected {num_columns} columns. "
-            f"Received {len(row)}: {form.delimiter.join(row)[:120]!r}"
-        )
-
-
-def _rows(file: Traversable, form: TextForm) -> Iterator[tuple[int, list[str]]]:
-    """Yields line numbers and rows, without the header and blank lines."""
-    all_lines = read_lines(file, form.fallback_encoding)
-    if form.has_header:
-        reader = csv.reader(all_lines, delimiter=form.delimiter)
-        next((row for row in reader if row), None)
-        try:
-            yield from ((reader.line_num, row) for row in reader if row)
-        except csv.Error as error:
-            raise InputError(
-                f"{file}, line {reader.line_num}: expected a row of a table. "
-                f"Received: {error}"
-            ) from error
-        return
-    for number, line in enumerate(all_lines, 1):
-        line = line.rstrip("\r\n")
-        if line:
-            yield number, line.split(form.delimiter)
-
-
-def _timestamp_kind(value: str) -> str | None:
+def _time_kind(value: object) -> str | None:
+    """Returns "number" or "date"; None for anything else."""
+    if isinstance(value, (datetime.date, datetime.datetime)):
+        return "date"
     try:
-        return "number" if math.isfinite(float(value)) else None
+        return "number" if math.isfinite(float(str(value))) else None
     except ValueError:
         pass
     try:
-        datetime.datetime.fromisoformat(value.strip())
+        datetime.datetime.fromisoformat(str(value).strip())
         return "date"
     except ValueError:
         return None
 
 
-def _is_rating(value: str) -> bool:
-    if not value.strip():
-        return True
+def _is_rating(value: object) -> bool:
+    text = str("" if value is None else value).strip().lower()
     try:
-        float(value)
-        return True
+        return text in ("", "na", "n/a", "null", "none") or bool(
+            float(text) is not None
+        )
     except ValueError:
-        return value.lower() in ("na", "n/a", "null", "none")
+        return False
 
 
 def ids_as_strings(
@@ -445,26 +555,37 @@ def ids_as_strings(
         role: "user" or "item".
 
     Raises:
-        InputError: The ids are of another type, or fractions.
+        InputError: The ids are of another type, fractions, or floats too
+            large to tell apart.
     """
-    if not pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_encode()
-    values = ids.type.value_type
     name = getattr(names, role)
     where = f"{file}: expected ids in the {role} column {name!r}"
-    if pa.types.is_floating(values):
-        for chunk in ids.chunks:
-            whole = pc.equal(chunk.dictionary, pc.floor(chunk.dictionary))
-            if not pc.all(whole).as_py():
-                odd = chunk.dictionary.filter(pc.invert(whole))[0].as_py()
-                raise InputError(f"{where}. Received: {odd!r}")
-        values = pa.int64()
-    elif not (
+    is_encoded = pa.types.is_dictionary(ids.type)
+    values = ids.type.value_type if is_encoded else ids.type
+    if not (
         pa.types.is_integer(values)
+        or pa.types.is_floating(values)
         or pa.types.is_string(values)
         or pa.types.is_large_string(values)
     ):
         raise InputError(f"{where}. Received: a column of {values}")
+    if not is_encoded:
+        ids = ids.dictionary_encode()
+    if pa.types.is_floating(values):
+        for chunk in ids.chunks:
+            numbers = chunk.dictionary.cast(pa.float64())
+            whole = pc.and_(
+                pc.equal(numbers, pc.floor(numbers)),
+                pc.less(pc.abs(numbers), 2.0**53),
+            )
+            if not pc.all(whole).as_py():
+                odd = numbers.filter(pc.invert(whole))[0].as_py()
+                raise InputError(
+                    f"{where}: text, integers, or floats that are whole "
+                    f"numbers below 2^53, beyond which they merge. "
+                    f"Received: {odd!r}"
+                )
+        values = pa.int64()
     chunks = [
         pa.DictionaryArray.from_arrays(
             chunk.indices.cast(pa.int32()),
@@ -473,39 +594,6 @@ def ids_as_strings(
         for chunk in ids.chunks
     ]
     return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
-
-
-def raise_columns(
-    file: Traversable, names: ColumnNames, table: pa.Table
-) -> NoReturn:
-    """Raises the InputError that names the first bad row of typed columns.
-
-    Args:
-        file: The file.
-        names: Its columns.
-        table: Columns "user" and "item" of strings, and "timestamp".
-    """
-    for role in ("user", "item"):
-        text = table[role].cast(pa.string()).fill_null("")
-        row = pc.index(pc.utf8_trim_whitespace(text), "").as_py()
-        if row >= 0:
-            raise InputError(
-                f"{file}, row {row + 1}: expected the {role} id in column "
-                f"{getattr(names, role)!r}. Received: an empty one"
-            )
-    times = table["timestamp"]
-    where = f"a number or a date in the timestamp column {names.timestamp!r}"
-    if times.null_count < len(times) and pa.types.is_floating(times.type):
-        times = pc.if_else(pc.is_finite(times), times, None)
-    if times.null_count:
-        row = pc.index(pc.is_null(times), True).as_py()
-        raise InputError(
-            f"{file}, row {row + 1}: expected {where}. "
-            f"Received: {table['timestamp'][row].as_py()}"
-        )
-    raise InputError(
-        f"{file}: expected {where}. Received: a column of {times.type}"
-    )
 
 
 _ID_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -600,25 +688,50 @@ def stream(
     if file_kind(part) == "parquet":
         table = _read_parquet(part, given, row_group)
         if len(table):
-            yield assemble([_in_one_unit(table)], [part])
+            yield assemble([_in_one_unit(table, part)], [part])
         return
     header, delimiter = read_header(part)
     names = given.find(header, part)
     form = TextForm(header, delimiter)
-    reason = None
+    quoting = _streamed_quoting(part, names, form)
     with readable(part), arrow_stream(part) as opened:
         try:
-            batches = pa_csv.open_csv(opened, *_parsing(names, form, False))
+            batches = pa_csv.open_csv(opened, *_parsing(names, form, quoting))
             for batch in batches:
                 table = _with_roles(pa.Table.from_batches([batch]), names)
                 if not _is_sound(table):
                     raise pa.ArrowInvalid("an id is missing, or no time")
                 if len(table):
-                    yield assemble([_in_one_unit(table)], [part])
+                    yield assemble([_in_one_unit(table, part)], [part])
+            return
         except pa.ArrowInvalid as error:
             reason = str(error)
-    if reason is not None:
-        raise_text(part, names, form, reason)
+    _raise_text(part, names, form, quoting, reason)
+
+
+def _streamed_quoting(
+    part: Traversable, names: ColumnNames, form: TextForm
+) -> Quoting:
+    """Returns how a file is quoted, reading it once if it has quotes."""
+    quotings, num_rows = possible_quotings(part, form)
+    if num_rows is None:
+        return quotings[0]
+    for quoting in quotings:
+        read, convert = _parsing(names, form, quoting)[::2]
+        convert.include_columns = [names.user]
+        with readable(part), arrow_stream(part) as opened:
+            try:
+                parse = _parsing(names, form, quoting)[1]
+                batches = pa_csv.open_csv(opened, read, parse, convert)
+                if sum(batch.num_rows for batch in batches) == num_rows:
+                    return quoting
+            except pa.ArrowInvalid:
+                continue
+    check_quotes(part, form)
+    raise InputError(
+        f"{part}: expected values without line breaks, which only a log that "
+        "is read whole may hold. Received: a quoted value with one"
+    )
 
 
 def read_text(
@@ -639,35 +752,75 @@ def read_text(
         InputError: The file is damaged or has a malformed row, which the
             message names by its line.
     """
-    error = None
-    # A line break inside quotes is rare, and allowing for it is slow.
-    for newlines in (False, True):
+    table, quoting, reason = read_quoted(
+        file, form, lambda quoting: _parsing(names, form, quoting)
+    )
+    if table is not None:
+        table = _with_roles(table, names)
+        if _is_sound(table):
+            return table
+    _raise_text(file, names, form, quoting, reason)
+
+
+_Parsing = tuple[pa_csv.ReadOptions, pa_csv.ParseOptions, pa_csv.ConvertOptions]
+
+
+def read_quoted(
+    file: Traversable, form: TextForm, options: Callable[[Quoting], _Parsing]
+) -> tuple[pa.Table | None, Quoting, str]:
+    """Reads a text file in the first quoting that gives all of its rows.
+
+    Args:
+        file: The file.
+        form: How its rows are written.
+        options: How to read it, given its quoting.
+
+    Returns:
+        The table, its quoting and an empty text; or None, the first quoting
+        that was tried, and what Arrow said of it.
+
+    Raises:
+        InputError: A quotation mark is not closed.
+    """
+    quotings, num_rows = possible_quotings(file, form)
+    reason = ""
+    for quoting in quotings:
+        if quoting.newlines and not reason:
+            # No quoting gives as many rows as there are lines.
+            check_quotes(file, form)
         with readable(file), arrow_stream(file) as stream:
             try:
-                table = _parse(stream, names, form, newlines)
-                break
-            except pa.ArrowInvalid as caught:
-                error = error or caught
-    else:
-        raise_text(file, names, form, str(error))
-    table = _with_roles(table, names)
-    if not _is_sound(table):
-        raise_text(file, names, form, f"timestamp of {table['timestamp'].type}")
-    return table
+                table = pa_csv.read_csv(stream, *options(quoting))
+            except pa.ArrowInvalid as error:
+                reason = reason or str(error)
+                continue
+        if num_rows in (None, len(table)) or quoting.newlines:
+            return table, quoting, ""
+    return None, quotings[0], reason
 
 
-def _parse(
-    stream: pa.NativeFile,
+def _raise_text(
+    file: Traversable,
     names: ColumnNames,
     form: TextForm,
-    newlines: bool,
-) -> pa.Table:
-    return pa_csv.read_csv(stream, *_parsing(names, form, newlines))
+    quoting: Quoting,
+    reason: str,
+) -> NoReturn:
+    """Raises the InputError that names the first bad line of a text file."""
+    read, parse, convert = _parsing(names, form, quoting)
+    convert.column_types = {
+        name: pa.null() if name in form.blank_columns else pa.string()
+        for name in convert.include_columns
+    }
+    try:
+        with readable(file), arrow_stream(file) as stream:
+            table = pa_csv.read_csv(stream, read, parse, convert)
+    except InputError:
+        raise_ragged(file, form, reason)
+    raise_first_fault(file, names, _with_roles(table, names), form)
 
 
-def _parsing(
-    names: ColumnNames, form: TextForm, newlines: bool
-) -> tuple[pa_csv.ReadOptions, pa_csv.ParseOptions, pa_csv.ConvertOptions]:
+def _parsing(names: ColumnNames, form: TextForm, quoting: Quoting) -> _Parsing:
     types = {names.user: _ID_TYPE, names.item: _ID_TYPE}
     types.update((name, pa.null()) for name in form.blank_columns)
     if names.rating:
@@ -678,15 +831,21 @@ def _parsing(
             block_size=_BLOCK_BYTES,
             column_names=None if form.has_header else list(form.header),
         ),
-        pa_csv.ParseOptions(
-            delimiter=form.delimiter[0],
-            quote_char='"' if form.has_header else False,
-            newlines_in_values=newlines,
-        ),
+        parse_options(form, quoting),
         pa_csv.ConvertOptions(
             column_types=types,
             include_columns=wanted + list(form.blank_columns),
         ),
+    )
+
+
+def parse_options(form: TextForm, quoting: Quoting) -> pa_csv.ParseOptions:
+    """Returns how Arrow splits the rows of a text file."""
+    return pa_csv.ParseOptions(
+        delimiter=form.delimiter[0],
+        quote_char=quoting.quote,
+        escape_char=quoting.escape,
+        newlines_in_values=quoting.newlines,
     )
 
 
@@ -714,19 +873,25 @@ def _read_parquet(
         table = table.set_column(table.column_names.index(role), role, ids)
     table = table.set_column(2, "timestamp", _typed(table["timestamp"]))
     if names.rating:
-        with readable(file):
-            table = table.set_column(
-                3, "rating", table["rating"].cast(pa.float32(), safe=False)
-            )
+        try:
+            ratings = table["rating"].cast(pa.float32(), safe=False)
+        except pa.ArrowException:
+            raise_first_fault(file, names, table, None)
+        table = table.set_column(3, "rating", ratings)
     if not _is_sound(table):
-        raise_columns(file, names, table)
+        raise_first_fault(file, names, table, None)
     return table
 
 
 def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns timestamps that were written as text by what they say."""
     if pa.types.is_string(times.type) or pa.types.is_large_string(times.type):
-        for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
+        for kind in (
+            pa.int64(),
+            pa.float64(),
+            pa.timestamp("us"),
+            pa.timestamp("us", tz="UTC"),
+        ):
             try:
                 return times.cast(kind)
             except pa.ArrowInvalid:
@@ -734,12 +899,12 @@ def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
     return times
 
 
-def _in_one_unit(table: pa.Table) -> pa.Table:
+def _in_one_unit(table: pa.Table, part: object) -> pa.Table:
     """Makes dates of fractional seconds, also where some rows have none."""
     times = table["timestamp"]
     if not pa.types.is_floating(times.type):
         return table
-    micros = pa.array(np.rint(times.to_numpy() * 1e6).astype(np.int64))
+    micros = pa.array(_whole(times.to_numpy() * 1e6, part))
     return table.set_column(
         table.column_names.index("timestamp"),
         "timestamp",
@@ -829,9 +994,10 @@ def _codes(
         [chunk.indices.to_numpy() for chunk in column.chunks]
     )
     dictionary = pc.utf8_trim_whitespace(column.chunk(0).dictionary)
-    # Pandas writes whole numbers with a fraction where one was missing.
-    if pc.all(pc.match_substring_regex(dictionary, r"^-?\d+\.0$")).as_py():
-        dictionary = pc.utf8_slice_codeunits(dictionary, 0, -2)
+    # Pandas writes whole numbers with a fraction where one was missing, so
+    # that parts of a log can differ in that.
+    if pc.all(pc.match_substring_regex(dictionary, r"^-?\d+(\.0)?$")).as_py():
+        dictionary = pc.replace_substring_regex(dictionary, r"\.0$", "")
     # Two spellings of an id are one id now.
     merged = dictionary.dictionary_encode()
     ids = np.empty(len(merged.dictionary), object)
@@ -859,11 +1025,36 @@ def _timestamps(
         ]
         return _concatenate(micros), 1_000_000
     if not any(pa.types.is_floating(column.type) for column in columns):
-        return _concatenate(columns).astype(np.int64, copy=False), 1
+        times = _concatenate(columns)
+        if len(times) and times.max() > _HIGHEST_TIME:
+            raise _too_large(times.max(), parts[0])
+        return times.astype(np.int64, copy=False), 1
     seconds = _concatenate(columns).astype(np.float64, copy=False)
     if (seconds == np.floor(seconds)).all():
-        return seconds.astype(np.int64), 1
-    return np.rint(seconds * 1e6).astype(np.int64), 1_000_000
+        return _whole(seconds, parts[0]), 1
+    return _whole(seconds * 1e6, parts[0]), 1_000_000
+
+
+_HIGHEST_TIME = 2**63 - 1
+
+
+def _whole(times: np.ndarray, where: object) -> np.ndarray:
+    """Rounds `[n]` float64 times to int64; `where` is for the message.
+
+    Raises:
+        InputError: A time is beyond int64.
+    """
+    # As floats, the times at both ends are 2^63 themselves.
+    beyond = np.abs(times) >= 2.0**63
+    if beyond.any():
+        raise _too_large(times[beyond][0], where)
+    return np.rint(times).astype(np.int64)
+
+
+def _too_large(time: object, where: object) -> InputError:
+    return InputError(
+        f"{where}: expected times within the range of 64-bit integers. Received: {time}"
+    )
 
 
 def _concatenate(columns: Sequence[pa.ChunkedArray]) -> np.ndarray:

@@ -151,7 +151,7 @@ def write_export(
     check_output(output)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(output) as temporary:
+    with files.atomic_path(output, is_ours=True) as temporary:
         temporary.mkdir()
         for name in names:
             (temporary / name).mkdir()

@@ -94,8 +94,12 @@ class TextTest(TabularTestCase):
     def test_whole_numbers_lose_the_fraction_that_pandas_gave_them(self):
         log = self.read(self.write("uid,item,ts\n1.0,2.0,1\n3.0,2,2\n"))
         self.assertEqual(log.user_ids.tolist(), ["1", "3"])
-        # Not all of these are of that form, so these are two names.
-        self.assertEqual(log.item_ids.tolist(), ["2.0", "2"])
+        self.assertEqual(log.item_ids.tolist(), ["2"])
+
+    def test_fractions_are_kept_where_some_ids_are_no_whole_numbers(self):
+        log = self.read(self.write("uid,item,ts\n1.0,2.0,1\n3.5,2a,2\n"))
+        self.assertEqual(log.user_ids.tolist(), ["1.0", "3.5"])
+        self.assertEqual(log.item_ids.tolist(), ["2.0", "2a"])
 
     def test_line_breaks_in_quotes(self):
         text = 'user,item,ts,text\nu,a,1,"one\ntwo"\nu,"b,c",2,"x"\n'
@@ -163,6 +167,142 @@ class TextTest(TabularTestCase):
         self.assertEqual(
             log.timestamps.tolist(), [1_000_000, 2_000_000, 500_000]
         )
+
+
+class QuotesTest(parameterized.TestCase):
+    """A quotation mark never takes rows away without a word."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+
+    def both(self, name, text):
+        """Returns the item ids as read whole and as read in a stream."""
+        path = self.folder / name
+        path.write_text(text)
+        whole, _ = tables.read_tables([path], ColumnNames())
+        blocks = list(tables.stream(path, ColumnNames()))
+        streamed = [
+            block.item_ids[code] for block in blocks for code in block.items
+        ]
+        ids = whole.item_ids[whole.items].tolist()
+        self.assertEqual(streamed, ids)
+        return ids
+
+    def test_tsv_is_not_quoted(self):
+        rows = [f"u{n}\ti{n % 7}\t{n}\tsong {n}" for n in range(50)]
+        # Two titles begin with a mark that nothing closes.
+        rows[3] = 'u3\ti3\t3\t"Heroes'
+        rows[20] = 'u20\ti6\t20\t"Ashes'
+        ids = self.both("log.tsv", "\n".join(["user\titem\ttime\tname", *rows]))
+        self.assertEqual(ids, [f"i{n % 7}" for n in range(50)])
+
+    def test_quoted_tsv_is_read_as_such(self):
+        ids = self.both("log.tsv", 'user\titem\ttime\nu\t"a\tb"\t1\nu\tc\t2\n')
+        self.assertEqual(ids, ["a\tb", "c"])
+
+    def test_escaped_marks(self):
+        text = (
+            "user,item,time,name\n"
+            'u,a,1,"She said \\"one, two\\" twice"\n'
+            'u,b,2,"plain, with comma"\n'
+        )
+        self.assertEqual(self.both("log.csv", text), ["a", "b"])
+
+    def test_a_mark_that_is_not_closed_in_a_csv(self):
+        rows = [f"u,i{n},{n},name" for n in range(30)]
+        rows[4] = 'u,i4,4,"never closed'
+        path = self.folder / "log.csv"
+        path.write_text("\n".join(["user,item,time,name", *rows, ""]))
+        for read in (
+            lambda: tables.read_tables([path], ColumnNames()),
+            lambda: list(tables.stream(path, ColumnNames())),
+        ):
+            with self.assertRaisesRegex(
+                InputError, "log.csv, line 6: expected every quotation mark"
+            ):
+                read()
+
+    def test_two_marks_that_are_not_closed_in_a_csv(self):
+        rows = [f"u,i{n},{n},name" for n in range(30)]
+        rows[4], rows[9] = 'u,i4,4,"one', 'u,i9,9,"two'
+        path = self.folder / "log.csv"
+        path.write_text("\n".join(["user,item,time,name", *rows, ""]))
+        with self.assertRaisesRegex(InputError, "log.csv, line 6: expected"):
+            tables.read_tables([path], ColumnNames())
+
+    def test_a_line_break_in_a_stream_is_an_error(self):
+        path = self.folder / "log.csv"
+        path.write_text('user,item,time,name\nu,a,1,"one\ntwo"\nu,b,2,x\n')
+        log, _ = tables.read_tables([path], ColumnNames())
+        self.assertEqual(log.item_ids.tolist(), ["a", "b"])
+        with self.assertRaisesRegex(InputError, "values without line breaks"):
+            list(tables.stream(path, ColumnNames()))
+
+    @parameterized.parameters("\r", "\r\n", "\n")
+    def test_line_ends(self, end):
+        lines = ["user,item,time,name", 'u,a,1,"x"', "", 'u,b,2,"y, z"']
+        for text in (end.join(lines), end.join([*lines, "", ""])):
+            path = self.folder / "log.csv"
+            path.write_bytes(text.encode())
+            self.assertEqual(self.both("log.csv", text), ["a", "b"])
+
+
+class RangeTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = (
+            pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+            / "log.parquet"
+        )
+
+    def read(self, **columns):
+        table = {"user": ["u"], "item": ["i"], "time": [1], **columns}
+        pq.write_table(pa.table(table), self.path)
+        return tables.read_tables([self.path], ColumnNames())[0]
+
+    def test_float_ids_that_merge(self):
+        ids = self.read(item=[2.0**53 - 1]).item_ids.tolist()
+        self.assertEqual(ids, ["9007199254740991"])
+        with self.assertRaisesRegex(InputError, "below 2.53.*9007199254740992"):
+            self.read(item=[2.0**53])
+
+    def test_lists_and_structs(self):
+        for value, kind in (([1, 2], "list"), ({"a": 1}, "struct")):
+            with self.assertRaisesRegex(
+                InputError, f"ids in the item column 'item'.*column of {kind}"
+            ):
+                self.read(item=[value])
+
+    @parameterized.parameters(
+        (["2011-03-13T07:06:40Z"], 1_300_000_000_000_000),
+        (["2011-03-13T07:06:40+02:00"], 1_299_992_800_000_000),
+        (["2011-03-13T07:06:40"], 1_300_000_000_000_000),
+    )
+    def test_iso_text(self, times, expected):
+        self.assertEqual(self.read(time=times).timestamps.tolist(), [expected])
+
+    @parameterized.parameters(
+        ([1e30],),
+        ([-1e19],),
+        ([1.5, 1e18],),
+        (pa.array([2**63], pa.uint64()),),
+    )
+    def test_times_beyond_64_bits(self, times):
+        names = [str(n) for n in range(len(times))]
+        with self.assertRaisesRegex(InputError, "range of 64-bit integers"):
+            self.read(user=names, item=names, time=times)
+
+    def test_the_same_whole_numbers_in_parts_of_other_types(self):
+        first = self.path.with_name("1.csv")
+        second = self.path.with_name("2.csv")
+        first.write_text("user,item,time\n1,3,1\n2,4,2\n")
+        second.write_text("user,item,time\n1.0,3.0,3\n2.0,5.0,4\n")
+        log, _ = tables.read_tables([first, second], ColumnNames())
+        self.assertEqual(log.item_ids.tolist(), ["3", "4", "5"])
+        self.assertEqual(log.user_ids.tolist(), ["1", "2"])
 
 
 class TextErrorTest(TabularTestCase):
@@ -326,14 +466,20 @@ class ParquetTest(TabularTestCase):
         ({"user": ["a", ""]}, "row 2: expected the user id"),
         ({"user": [1.0, 2.5]}, "ids in the user column 'user'.*2.5$"),
         ({"item": [True, False]}, "ids in the item column 'item'.*bool$"),
-        ({"ts": [1, None]}, "row 2: expected a number or a date.*None$"),
+        ({"ts": [1, None]}, "row 2: expected a number in .*Received: None$"),
         ({"ts": [1.0, np.nan]}, "row 2: .*timestamp column 'ts'.*nan$"),
-        ({"ts": ["1", "x"]}, "timestamp column 'ts'.*a column of string$"),
+        (
+            {"ts": ["1", "x"]},
+            "row 2: expected a number in the .* 'ts'. Received: 'x'$",
+        ),
         (
             {"ts": [datetime.time(10), datetime.time(11)]},
-            r"timestamp column 'ts'.*a column of time64\[us\]$",
+            r"row 1: .*timestamp column 'ts'. Received: .*time\(10, 0\)$",
         ),
-        ({"rating": ["a", "b"]}, "log.parquet: .*'b'"),
+        (
+            {"rating": ["a", "b"]},
+            "row 1: expected a number in the rating column .*'a'$",
+        ),
     )
     def test_errors(self, columns: dict, message: str):
         good = {"user": [1, 2], "item": [1, 2], "ts": [1, 2]}
