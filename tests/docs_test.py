@@ -122,6 +122,15 @@ class PagesTest(parameterized.TestCase):
                 value = getattr(value, part)
 
     @each_page()
+    def test_named_tests_exist(self, path):
+        for file, name in re.findall(
+            r"`(\w+_test)::(test_\w+)`", path.read_text("utf-8")
+        ):
+            source = ROOT / "tests" / f"{file}.py"
+            self.assertTrue(source.is_file(), file)
+            self.assertIn(f"def {name}(", source.read_text("utf-8"))
+
+    @each_page()
     def test_named_flags_exist(self, path):
         text = path.read_text("utf-8")
         named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text))
