@@ -1053,7 +1053,8 @@ def _whole(times: np.ndarray, where: object) -> np.ndarray:
 
 def _too_large(time: object, where: object) -> InputError:
     return InputError(
-        f"{where}: expected times within the range of 64-bit integers. Received: {time}"
+        f"{where}: expected times within the range of 64-bit integers. "
+        f"Received: {time}"
     )
 
 
