@@ -190,7 +190,7 @@ class MatrixFactorizationTest(parameterized.TestCase):
 
     @unittest.skipUnless(_HAS_IMPLICIT, "needs recsys[baselines]")
     @parameterized.parameters(baselines.ALS, baselines.BPR)
-    def test_two_kinds_of_users_are_told_apart(self, baseline):
+    def test_two_kinds_of_users_are_distinguished(self, baseline):
         # Half of the users like items 2..11, the others 12..21.
         rng = np.random.default_rng(0)
         train = _sequences(
@@ -261,10 +261,10 @@ class TuneTest(absltest.TestCase):
         self.assertEqual(tuned.num_tried, 3)
         # 4 is the best of 4, 5, 6 and ties with 2 and 3 in the other query.
         self.assertEqual(tuned.value, 0.5)
-        with self.assertRaisesRegex(ValueError, "Received: none"):
+        with self.assertRaisesRegex(ValueError, "`grid` must not be empty"):
             baselines.tune(fit, train, 7, validation, [], protocol="p")
 
-    def test_the_grids_are_of_arguments_of_fit(self):
+    def test_grids_hold_arguments_of_fit(self):
         for baseline, grid in baselines.GRIDS.items():
             known = inspect.signature(baseline.fit).parameters
             for options in grid:

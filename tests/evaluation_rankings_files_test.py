@@ -220,7 +220,7 @@ class RankingsFilesTest(parameterized.TestCase):
         ),
         (
             {"query_id": "u0", "items": ["i2", "i3"], "scores": [1, 2]},
-            r":2: .*Received: scores that rise",
+            r":2: .*Received: increasing scores",
         ),
         (
             '{"query_id": "u0", "items": ["i2"], "scores": [NaN]}',
@@ -231,11 +231,19 @@ class RankingsFilesTest(parameterized.TestCase):
             r":2: .*Received: 'high'",
         ),
         (
+            '{"query_id": "u0", "items": ["i2"], "scores": [1'
+            + "0" * 320
+            + "]}",
+            r":2: expected finite numbers as scores. Received: 1000",
+        ),
+        ("[" * 200_000, r":2: expected .*Received: '\[\[\["),
+        ("1" * 5000, r":2: expected .*Received: '111"),
+        (
             '{"query_id": "u0", "items": ["\\ud800"]}',
             r":2: .*Received: .*ud800",
         ),
     )
-    def test_a_line_that_cannot_be_used_is_an_error(self, line, message):
+    def test_an_invalid_line_is_an_error(self, line, message):
         queries = _queries(2, max_relevant=1)
         self._write_lines({"query_id": "u1", "items": ["i2"]}, line)
         with self.assertRaisesRegex(InputError, message):

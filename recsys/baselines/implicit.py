@@ -1,29 +1,49 @@
 """ALS and BPR of the package `implicit`: the extra `[baselines]`.
 
-Both give every history a vector of its own when they are asked, so that they
-can be compared under any protocol and see the same histories as everybody
-else.
+Both compute a vector for each history at scoring time, so they can be
+compared under any protocol on the same histories as every other recommender.
 """
 
 from __future__ import annotations
 
 import importlib
-import types
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from recsys.baselines.counting import binary_matrix
+from recsys.baselines.closed_form import binary_matrix
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
+
+
+def _fitted(
+    name: str, train: Sequences, vocabulary_size: int, **options: Any
+) -> Any:
+    """Fits a model of `implicit`, such as `als.AlternatingLeastSquares`.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    module, _, model = name.partition(".")
+    try:
+        imported = importlib.import_module(f"implicit.{module}")
+    except ImportError as error:
+        raise InputError(
+            "the ALS and BPR baselines need the package `implicit`: install "
+            f"recsys[baselines]. Received: {error}"
+        ) from error
+    fitted = getattr(imported, model)(**options, use_gpu=False)
+    matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
+    fitted.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
+    return fitted
 
 
 class ALS:
     """Weighted matrix factorization by alternating least squares.
 
-    Hu, Koren, Volinsky 2008, https://doi.org/10.1109/ICDM.2008.22. A history
-    gets the vector that solves its own least squares problem.
+    Hu, Koren, Volinsky 2008, https://doi.org/10.1109/ICDM.2008.22. The vector
+    of a history solves its own least-squares problem.
 
     Args:
         model: A fitted `implicit.cpu.als.AlternatingLeastSquares`.
@@ -46,47 +66,38 @@ class ALS:
         num_iterations: int = 15,
         seed: int = 0,
     ) -> ALS:
-        """Factorizes the binary matrix of users and items.
+        """Factorizes the binary user-item matrix.
+
+        The defaults, like those of `BPR`, were tuned on the leave-last-out
+        validation queries of the bundled data.
 
         Args:
             train: The training sequences.
-            vocabulary_size: Number of items, padding and unknown included.
+            vocabulary_size: Number of items, including padding and unknown.
             num_factors: Length of the vectors.
-            regularization: Weight of their squared norms. This and `alpha`
-                were chosen, as the defaults of `BPR`, on the validation
-                queries of the bundled data, leave-last-out.
-            alpha: Confidence in an interaction, against 1 in its absence.
+            regularization: Weight of their squared norms.
+            alpha: Confidence in an interaction, relative to 1 in its absence.
             num_iterations: How often users and items are solved for.
-            seed: Of the first vectors.
-
-        Returns:
-            The recommender.
+            seed: Seed of the initial vectors.
 
         Raises:
             InputError: The package `implicit` is not installed.
         """
-        als = _implicit("als")
-        model = als.AlternatingLeastSquares(
-            factors=num_factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=num_iterations,
-            random_state=seed,
-            use_gpu=False,
+        return cls(
+            _fitted(
+                "als.AlternatingLeastSquares",
+                train,
+                vocabulary_size,
+                factors=num_factors,
+                regularization=regularization,
+                alpha=alpha,
+                iterations=num_iterations,
+                random_state=seed,
+            )
         )
-        _fit(model, train, vocabulary_size)
-        return cls(model)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Returns the products of history vectors and item vectors.
-
-        Args:
-            items: `[total]` int32 histories; their order does not matter.
-            offsets: `[num_queries + 1]` int64.
-
-        Returns:
-            `[num_queries, vocabulary_size]` float32.
-        """
+        """Returns the products of history and item vectors; see `Scorer`."""
         item_factors = self._model.item_factors
         matrix = binary_matrix(items, offsets, len(item_factors))
         users = self._model.recalculate_user(
@@ -99,11 +110,10 @@ class BPR:
     """Matrix factorization by Bayesian personalized ranking.
 
     Rendle et al. 2009, https://arxiv.org/abs/1205.2618. The item vectors are
-    those of training. A history gets the vector u that maximises, by gradient
-    ascent, the mean of `log sigmoid(score(i) - mean score of all items)` over
-    its items i, less `fold_in_regularization / 2 * |u|^2`: the objective of
-    the paper with the mean item in place of sampled ones, which makes it the
-    same for the same history.
+    the trained ones. The vector u of a history maximizes, by gradient ascent,
+    the mean of `log sigmoid(score(i) - mean score of all items)` over its
+    items i, minus `fold_in_regularization / 2 * |u|^2`: the paper's objective
+    with the mean item in place of sampled ones, which makes it deterministic.
 
     Args:
         vectors: `[vocabulary_size, num_factors]` float32.
@@ -121,7 +131,7 @@ class BPR:
         biases: np.ndarray,
         fold_in_regularization: float,
     ) -> None:
-        # Only differences of scores count, so the mean item may be at zero.
+        # Only score differences matter, so the mean item is moved to zero.
         self._vectors = vectors - vectors.mean(axis=0)
         self._biases = biases - biases.mean()
         self._regularization = np.float32(fold_in_regularization)
@@ -139,55 +149,44 @@ class BPR:
         fold_in_regularization: float = 0.1,
         seed: int = 0,
     ) -> BPR:
-        """Learns item vectors, on one thread so that a seed decides them.
+        """Learns item vectors, on one thread so that they are reproducible.
 
         Args:
             train: The training sequences.
-            vocabulary_size: Number of items, padding and unknown included.
+            vocabulary_size: Number of items, including padding and unknown.
             num_factors: Length of the vectors.
-            learning_rate: Of the stochastic gradient.
+            learning_rate: Learning rate of the stochastic gradient descent.
             regularization: Weight of the squared norms.
-            num_epochs: How often each interaction is drawn, on average.
+            num_epochs: How often each interaction is sampled, on average.
             fold_in_regularization: Weight of the squared norm of a history's
                 vector.
-            seed: Of the first vectors and of the draws.
-
-        Returns:
-            The recommender.
+            seed: Seed of the initial vectors and of the sampling.
 
         Raises:
             InputError: The package `implicit` is not installed.
         """
-        bpr = _implicit("bpr")
-        model = bpr.BayesianPersonalizedRanking(
+        model = _fitted(
+            "bpr.BayesianPersonalizedRanking",
+            train,
+            vocabulary_size,
             factors=num_factors,
             learning_rate=learning_rate,
             regularization=regularization,
             iterations=num_epochs,
             random_state=seed,
             num_threads=1,
-            use_gpu=False,
         )
-        _fit(model, train, vocabulary_size)
         # The last column of implicit's factors is the bias.
         vectors = np.asarray(model.item_factors)
         return cls(vectors[:, :-1], vectors[:, -1], fold_in_regularization)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Returns the products of history vectors and item vectors.
-
-        Args:
-            items: `[total]` int32 histories; their order does not matter.
-            offsets: `[num_queries + 1]` int64.
-
-        Returns:
-            `[num_queries, vocabulary_size]` float32.
-        """
+        """Returns the products of history and item vectors; see `Scorer`."""
         matrix = binary_matrix(items, offsets, len(self._vectors))
         return self._fold_in(matrix) @ self._vectors.T + self._biases
 
     def _fold_in(self, histories: scipy.sparse.csr_array) -> np.ndarray:
-        """Finds the vector of each history.
+        """Computes the vector of each history.
 
         Args:
             histories: `[num_queries, vocabulary_size]` float32, binary.
@@ -198,7 +197,7 @@ class BPR:
         lengths = np.diff(histories.indptr)
         rows = np.repeat(np.arange(len(lengths)), lengths)
         items = histories.indices
-        # A step of 1 / curvature never overshoots: the curvature of
+        # A step of 1 / curvature never overshoots; the curvature of
         # log sigmoid is at most 1/4.
         norms = np.einsum("if,if->i", self._vectors, self._vectors)
         step = 1 / (self._regularization + norms.max() / 4)
@@ -213,20 +212,3 @@ class BPR:
                 pull @ self._vectors - self._regularization * users
             )
         return users.astype(np.float32)
-
-
-def _fit(model: Any, train: Sequences, vocabulary_size: int) -> None:
-    """Fits a model of `implicit` to the binary matrix of users and items."""
-    matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
-    model.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
-
-
-def _implicit(module: str) -> types.ModuleType:
-    """Imports a module of `implicit`, which is not always installed."""
-    try:
-        return importlib.import_module(f"implicit.{module}")
-    except ImportError as error:
-        raise InputError(
-            "the ALS and BPR baselines need the package `implicit`: install "
-            f"recsys[baselines]. Received: {error}"
-        ) from error

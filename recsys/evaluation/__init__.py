@@ -1,4 +1,4 @@
-"""From a recommender and a split to results that can be trusted."""
+"""Evaluation: rankings of the full catalog, metrics, intervals and audits."""
 
 from recsys.evaluation.leak_audit import (
     AuditReport,
@@ -6,7 +6,7 @@ from recsys.evaluation.leak_audit import (
     LeakError,
     audit,
 )
-from recsys.evaluation.ranking import Recommender, evaluate
+from recsys.evaluation.ranking import Scorer, evaluate
 from recsys.evaluation.rankings_files import read_rankings, write_rankings
 from recsys.evaluation.recommendation_health import (
     Health,
@@ -33,6 +33,9 @@ from recsys.evaluation.slices import (
     popularity_groups,
 )
 
+# The name of `Scorer` in earlier versions.
+Recommender = Scorer
+
 __all__ = [
     "AuditReport",
     "Check",
@@ -42,6 +45,7 @@ __all__ = [
     "Interval",
     "LeakError",
     "Recommender",
+    "Scorer",
     "Slice",
     "audit",
     "bootstrap_interval",

@@ -1,19 +1,19 @@
-"""Rankings as JSON lines, so that any system can be compared.
+"""Rankings as JSON lines, for comparison with any other system.
 
 One line per query: `{"query_id": "…", "items": ["item id", …], "scores":
-[…]}`, best item first, in raw ids. `query_id` is as `query_ids` names the
-queries (the user's raw id where each user has one query). Scores may be left
-out; equal ones are ties and count at their expected rank.
+[…]}`, best item first, in raw ids. `query_id` is the name that `query_ids`
+gives the query (the user's raw id if each user has one query). `scores` is
+optional; equal scores are ties and count at their expected rank.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,18 @@ from recsys.evaluation.ranking import (
     padded_relevant_items,
 )
 from recsys.evaluation.results import Evaluation, query_ids
+from recsys.ids import UNKNOWN_INDEX
 
-_EXPECTED = 'expected {"query_id": "…", "items": ["…", …], "scores": […]}'
+_FORM = '{"query_id": "…", "items": ["…", …], "scores": […]}'
+
+
+class _Line(NamedTuple):
+    """One line of a file: where it is, and its query's list."""
+
+    where: str
+    query_id: str
+    items: list[str]
+    scores: list[float]
 
 
 def write_rankings(
@@ -39,8 +49,8 @@ def write_rankings(
 
     Args:
         evaluation: Results with lists.
-        vocabulary: Turns indices into raw ids.
-        path: The file; replaced when it is there.
+        vocabulary: Maps indices to raw ids.
+        path: The file; overwritten if it exists.
 
     Raises:
         ValueError: The evaluation has no lists.
@@ -76,53 +86,45 @@ def read_rankings(
 ) -> Evaluation:
     """Evaluates the rankings of a file.
 
-    An item that is not on a query's list is not found, at rank infinity. Cuts
-    beyond the longest list of the file are left out of the results, because
-    a recommender that ranks the whole catalog would have an advantage.
+    An item that is not on a query's list has an infinite rank. Cutoffs beyond
+    the longest list of the file are dropped, since they would favor a system
+    that ranks the whole catalog.
 
     Args:
-        path: The file, with a line for every query, in any order.
-        queries: What was asked.
-        vocabulary: Turns raw ids into indices.
+        path: The file, with one line per query, in any order.
+        queries: The queries.
+        vocabulary: Maps raw ids to indices.
         protocol: The name of the split, for the results.
-        ks: Cuts of the metrics.
-        exclude_history: Whether items of a query's history are no candidates.
-        name: Stands in results tables; None takes the file's name.
+        ks: Cutoffs of the metrics.
+        exclude_history: Whether a query's history is excluded from its list.
+        name: The name in results tables. Default: the file's name.
 
     Returns:
         One entry per query, in the order of `queries`.
 
     Raises:
-        InputError: The file cannot be read; a line is malformed, names an
-            unknown query or one that was there, lists an item that is
-            unknown, there twice or excluded, or has scores that rise or are
-            not finite; or a query has no line.
+        InputError: The file cannot be read, or a line is malformed, missing,
+            duplicated or has an item that is unknown, duplicated or excluded.
     """
     path = pathlib.Path(path)
-    ks = tuple(sorted(set(ks)))
     names = query_ids(queries)
     relevant = padded_relevant_items(queries, names)
-    lines = _read_lines(path, {name: row for row, name in enumerate(names)})
-    missing = [row for row in range(len(names)) if row not in lines]
-    if missing:
-        raise InputError(
-            f"{path}: expected a line for each of {len(names):,} queries. "
-            f"Received: none for {len(missing):,}, first "
-            f"{names[missing[0]]!r}"
-        )
-    depth = max(len(line["items"]) for line in lines.values())
+    lines = _read_lines(path, names)
+    depth = max(len(line.items) for line in lines)
+    ks = sorted(set(ks))
     if depth < ks[0]:
-        raise InputError(
-            f"{path}: expected lists of at least {ks[0]} items, the smallest "
-            f"cut of the metrics. Received: at most {depth}"
+        raise _error(
+            path,
+            f"lists of at least {ks[0]} items, the smallest cutoff",
+            f"at most {depth}",
         )
     ks = tuple(k for k in ks if k <= depth)
-    items, scores = _lay_out(path, lines, vocabulary, depth)
+    items, scores = _lay_out(lines, vocabulary, depth)
     num_candidates = np.full(len(queries), vocabulary.num_items, np.int32)
     if exclude_history:
-        _check_histories(path, lines, items, queries)
-        every = queries.histories(np.arange(len(queries)))
-        num_candidates -= num_distinct(*every).astype(np.int32)
+        histories = queries.histories(np.arange(len(queries)))
+        _check_histories(lines, items, *histories)
+        num_candidates -= num_distinct(*histories).astype(np.int32)
     ranks, relevant = _ranks(items, scores, relevant, num_candidates)
     return Evaluation(
         name=path.stem if name is None else name,
@@ -139,139 +141,125 @@ def read_rankings(
     )
 
 
-def _read_lines(
-    path: pathlib.Path, rows: dict[str, int]
-) -> dict[int, dict[str, Any]]:
-    """Reads the checked lines by the row of their query.
+def _error(where: object, expected: str, received: object) -> InputError:
+    return InputError(f"{where}: expected {expected}. Received: {received}")
 
-    Each gets its number in the file as `line`.
-    """
-    lines: dict[int, dict[str, Any]] = {}
+
+def _read_lines(path: pathlib.Path, names: np.ndarray) -> list[_Line]:
+    """Returns the checked line of each of the named queries, in order."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: expected a file of JSON lines. Received: {error}"
-        ) from error
+        raise _error(path, "a file of JSON lines", error) from error
+    wanted = set(names)
+    lines: dict[str, _Line] = {}
     for number, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
             continue
-        where = f"{path}:{number}"
-        line = _parse(where, raw)
-        if line["query_id"] not in rows:
-            raise InputError(
-                f"{where}: expected the id of a query. Received: "
-                f"{line['query_id']!r}"
+        line = _parse(f"{path}:{number}", raw)
+        query_id = line.query_id
+        if query_id not in wanted:
+            raise _error(line.where, "the id of a query", repr(query_id))
+        if query_id in lines:
+            first = lines[query_id].where.rpartition(":")[2]
+            raise _error(
+                line.where,
+                "one line per query",
+                f"{query_id!r} again (line {first})",
             )
-        row = rows[line["query_id"]]
-        if row in lines:
-            raise InputError(
-                f"{where}: expected one line per query. Received: "
-                f"{line['query_id']!r} again (line {lines[row]['line']})"
-            )
-        lines[row] = {**line, "line": number}
-    return lines
+        lines[query_id] = line
+    missing = [name for name in names if name not in lines]
+    if missing:
+        raise _error(
+            path,
+            f"a line for each of {len(names):,} queries",
+            f"none for {len(missing):,}, first {missing[0]!r}",
+        )
+    return [lines[name] for name in names]
 
 
-def _parse(where: str, raw: str) -> dict[str, Any]:
-    """Reads one line and checks its form."""
+def _parse(where: str, raw: str) -> _Line:
+    """Parses one line and checks its form."""
     try:
         line = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where}: {_EXPECTED}. Received: {raw[:80]!r}"
-        ) from error
+    # Deep nesting, or more digits than Python converts.
+    except (ValueError, RecursionError) as error:
+        raise _error(where, _FORM, repr(raw[:80])) from error
     if not isinstance(line, dict):
-        raise InputError(f"{where}: {_EXPECTED}. Received: {raw[:80]!r}")
-    items = line.get("items")
-    if "query_id" not in line or not isinstance(items, list):
-        raise InputError(
-            f"{where}: {_EXPECTED}. Received: the keys {sorted(line)}"
-        )
-    items = [str(item) for item in items]
+        raise _error(where, _FORM, repr(raw[:80]))
+    if "query_id" not in line or not isinstance(line.get("items"), list):
+        raise _error(where, _FORM, f"the keys {sorted(line)}")
+    items = [str(item) for item in line["items"]]
     try:
-        # JSON can spell half of a pair of surrogates, which is no text.
+        # JSON can encode half of a surrogate pair, which is not valid text.
         "".join(items).encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: {_EXPECTED}. Received: {raw[:80]!r}"
-        ) from error
+        raise _error(where, _FORM, repr(raw[:80])) from error
     scores = line.get("scores")
     if scores is None:
         scores = list(range(0, -len(items), -1))
-    if not isinstance(scores, list) or len(scores) != len(items):
-        raise InputError(
-            f"{where}: expected one score per item ({len(items)}). Received: "
-            f"{len(scores) if isinstance(scores, list) else scores!r}"
-        )
-    for score in scores:
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise InputError(
-                f"{where}: expected scores that are finite numbers. Received: "
-                f"{score!r}"
-            )
-    if sorted(scores, reverse=True) != scores:
-        raise InputError(
-            f"{where}: expected the best item first. Received: scores that rise"
-        )
+    _check_scores(where, scores, len(items))
     if len(set(items)) != len(items):
         twice = next(item for item in items if items.count(item) > 1)
-        raise InputError(
-            f"{where}: expected each item once. Received: {twice!r} twice"
-        )
-    return {
-        "query_id": str(line["query_id"]),
-        "items": items,
-        "scores": scores,
-    }
+        raise _error(where, "distinct items", f"{twice!r} twice")
+    return _Line(where, str(line["query_id"]), items, scores)
+
+
+def _check_scores(where: str, scores: Any, num_items: int) -> None:
+    """Checks for one finite score per item, best first."""
+    if not isinstance(scores, list) or len(scores) != num_items:
+        found = len(scores) if isinstance(scores, list) else repr(scores)
+        raise _error(where, f"one score per item ({num_items})", found)
+    for score in scores:
+        is_number = isinstance(score, int | float)
+        # False for NaN, and for integers beyond the range of a float.
+        if not is_number or not abs(score) <= sys.float_info.max:
+            raise _error(where, "finite numbers as scores", repr(score)[:80])
+    if sorted(scores, reverse=True) != scores:
+        raise _error(where, "the best item first", "increasing scores")
 
 
 def _lay_out(
-    path: pathlib.Path,
-    lines: dict[int, dict[str, Any]],
-    vocabulary: Vocabulary,
-    depth: int,
+    lines: list[_Line], vocabulary: Vocabulary, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[num_queries, depth]` item indices and scores, padded."""
-    rows = sorted(lines)
-    lengths = np.array([len(lines[row]["items"]) for row in rows])
-    ids = [item for row in rows for item in lines[row]["items"]]
-    flat = vocabulary.encode(ids)
+    """Returns `[num_queries, depth]` int32 items and float64 scores, padded."""
+    lengths = np.array([len(line.items) for line in lines])
     places = np.arange(depth) < lengths[:, np.newaxis]
     items = np.zeros(places.shape, np.int32)
-    items[places] = flat
-    unknown = np.argwhere(items == 1)
+    items[places] = vocabulary.encode(
+        [item for line in lines for item in line.items]
+    )
+    unknown = np.argwhere(items == UNKNOWN_INDEX)
     if len(unknown):
         row, column = unknown[0]
-        raise InputError(
-            f"{path}:{lines[row]['line']}: expected items of the vocabulary. "
-            f"Received: {lines[row]['items'][column]!r}"
+        line = lines[row]
+        raise _error(
+            line.where, "items of the vocabulary", repr(line.items[column])
         )
     scores = np.full(places.shape, -np.inf)
-    scores[places] = [score for row in rows for score in lines[row]["scores"]]
+    scores[places] = [score for line in lines for score in line.scores]
     return items, scores
 
 
 def _check_histories(
-    path: pathlib.Path,
-    lines: dict[int, dict[str, Any]],
+    lines: list[_Line],
     items: np.ndarray,
-    queries: Queries,
+    histories: np.ndarray,
+    offsets: np.ndarray,
 ) -> None:
-    """Raises InputError when an item is in its query's own history."""
-    histories, offsets = queries.histories(np.arange(len(queries)))
-    rows = np.repeat(np.arange(len(queries)), np.diff(offsets))
+    """Raises InputError if a list contains an item of the query's history."""
+    rows = np.repeat(np.arange(len(lines)), np.diff(offsets))
     width = max(items.max(), histories.max(initial=0)) + 1
-    keys = np.sort(rows * width + histories)
-    asked = np.arange(len(items))[:, np.newaxis] * width + items
+    listed = np.arange(len(lines))[:, np.newaxis] * width + items
     # Padding is 0, which is in no history.
-    wrong = np.argwhere(np.isin(asked, keys))
+    wrong = np.argwhere(np.isin(listed, rows * width + histories))
     if len(wrong):
         row, column = wrong[0]
-        raise InputError(
-            f"{path}:{lines[row]['line']}: expected no item of the query's "
-            "own history (or pass exclude_history=False). Received: "
-            f"{lines[row]['items'][column]!r}"
+        raise _error(
+            lines[row].where,
+            "no item of the query's own history (or pass "
+            "exclude_history=False)",
+            repr(lines[row].items[column]),
         )
 
 
@@ -287,8 +275,10 @@ def _ranks(
         row, place = np.nonzero((items == item[:, np.newaxis]) & (items > 0))
         relevant_scores[row, column] = scores[row, place]
     relevant_scores[relevant == 0] = np.nan
-    order = np.lexsort((relevant, -relevant_scores), axis=-1)
-    relevant_scores = np.take_along_axis(relevant_scores, order, axis=1)
-    ranks = expected_ranks(scores, relevant_scores, num_candidates)
-    ranks[np.isneginf(relevant_scores)] = np.inf
-    return ranks, np.take_along_axis(relevant, order, axis=1)
+    ranks, relevant = expected_ranks(
+        scores, relevant, relevant_scores, num_candidates
+    )
+    # No listed item ranks behind the end of its list, even at a tie.
+    lengths = np.count_nonzero(items, axis=1)
+    ranks[ranks > lengths[:, np.newaxis]] = np.inf
+    return ranks, relevant

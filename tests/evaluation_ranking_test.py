@@ -1,4 +1,4 @@
-"""Tests of the evaluation over the full catalog."""
+"""Tests of full-catalog ranking and top lists against slow versions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
+from recsys.evaluation.ranking import top_lists
 
 
 @dataclasses.dataclass
@@ -174,15 +175,15 @@ class EvaluateTest(parameterized.TestCase):
                     getattr(results[0], field.name),
                 )
 
-    def test_large_catalogues_are_ranked_in_several_chunks(self):
+    def test_large_catalogs_are_ranked_in_several_chunks(self):
         rng = np.random.default_rng(2)
         scores = rng.standard_normal((3, 50_001)).astype(np.float32)
         queries = _queries(*[([2], [3 + row]) for row in range(30)])
-        recommender = _Table(scores)
-        recommender.scores = lambda items, offsets: np.resize(
+        scorer = _Table(scores)
+        scorer.scores = lambda items, offsets: np.resize(
             scores, (len(offsets) - 1, 50_001)
         )
-        result = evaluate(recommender, queries, protocol="wide")
+        result = evaluate(scorer, queries, protocol="wide")
         for row in range(30):
             row_scores = scores[row % 3, 2:].copy()
             row_scores[0] = -np.inf
@@ -197,11 +198,9 @@ class EvaluateTest(parameterized.TestCase):
     def test_the_cheap_form_has_the_same_ranks(self):
         rng = np.random.default_rng(3)
         queries = _random_queries(rng, num_items=40)
-        recommender = _Table(rng.standard_normal((42, 42)).astype(np.float32))
-        full = evaluate(recommender, queries, protocol="p")
-        cheap = evaluate(
-            recommender, queries, protocol="p", ks=(10,), lists=False
-        )
+        scorer = _Table(rng.standard_normal((42, 42)).astype(np.float32))
+        full = evaluate(scorer, queries, protocol="p")
+        cheap = evaluate(scorer, queries, protocol="p", ks=(10,), lists=False)
         self.assertIsNone(cheap.top_items)
         self.assertIsNone(cheap.top_scores)
         np.testing.assert_array_equal(cheap.ranks, full.ranks)
@@ -218,7 +217,7 @@ class EvaluateTest(parameterized.TestCase):
     def test_padding_and_unknown_are_never_candidates(self):
         table = np.zeros((6, 6), np.float32)
         table[:, :2] = np.nan
-        # The unknown item in a history is no candidate to take away.
+        # The unknown item in a history is not a candidate to begin with.
         queries = _queries(([1, 2, 2], [4]))
         result = evaluate(_Table(table), queries, protocol="p", ks=(10,))
         np.testing.assert_array_equal(result.num_candidates, [3])
@@ -243,7 +242,7 @@ class EvaluateTest(parameterized.TestCase):
         self.assertEqual(result.query_ids.tolist(), ["u0:1", "u0:2"])
 
     @parameterized.parameters(np.nan, np.inf)
-    def test_a_score_that_is_no_number_is_an_error(self, value):
+    def test_a_score_of_nan_or_infinity_is_an_error(self, value):
         table = np.zeros((6, 6), np.float32)
         table[3, 5] = value
         queries = _queries(([2], [4]), ([3], [4]))
@@ -258,9 +257,9 @@ class EvaluateTest(parameterized.TestCase):
         (([2], [3, 4, 3]), "index 3 twice for query 'u1'"),
         (([2], [1]), "Received: index 1 for query 'u1'"),
         (([2], [0]), "Received: index 0 for query 'u1'"),
-        (([2], [6]), "below the recommender's vocabulary size 6"),
+        (([2], [6]), "below the vocabulary size 6 of 'table'"),
     )
-    def test_a_query_that_cannot_be_asked_is_an_error(self, user, message):
+    def test_an_invalid_query_is_an_error(self, user, message):
         queries = _queries(([3], [4]), user)
         table = np.zeros((6, 6), np.float32)
         with self.assertRaisesRegex(InputError, message):
@@ -286,6 +285,49 @@ class EvaluateTest(parameterized.TestCase):
                 evaluate(table, queries, protocol="p", **wrong)
         with self.assertRaisesRegex(ValueError, r"Received: \(1,\)"):
             evaluate(_Table(np.zeros(6)), queries, protocol="p")
+
+
+def _slow_lists(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """By a full stable sort of each row."""
+    items = np.zeros((len(scores), k), np.int32)
+    best = np.full((len(scores), k), -np.inf, scores.dtype)
+    for row, values in enumerate(scores):
+        order = np.argsort(-values, kind="stable")[:k]
+        order = order[values[order] > -np.inf]
+        items[row, : len(order)] = order
+        best[row, : len(order)] = values[order]
+    return items, best
+
+
+class TopListsTest(parameterized.TestCase):
+    @parameterized.product(
+        num_columns=(5, 163, 1024),
+        k=(1, 10, 64),
+        kind=("distinct", "ties", "one value", "few finite"),
+        dtype=(np.float32, np.float64),
+    )
+    def test_equals_a_full_sort(self, num_columns, k, kind, dtype):
+        rng = np.random.default_rng(num_columns + k)
+        scores = rng.standard_normal((20, num_columns)).astype(dtype)
+        if kind == "ties":
+            scores = np.round(scores, 1)
+        elif kind == "one value":
+            scores[::2] = 0.5
+        elif kind == "few finite":
+            scores[rng.random(scores.shape) < 0.95] = -np.inf
+            scores[3] = -np.inf
+        before = scores.copy()
+        items, best = top_lists(scores, k)
+        expected_items, expected_best = _slow_lists(scores, k)
+        np.testing.assert_array_equal(items, expected_items)
+        np.testing.assert_array_equal(best, expected_best)
+        self.assertEqual(best.dtype, dtype)
+        np.testing.assert_array_equal(scores, before)
+
+    def test_no_rows(self):
+        items, best = top_lists(np.zeros((0, 400), np.float32), 10)
+        self.assertEqual(items.shape, (0, 10))
+        self.assertEqual(best.shape, (0, 10))
 
 
 if __name__ == "__main__":
