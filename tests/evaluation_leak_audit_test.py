@@ -70,12 +70,12 @@ class AuditTest(parameterized.TestCase):
             sequences.lengths >= 2
         ].sum()
         self.assertIn(
-            "  ok    test: history and targets are of the query's own user "
+            "  ok    test: history and targets belong to the query's own user "
             f"({num_tests} queries)",
             lines,
         )
         self.assertIn(
-            "  ok    test: training holds nothing of a user from the first "
+            "  ok    test: training has nothing of a user from the first "
             f"target on ({num_training} training interactions)",
             lines,
         )
@@ -92,9 +92,7 @@ class AuditTest(parameterized.TestCase):
             if check.num_violations
         }
         part = "validation" if split.test is None else "test"
-        claim = (
-            f"{part}: training holds nothing of a user from the first target"
-        )
+        claim = f"{part}: training has nothing of a user from the first target"
         if protocol == "leave_last_out":
             self.assertEqual(found[f"{claim} on"], len(split.test))
         self.assertIn(f"{claim} on", found)
@@ -202,7 +200,7 @@ class AuditTest(parameterized.TestCase):
         train = dataclasses.replace(split.train, items=items)
         report = audit(dataclasses.replace(split, train=train))
         self.assertIn(
-            "test: nobody's interactions with the targets are trained on",
+            "test: no user's interactions with the targets are in training",
             [check.claim for check in report.checks if check.num_violations],
         )
 
@@ -213,9 +211,7 @@ class AuditTest(parameterized.TestCase):
             check.claim for check in report.checks if check.num_violations
         ]
         self.assertIn("validation and test have no user in common", claims)
-        self.assertIn(
-            "validation neither sees nor asks for what test asks for", claims
-        )
+        self.assertIn("validation does not use what test asks for", claims)
 
     def test_validation_that_asks_for_the_test_target_is_caught(self):
         split = splits.leave_last_out(_sequences())
@@ -226,7 +222,7 @@ class AuditTest(parameterized.TestCase):
         self.assertLen(found, 1)
         self.assertEqual(
             found[0].claim,
-            "validation neither sees nor asks for what test asks for",
+            "validation does not use what test asks for",
         )
         self.assertEqual(found[0].num_violations, len(split.validation))
 

@@ -50,9 +50,9 @@ class HealthTest(absltest.TestCase):
         report = health(_evaluation(lists, 500), np.ones(502))
         self.assertAlmostEqual(report.effective_num_items, 10)
         self.assertIn("'lists' have collapsed", report.warning)
-        self.assertIn("10 different ones on 200 lists", report.warning)
+        self.assertIn("10 distinct items on 200 lists", report.warning)
 
-    def test_few_queries_or_few_items_are_no_collapse(self):
+    def test_few_queries_or_few_items_are_not_a_collapse(self):
         one = np.arange(2, 12)[np.newaxis]
         self.assertIsNone(health(_evaluation(one, 500), np.ones(502)).warning)
         rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ class ListSummaryTest(absltest.TestCase):
         self.assertAlmostEqual(found["diversity@2"], 1 - 1 / np.sqrt(2))
         self.assertIn("gini@2", found)
 
-    def test_told_in_lines(self):
+    def test_one_metric_per_line(self):
         found = health(
             _evaluation(np.array([[2, 3], [2, 4]]), 4), np.arange(6), k=2
         )
@@ -113,11 +113,11 @@ class ListSummaryTest(absltest.TestCase):
             found, {"coverage@2": 0.75, "diversity@2": None}
         ).splitlines()
         self.assertEqual(lines[0], "The model's lists of 2:")
-        # Twice one item and two others once: 2^1.5 = 2.8 alike.
+        # One item twice and two others once: 2^1.5 = 2.8 effective items.
         self.assertEqual(
             lines[2],
             "coverage@2             0.75  3 items on any list, as varied as 3 "
-            "listed equally often",
+            "equally frequent ones",
         )
         self.assertRegex(lines[3], r"^diversity@2 +–  1 - cosine")
 

@@ -207,7 +207,7 @@ class PageTest(parameterized.TestCase):
         for text in (
             "two & <two> on a<b>.csv",
             "leave-last-out",
-            "Leave-last-out leaks across users' time lines",
+            "Leave-last-out leaks across users' timelines",
             "test queries",
             f"Queries{num_queries}all of them are evaluated",
             f"{NUM_ITEMS} items",

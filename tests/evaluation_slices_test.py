@@ -80,7 +80,9 @@ class SlicesTest(absltest.TestCase):
         np.testing.assert_array_equal(slices[1].evaluation.top_items, [[3, 4]])
 
     def test_wrong_arguments_are_errors(self):
-        with self.assertRaisesRegex(ValueError, "must be 3.*Received: 2"):
+        with self.assertRaisesRegex(
+            ValueError, "each of 3 queries.*Received: 2"
+        ):
             by_history_length(_evaluation(), np.array([1, 2]))
         with self.assertRaisesRegex(ValueError, r"Received: \[1, 5\]"):
             by_history_length(_evaluation(), np.ones(3), edges=(1, 5))

@@ -1,8 +1,9 @@
-"""Proves from the data that a split holds no leak."""
+"""An audit that proves from the data that a split does not leak."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +18,19 @@ _NO_TARGET = np.iinfo(np.int64).max
 
 
 class LeakError(ValueError):
-    """A split lets what is to be predicted into what predicts it."""
+    """A split reveals what is to be predicted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, in every query or interaction.
+    """A claim about every query or interaction, and its violations.
 
     Attributes:
-        claim: What holds when there is no violation.
-        num_checked: How many things were looked at.
+        claim: What holds if there is no violation.
+        num_checked: Number of queries or interactions that were checked.
         unit: What they are, in the plural.
-        num_violations: For how many of them the claim does not hold.
-        example: The query or user of the first violation; empty when there
-            is none.
+        num_violations: Number of those for which the claim does not hold.
+        example: The query or user of the first violation, or empty.
     """
 
     claim: str
@@ -43,18 +43,18 @@ class Check:
         if not self.num_violations:
             return f"ok    {self.claim} ({self.num_checked:,} {self.unit})"
         return (
-            f"LEAK  {self.claim}: does not hold for {self.num_violations:,} "
-            f"of {self.num_checked:,} {self.unit}; first: {self.example}"
+            f"LEAK  {self.claim}: violated by {self.num_violations:,} of "
+            f"{self.num_checked:,} {self.unit}; first: {self.example}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditReport:
-    """What an audit looked at and found; `str` of it is for printing.
+    """The findings of an audit; `str` formats them for printing.
 
     Attributes:
         protocol: The name of the split.
-        checks: In the order in which they were made.
+        checks: The checks, in the order in which they were made.
     """
 
     protocol: str
@@ -66,7 +66,7 @@ class AuditReport:
         return not any(check.num_violations for check in self.checks)
 
     def raise_for_leaks(self) -> None:
-        """Raises LeakError with the whole report unless all checks passed."""
+        """Raises LeakError with all findings unless every check passed."""
         if not self.passed:
             raise LeakError(str(self))
 
@@ -77,77 +77,275 @@ class AuditReport:
 
 
 def audit(split: Split) -> AuditReport:
-    """Checks that no query can see what it asks for.
+    """Checks that no query can see its targets.
 
-    For validation and test each: histories and targets lie in the sequence of
-    the query's own user; they are in order of time; and the training set
-    holds nothing of the user from the first target on (`held_out_users`:
-    nothing of the user at all; `temporal`: besides, of no user anything at or
-    after the time of the earliest query; `held_out_items`: besides, nobody's
-    interaction with any item that test asks for). Validation queries see and
-    ask for nothing that test queries ask for. A split with another name is
-    checked as `leave_last_out` is.
+    For both validation and test, histories and targets must lie within the
+    sequence of the query's own user, in chronological order, and the training
+    set must not have anything of that user from the first target on. Test
+    targets must not occur in validation queries. Some protocols claim more:
 
-    Nothing is taken from how a split was made: training interactions are
-    compared with the sequences of the queries by user, item and time. Of
-    shards those of the users that are asked are read.
+    - `held_out_users`: the training set has nothing of the user at all.
+    - `temporal`: no user's training interactions are at or after the time of
+      the earliest query, nor validation targets at or after that of test.
+    - `held_out_items`: no user's training interactions are with test targets.
+
+    A split with another name is checked like `leave_last_out`.
+
+    The audit does not rely on how the split was made: it compares training
+    interactions with the sequences of the queries by user, item and time. Of
+    shards, it reads the users of the queries.
 
     Args:
-        split: Any split.
+        split: The split.
 
     Returns:
-        The report. It does not raise; see `AuditReport.raise_for_leaks`.
+        The findings; call `AuditReport.raise_for_leaks` to raise an error.
     """
-    if isinstance(split.train, ShardedSequences):
-        asked = split.validation.sequences.user_ids
-        split = dataclasses.replace(split, train=split.train.of_users(asked))
-    parts = {
-        name: queries
-        for name, queries in (
-            ("validation", split.validation),
-            ("test", split.test),
-        )
-        if queries is not None and len(queries)
-    }
-    checks = [_own_sequence(*part) for part in parts.items()]
+    train = split.train
+    if isinstance(train, ShardedSequences):
+        train = train.of_users(split.validation.sequences.user_ids)
+    parts = [_Part("validation", split.validation)]
+    if split.test is not None:
+        parts.append(_Part("test", split.test))
+    parts = [part for part in parts if len(part.queries)]
+    checks = [part.stays_in_own_sequence() for part in parts]
     # Positions outside of the sequences could not be looked up.
     if not any(check.num_violations for check in checks):
-        for name, queries in parts.items():
-            checks += _training_checks(name, queries, split)
+        for part in parts:
+            checks += _training_checks(split.protocol, part, train)
         if len(parts) == 2:
-            checks += _overlap_checks(split.protocol, **parts)
+            checks += _overlap_checks(split.protocol, *parts)
     return AuditReport(split.protocol, tuple(checks))
 
 
-def _training_checks(part: str, queries: Queries, split: Split) -> list[Check]:
-    """What the histories and the training set may hold."""
-    assert isinstance(split.train, Sequences)  # See `audit`.
-    checks = [_history_is_older(part, queries)]
-    if split.protocol == "held_out_users":
-        checks.append(_users_are_unseen(part, queries, split.train))
+def _training_checks(
+    protocol: str, part: _Part, train: Sequences
+) -> list[Check]:
+    """Checks what histories and the training set contain."""
+    checks = [part.is_chronological()]
+    if protocol == "held_out_users":
+        checks.append(part.users_are_unseen(train))
     else:
-        checks.append(_training_is_older(part, queries, split.train))
-    if split.protocol == "temporal":
-        checks.append(_all_training_is_older(part, queries, split.train))
-    if split.protocol == "held_out_items" and part == "test":
-        checks.append(_items_are_unseen(part, queries, split.train))
+        checks.append(part.users_train_before_targets(train))
+    if protocol == "temporal":
+        checks.append(part.all_train_before_queries(train))
+    if protocol == "held_out_items" and part.name == "test":
+        checks.append(part.items_are_unseen(train))
     return checks
 
 
 def _overlap_checks(
-    protocol: str, validation: Queries, test: Queries
+    protocol: str, validation: _Part, test: _Part
 ) -> list[Check]:
-    """What validation and test may have in common."""
-    checks = [_parts_are_apart(validation, test)]
+    """Checks what validation and test have in common."""
+    queries = validation.queries
+    begins = queries.sequences.offsets[queries.users]
+    rows = _rows_of(validation.user_ids, test.queries.sequences.user_ids)
+    used = queries.target_ends - begins
+    checks = [
+        validation.check(
+            "validation does not use what test asks for",
+            (rows >= 0) & (used > test.first_targets[rows]),
+        )
+    ]
     if protocol == "held_out_users":
-        checks.append(_users_differ(validation, test))
+        checks.append(
+            validation.check(
+                "validation and test have no user in common",
+                _rows_of(validation.user_ids, test.user_ids) >= 0,
+            )
+        )
     if protocol == "temporal":
-        checks.append(_test_is_later(validation, test))
+        last = queries.sequences.timestamps[queries.target_ends - 1]
+        checks.append(
+            validation.check(
+                "validation is strictly before the earliest test query, at "
+                f"time {test.earliest}",
+                last >= test.earliest,
+            )
+        )
     return checks
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The checks of one part of a split.
+
+    Attributes:
+        name: "validation" or "test".
+        queries: Its queries.
+    """
+
+    name: str
+    queries: Queries
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """`[num_queries]` object array of str, the names of the queries."""
+        return query_ids(self.queries)
+
+    @functools.cached_property
+    def user_ids(self) -> np.ndarray:
+        """`[num_queries]` object array of str, the users of the queries."""
+        return self.queries.sequences.user_ids[self.queries.users]
+
+    @functools.cached_property
+    def first_targets(self) -> np.ndarray:
+        """`[num_users]` int64 positions of first targets in the sequences.
+
+        `_NO_TARGET` for users without a query.
+        """
+        queries = self.queries
+        first = np.full(queries.sequences.num_users, _NO_TARGET)
+        begins = queries.sequences.offsets[queries.users]
+        np.minimum.at(first, queries.users, queries.history_ends - begins)
+        return first
+
+    @property
+    def earliest(self) -> int:
+        """The time of the earliest query."""
+        queries = self.queries
+        return queries.sequences.timestamps[queries.history_ends].min()
+
+    def check(self, claim: str, violates: np.ndarray) -> Check:
+        """Makes a check from the `[num_queries]` bool violations."""
+        return _check(claim, violates, self.ids, "queries")
+
+    def stays_in_own_sequence(self) -> Check:
+        """Checks the positions of histories and targets."""
+        queries = self.queries
+        offsets = queries.sequences.offsets
+        inside = (
+            (queries.history_starts >= offsets[queries.users])
+            & (queries.history_ends >= queries.history_starts)
+            & (queries.target_ends > queries.history_ends)
+            & (queries.target_ends <= offsets[queries.users + 1])
+        )
+        return self.check(
+            f"{self.name}: history and targets belong to the query's own user",
+            ~inside,
+        )
+
+    def is_chronological(self) -> Check:
+        """Checks the order of time from each history to its targets."""
+        queries = self.queries
+        times = queries.sequences.timestamps
+        # num_falls[p] counts the positions up to p at which time goes back.
+        num_falls = np.append(0, np.cumsum(times[1:] < times[:-1]))
+        return self.check(
+            f"{self.name}: histories are in order of time, targets last",
+            num_falls[queries.target_ends - 1]
+            != num_falls[queries.history_starts],
+        )
+
+    def users_are_unseen(self, train: Sequences) -> Check:
+        """Checks that the users have no training interaction."""
+        rows = _rows_of(self.user_ids, train.user_ids)
+        return self.check(
+            f"{self.name}: no user of a query is in training",
+            (rows >= 0) & (np.append(train.lengths, 0)[rows] > 0),
+        )
+
+    def items_are_unseen(self, train: Sequences) -> Check:
+        """Checks that the targets have no training interaction."""
+        targets, offsets = self.queries.targets(np.arange(len(self.queries)))
+        seen = np.append(0, np.cumsum(np.isin(targets, train.items)))
+        return self.check(
+            f"{self.name}: no user's interactions with the targets are in "
+            "training",
+            seen[offsets[1:]] > seen[offsets[:-1]],
+        )
+
+    def all_train_before_queries(self, train: Sequences) -> Check:
+        """Checks the times of all training interactions."""
+        return _check(
+            f"{self.name}: all training is strictly before the earliest "
+            f"query, at time {self.earliest}",
+            train.timestamps >= self.earliest,
+            np.repeat(train.user_ids, train.lengths),
+            "training interactions",
+        )
+
+    def users_train_before_targets(self, train: Sequences) -> Check:
+        """Checks the training interactions of the users of the queries.
+
+        They must be among those before the user's first target. The fast way
+        is to find that they equal the beginning of the user's sequence. For
+        other users they are counted by item and time.
+        """
+        source = self.queries.sequences
+        source_rows = _rows_of(train.user_ids, source.user_ids)
+        has_query = (source_rows >= 0) & (
+            self.first_targets[source_rows] != _NO_TARGET
+        )
+        users = np.repeat(np.arange(train.num_users), train.lengths)
+        mine = np.flatnonzero(has_query[users])
+        users = users[mine]
+        rows = source_rows[users]
+        place = mine - train.offsets[users]
+        same = place < self.first_targets[rows]
+        at = (source.offsets[rows] + place)[same]
+        same[same] = (train.items[mine[same]] == source.items[at]) & (
+            train.timestamps[mine[same]] == source.timestamps[at]
+        )
+        is_odd = np.zeros(train.num_users, bool)
+        is_odd[users[~same]] = True
+        odd = is_odd[users]
+        violates = np.zeros(len(mine), bool)
+        if odd.any():
+            violates[odd] = self._unaccounted(train, mine[odd], rows[odd])
+        return _check(
+            f"{self.name}: training has nothing of a user from the first "
+            "target on",
+            violates,
+            train.user_ids[users],
+            "training interactions",
+        )
+
+    def _unaccounted(
+        self, train: Sequences, positions: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        """Marks training interactions that are not among the allowed ones.
+
+        Args:
+            train: The training sequences.
+            positions: `[n]` int64 positions in `train`.
+            rows: `[n]` int64, the users of these in the queries' sequences.
+
+        Returns:
+            `[n]` bool; of k equal interactions of which j are allowed, k - j
+            are marked.
+        """
+        source = self.queries.sequences
+        users = np.repeat(np.arange(source.num_users), source.lengths)
+        place = np.arange(len(users)) - source.offsets[users]
+        allowed = np.flatnonzero(
+            np.isin(users, rows) & (place < self.first_targets[users])
+        )
+        keys = np.stack(
+            [
+                np.append(users[allowed], rows),
+                np.append(source.items[allowed], train.items[positions]),
+                np.append(
+                    source.timestamps[allowed], train.timestamps[positions]
+                ),
+            ]
+        )
+        order = np.lexsort(keys)
+        keys = keys[:, order]
+        is_new = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
+        group = np.cumsum(is_new) - 1
+        from_train = order >= len(allowed)
+        num_allowed = np.bincount(group, ~from_train)
+        # The sort is stable, so the allowed ones come first in each group.
+        place = np.arange(len(order)) - np.flatnonzero(is_new)[group]
+        marked = np.empty(len(order), bool)
+        marked[order] = from_train & (place >= 2 * num_allowed[group])
+        return marked[len(allowed) :]
+
+
 def _check(
-    claim: str, violates: np.ndarray, names: np.ndarray, unit: str = "queries"
+    claim: str, violates: np.ndarray, names: np.ndarray, unit: str
 ) -> Check:
     """Makes a check from `[n]` bool violations of things with `[n]` names."""
     rows = np.flatnonzero(violates)
@@ -155,211 +353,8 @@ def _check(
     return Check(claim, len(violates), unit, len(rows), example)
 
 
-def _own_sequence(part: str, queries: Queries) -> Check:
-    offsets = queries.sequences.offsets
-    users = queries.users
-    inside = (
-        (queries.history_starts >= offsets[users])
-        & (queries.history_ends >= queries.history_starts)
-        & (queries.target_ends > queries.history_ends)
-        & (queries.target_ends <= offsets[users + 1])
-    )
-    return _check(
-        f"{part}: history and targets are of the query's own user",
-        ~inside,
-        query_ids(queries),
-    )
-
-
-def _history_is_older(part: str, queries: Queries) -> Check:
-    times = queries.sequences.timestamps
-    # falls[p] counts the places up to p at which time goes back; a slice
-    # in which it never does is in order, its targets last.
-    falls = np.zeros(len(times) + 1, np.int64)
-    np.cumsum(times[1:] < times[:-1], out=falls[1 : len(times)])
-    falls[len(times)] = falls[len(times) - 1]
-    first = np.clip(queries.history_starts, 0, len(times))
-    last = np.clip(queries.target_ends - 1, 0, len(times))
-    return _check(
-        f"{part}: histories are in order of time, targets last",
-        falls[last] != falls[first],
-        query_ids(queries),
-    )
-
-
-def _training_is_older(part: str, queries: Queries, train: Sequences) -> Check:
-    """Compares each user's training interactions with the sequence.
-
-    They must be among those before the user's first target. That is plain
-    where they are the beginning of the sequence, interaction by interaction;
-    other users' interactions are counted by item and time.
-    """
-    source = queries.sequences
-    first_target = _first_targets(queries)
-    source_rows = _rows_of(train.user_ids, source.user_ids)
-    has_query = source_rows >= 0
-    has_query[has_query] = first_target[source_rows[has_query]] != _NO_TARGET
-    users = np.repeat(np.arange(train.num_users), train.lengths)
-    mine = np.flatnonzero(has_query[users])
-    users = users[mine]
-    rows = source_rows[users]
-    place = mine - train.offsets[users]
-    same = place < first_target[rows]
-    at = (source.offsets[rows] + place)[same]
-    same[same] = (train.items[mine[same]] == source.items[at]) & (
-        train.timestamps[mine[same]] == source.timestamps[at]
-    )
-    is_odd = np.zeros(train.num_users, bool)
-    is_odd[users[~same]] = True
-    violates = np.zeros(len(mine), bool)
-    if is_odd.any():
-        odd = is_odd[users]
-        violates[odd] = _surplus(
-            train, mine[odd], rows[odd], source, first_target
-        )
-    return _check(
-        f"{part}: training holds nothing of a user from the first target on",
-        violates,
-        train.user_ids[users],
-        "training interactions",
-    )
-
-
-def _surplus(
-    train: Sequences,
-    positions: np.ndarray,
-    rows: np.ndarray,
-    source: Sequences,
-    first_target: np.ndarray,
-) -> np.ndarray:
-    """Marks training interactions that the allowed ones do not account for.
-
-    Args:
-        train: The training sequences.
-        positions: `[n]` int64 positions in `train`.
-        rows: `[n]` int64, the users of these in `source`.
-        source: The sequences of the queries.
-        first_target: `[num_users of source]` int64 places in each sequence;
-            what is before is allowed.
-
-    Returns:
-        `[n]` bool; of k equal interactions where j are allowed, k - j are
-        marked.
-    """
-    is_mine = np.zeros(source.num_users, bool)
-    is_mine[rows] = True
-    users = np.repeat(np.arange(source.num_users), source.lengths)
-    allowed = np.flatnonzero(is_mine[users])
-    place = allowed - source.offsets[users[allowed]]
-    allowed = allowed[place < first_target[users[allowed]]]
-    keys = np.stack(
-        [
-            np.append(users[allowed], rows),
-            np.append(source.items[allowed], train.items[positions]),
-            np.append(source.timestamps[allowed], train.timestamps[positions]),
-        ]
-    )
-    order = np.lexsort(keys)
-    keys = keys[:, order]
-    is_new = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
-    group = np.cumsum(is_new) - 1
-    from_train = order >= len(allowed)
-    num_allowed = np.bincount(group[~from_train], minlength=group[-1] + 1)
-    # The sort is stable, so within a group the allowed ones come first.
-    place = np.arange(len(order)) - np.flatnonzero(is_new)[group]
-    marked = np.empty(len(order), bool)
-    marked[order] = from_train & (place >= 2 * num_allowed[group])
-    return marked[len(allowed) :]
-
-
-def _items_are_unseen(part: str, queries: Queries, train: Sequences) -> Check:
-    targets, offsets = queries.targets(np.arange(len(queries)))
-    seen = np.append(0, np.cumsum(np.isin(targets, train.items)))
-    return _check(
-        f"{part}: nobody's interactions with the targets are trained on",
-        seen[offsets[1:]] > seen[offsets[:-1]],
-        query_ids(queries),
-    )
-
-
-def _all_training_is_older(
-    part: str, queries: Queries, train: Sequences
-) -> Check:
-    earliest = queries.sequences.timestamps[queries.history_ends].min()
-    users = np.repeat(np.arange(train.num_users), train.lengths)
-    return _check(
-        f"{part}: all training is strictly before the earliest query, at "
-        f"time {earliest}",
-        train.timestamps >= earliest,
-        train.user_ids[users],
-        "training interactions",
-    )
-
-
-def _users_are_unseen(part: str, queries: Queries, train: Sequences) -> Check:
-    rows = _rows_of(queries.sequences.user_ids[queries.users], train.user_ids)
-    seen = rows >= 0
-    seen[seen] = train.lengths[rows[seen]] > 0
-    return _check(
-        f"{part}: no user of a query is in training", seen, query_ids(queries)
-    )
-
-
-def _users_differ(validation: Queries, test: Queries) -> Check:
-    rows = _rows_of(
-        validation.sequences.user_ids[validation.users],
-        test.sequences.user_ids[test.users],
-    )
-    return _check(
-        "validation and test have no user in common",
-        rows >= 0,
-        query_ids(validation),
-    )
-
-
-def _parts_are_apart(validation: Queries, test: Queries) -> Check:
-    """Validation must end, in each sequence, where test begins to ask."""
-    begins = validation.sequences.offsets[validation.users]
-    rows = _rows_of(
-        validation.sequences.user_ids[validation.users],
-        test.sequences.user_ids,
-    )
-    return _check(
-        "validation neither sees nor asks for what test asks for",
-        (rows >= 0)
-        & (validation.target_ends - begins > _first_targets(test)[rows]),
-        query_ids(validation),
-    )
-
-
-def _test_is_later(validation: Queries, test: Queries) -> Check:
-    earliest = test.sequences.timestamps[test.history_ends].min()
-    last = validation.sequences.timestamps[validation.target_ends - 1]
-    return _check(
-        "validation is strictly before the earliest test query, at time "
-        f"{earliest}",
-        last >= earliest,
-        query_ids(validation),
-    )
-
-
-def _first_targets(queries: Queries) -> np.ndarray:
-    """Returns the place of each user's first target in the user's sequence.
-
-    Args:
-        queries: Any.
-
-    Returns:
-        `[num_users]` int64, `_NO_TARGET` for users without a query.
-    """
-    first = np.full(queries.sequences.num_users, _NO_TARGET)
-    begins = queries.sequences.offsets[queries.users]
-    np.minimum.at(first, queries.users, queries.history_ends - begins)
-    return first
-
-
 def _rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Returns the row of each of `[n]` ids among others, or -1."""
+    """Returns the `[n]` int64 rows of ids among others, or -1."""
     found = pc.index_in(
         pa.array(ids, pa.string()), value_set=pa.array(among, pa.string())
     )

@@ -1,4 +1,4 @@
-"""What a recommender shows, and whether it has collapsed to a few items."""
+"""What a recommender lists, and whether it has collapsed to a few items."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow.compute as pc
+import scipy
 import scipy.sparse
 
-from recsys import metrics
+from recsys import metrics as metrics_lib
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.evaluation.results import Evaluation
@@ -18,20 +19,20 @@ from recsys.ids import FIRST_ITEM_INDEX
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """Signs of a recommender that works, or of one that does not.
+    """Signs of whether a recommender works.
 
     Attributes:
-        k: How much of each list was looked at.
-        num_distinct_items: Items that are on any list.
+        k: Length of the lists.
+        num_distinct_items: Number of items on any list.
         catalogue_share: Their share of the catalog.
         effective_num_items: The exponential of the entropy of how often items
-            are listed: how many items, all listed equally often, would be as
-            varied.
+            are listed: the number of equally frequent items that would be
+            as varied.
         norm_popularity_correlation: Spearman's correlation between the norm
-            of an item's vector and its training interactions, over the items
-            that have any; None without vectors, or where either is the same
-            for all.
-        warning: What is wrong, for the user; None when nothing is.
+            of an item's vector and its number of training interactions, over
+            the items that have any; None without vectors or if either is
+            constant.
+        warning: A description of the problem, or None.
     """
 
     k: int
@@ -48,61 +49,65 @@ def health(
     item_vectors: np.ndarray | None = None,
     k: int = 10,
 ) -> Health:
-    """Looks at what is recommended to all queries together.
+    """Examines the recommendations for all queries together.
 
-    Recommendations count as collapsed when their effective number of items
-    is below 5 k, or, where that is less, a quarter of the catalog or of the
-    places on all lists. For comparison, at k = 10 recommending the most
-    popular films that a user has not seen comes to about 30 on MovieLens,
-    EASE to 250 and more.
+    They count as collapsed if their effective number of items is below the
+    least of 5 k, a quarter of the catalog and a quarter of the places on all
+    lists. For comparison, at k = 10 it is about 30 for the most popular
+    movies that a user has not seen on MovieLens, and 250 or more for EASE.
 
     Args:
         evaluation: Results with lists.
-        item_counts: `[vocabulary_size]` int, training interactions of items.
-        item_vectors: `[vocabulary_size, embedding_dim]` float, what the
-            candidates are scored by; or None.
-        k: How much of each list is looked at.
+        item_counts: `[vocabulary_size]` int, training interactions per item.
+        item_vectors: `[vocabulary_size, embedding_dim]` float, by which the
+            candidates are scored; or None.
+        k: Length of the lists to examine.
 
     Returns:
         The findings.
 
     Raises:
-        ValueError: The evaluation has no lists, or shorter ones than k.
+        ValueError: The evaluation has no lists of length k.
     """
-    # Takes a second to import, which commands that need no health spare.
-    import scipy.stats
-
     top_items = _lists(evaluation, k)
-    listed = metrics.times_listed(top_items, evaluation.num_items)
+    listed = metrics_lib.times_listed(top_items, evaluation.num_items)
     num_distinct = int(np.count_nonzero(listed))
+    # SciPy imports its statistics on first use, which takes a second.
     effective = float(np.exp(scipy.stats.entropy(listed[listed > 0])))
     least = min(5 * k, evaluation.num_items / 4, listed.sum() / 4)
     warning = None
     if effective < least:
         warning = (
             f"the recommendations of {evaluation.name!r} have collapsed to "
-            f"few items: {num_distinct:,} different ones on "
+            f"few items: {num_distinct:,} distinct items on "
             f"{evaluation.num_queries:,} lists of {k}, as varied as "
-            f"{effective:.0f} items listed equally often (expected at least "
+            f"{effective:.0f} equally frequent items (expected at least "
             f"{least:.0f})"
         )
-    correlation = None
-    if item_vectors is not None:
-        seen = item_counts > 0
-        seen[:FIRST_ITEM_INDEX] = False
-        norms = np.linalg.norm(item_vectors[seen], axis=1)
-        counts = item_counts[seen]
-        # Constant counts have no ranks; one user's training set has no others.
-        if len(counts) and np.ptp(norms) and np.ptp(counts):
-            correlation = float(scipy.stats.spearmanr(norms, counts).statistic)
     return Health(
         k=k,
         num_distinct_items=num_distinct,
         catalogue_share=num_distinct / evaluation.num_items,
         effective_num_items=effective,
-        norm_popularity_correlation=correlation,
+        norm_popularity_correlation=_correlation(item_counts, item_vectors),
         warning=warning,
     )
+
+
+def _correlation(
+    item_counts: np.ndarray, item_vectors: np.ndarray | None
+) -> float | None:
+    """Correlates the norms of the items' vectors with their popularity."""
+    if item_vectors is None:
+        return None
+    seen = item_counts > 0
+    seen[:FIRST_ITEM_INDEX] = False
+    norms = np.linalg.norm(item_vectors[seen], axis=1)
+    counts = item_counts[seen]
+    # Undefined for constants, such as the counts of a single user's items.
+    if not len(counts) or not np.ptp(norms) or not np.ptp(counts):
+        return None
+    return float(scipy.stats.spearmanr(norms, counts).statistic)
 
 
 def list_summary(
@@ -113,64 +118,60 @@ def list_summary(
     item_genres: scipy.sparse.csr_array | None = None,
     k: int = 10,
 ) -> dict[str, float]:
-    """Returns the metrics of the lists, averaged, by name.
+    """Returns the list metrics by name, averaged over the lists.
 
     Args:
         evaluation: Results with lists.
         queries: The queries of the evaluation, in the same order.
-        item_counts: `[vocabulary_size]` int, training interactions of items.
-        num_users: Users of the training set.
-        item_genres: See `genre_matrix`; None leaves out the diversity.
-        k: How much of each list is looked at.
+        item_counts: `[vocabulary_size]` int, training interactions per item.
+        num_users: Number of users in the training set.
+        item_genres: See `genre_matrix`; without it there is no diversity.
+        k: Length of the lists.
 
     Returns:
         `coverage@k`, `gini@k`, `novelty@k`, `popularity@k`,
-        `history_popularity` and `diversity@k`; see `recsys.metrics`.
+        `history_popularity` and `diversity@k`; see `recsys.metrics`. NaN if
+        undefined for every list.
 
     Raises:
-        ValueError: The evaluation has no lists, or shorter ones than k.
+        ValueError: The evaluation has no lists of length k.
     """
     top_items = _lists(evaluation, k)
     num_items = evaluation.num_items
-    values = {
-        f"coverage@{k}": metrics.catalogue_coverage(top_items, num_items),
-        f"gini@{k}": metrics.gini(top_items, num_items),
-        f"novelty@{k}": _mean(
-            metrics.novelty(top_items, item_counts, num_users)
+    histories = queries.histories(np.arange(len(queries)))
+    values: dict[str, float | np.ndarray] = {
+        f"coverage@{k}": metrics_lib.catalogue_coverage(top_items, num_items),
+        f"gini@{k}": metrics_lib.gini(top_items, num_items),
+        f"novelty@{k}": metrics_lib.novelty(top_items, item_counts, num_users),
+        f"popularity@{k}": metrics_lib.average_popularity(
+            top_items, item_counts
         ),
-        f"popularity@{k}": _mean(
-            metrics.average_popularity(top_items, item_counts)
-        ),
-        "history_popularity": _mean(
-            metrics.history_popularity(
-                *queries.histories(np.arange(len(queries))), item_counts
-            )
+        "history_popularity": metrics_lib.history_popularity(
+            *histories, item_counts
         ),
     }
     if item_genres is not None:
-        values[f"diversity@{k}"] = _mean(
-            metrics.intra_list_diversity(top_items, item_genres)
+        values[f"diversity@{k}"] = metrics_lib.intra_list_diversity(
+            top_items, item_genres
         )
-    return values
+    return {name: _mean(value) for name, value in values.items()}
 
 
 def describe_lists(found: Health, metrics: Mapping[str, float | None]) -> str:
-    """Says in some lines what the lists are like.
+    """Describes the lists, one metric per line.
 
     Args:
-        found: The health of the same lists.
-        metrics: What `list_summary` returned for them; None where a value is
-            not defined.
+        found: The health of the lists.
+        metrics: The result of `list_summary`, with None for undefined values.
 
     Returns:
         Aligned lines without a trailing newline.
     """
     k = found.k
-    correlation = found.norm_popularity_correlation
-    told = {
-        f"coverage@{k}": f"{found.num_distinct_items:,} items on any list, "
-        f"as varied as {found.effective_num_items:,.0f} listed equally often",
-        f"gini@{k}": "0: all items listed alike; 1: one alone",
+    meanings = {
+        f"coverage@{k}": f"{found.num_distinct_items:,} items on any list, as "
+        f"varied as {found.effective_num_items:,.0f} equally frequent ones",
+        f"gini@{k}": "0: all items are listed equally often; 1: only one is",
         f"novelty@{k}": "bits of self-information of a listed item",
         f"popularity@{k}": "training interactions of a listed item",
         "history_popularity": "training interactions of an item in a history",
@@ -179,29 +180,29 @@ def describe_lists(found: Health, metrics: Mapping[str, float | None]) -> str:
     lines = [f"The model's lists of {k}:", ""]
     for name, value in metrics.items():
         number = "–" if value is None else f"{value:,.4g}"
-        lines.append(f"{name:<19} {number:>7}  {told[name]}")
-    if correlation is not None:
+        lines.append(f"{name:<19} {number:>7}  {meanings[name]}")
+    if found.norm_popularity_correlation is not None:
         lines.append(
-            f"{'norm_popularity':<19} {correlation:>7.3f}  rank correlation "
-            "of items' vector lengths and interactions"
+            f"{'norm_popularity':<19} {found.norm_popularity_correlation:>7.3f}"
+            "  rank correlation of item vectors' norms and interactions"
         )
     return "\n".join(lines)
 
 
 def genre_matrix(vocabulary: Vocabulary) -> scipy.sparse.csr_array | None:
-    """Returns which item has which genre.
+    """Returns the genres of each item.
 
     Args:
-        vocabulary: The items; their genres are in the column `genres`.
+        vocabulary: The items, with the genres in the column `genres`.
 
     Returns:
-        `[vocabulary_size, num_genres]` float32, genres in order of first
-        appearance; None when there is no such column or no genre in it.
+        `[vocabulary_size, num_genres]` float32, 1 where the item has the
+        genre, genres in order of first appearance; None without genres.
     """
     items = vocabulary.items
     if items is None or "genres" not in items.column_names:
         return None
-    # Neither function counts a list that is null.
+    # Both Arrow functions skip lists that are null.
     lists = items["genres"].combine_chunks()
     codes = pc.list_flatten(lists).dictionary_encode()
     if not len(codes.dictionary):
@@ -215,7 +216,7 @@ def genre_matrix(vocabulary: Vocabulary) -> scipy.sparse.csr_array | None:
 
 
 def _lists(evaluation: Evaluation, k: int) -> np.ndarray:
-    """Returns the `[num_queries, k]` int32 beginnings of the lists."""
+    """Returns the first k items of each list, `[num_queries, k]` int32."""
     top_items = evaluation.top_items
     width = 0 if top_items is None else top_items.shape[1]
     if top_items is None or width < k:
@@ -226,7 +227,8 @@ def _lists(evaluation: Evaluation, k: int) -> np.ndarray:
     return top_items[:, :k]
 
 
-def _mean(values: np.ndarray) -> float:
-    """The mean where defined; NaN when it is nowhere."""
+def _mean(values: float | np.ndarray) -> float:
+    """Averages the defined values; NaN if there are none."""
+    values = np.atleast_1d(values)
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")

@@ -1,10 +1,10 @@
-"""Results for parts of the queries or of the relevant items."""
+"""Results for subsets of the queries or of the relevant items."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,12 +16,12 @@ GROUPS = ("head", "mid", "tail", "unseen")
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A part of an evaluation.
+    """A subset of an evaluation.
 
     Attributes:
-        name: What the part has in common, such as `head` or `10-19`.
-        evaluation: The results of that part.
-        share: The share of all relevant items that is in the part.
+        name: What its members have in common, such as `head` or `10-19`.
+        evaluation: The results of the subset.
+        share: Its share of all relevant items.
     """
 
     name: str
@@ -32,25 +32,27 @@ class Slice:
 def popularity_groups(
     item_counts: np.ndarray, shares: tuple[float, float] = (0.5, 0.8)
 ) -> np.ndarray:
-    """Sorts items into head, mid, tail and unseen by training interactions.
+    """Groups items into head, mid, tail and unseen by popularity.
 
     The most popular items that together have the first half of all training
     interactions are the head, those up to 80 % are mid, the rest is the tail.
     Unseen items have no training interaction.
 
     Args:
-        item_counts: `[vocabulary_size]` int, training interactions of items.
+        item_counts: `[vocabulary_size]` int, training interactions per item.
         shares: Where head and mid end.
 
     Returns:
-        `[vocabulary_size]` int8 places in `GROUPS`; -1 for padding and
+        `[vocabulary_size]` int8 indices into `GROUPS`; -1 for padding and
         unknown.
 
     Raises:
-        ValueError: `shares` do not rise within [0, 1].
+        ValueError: `shares` are not increasing within [0, 1].
     """
     if not 0 <= shares[0] <= shares[1] <= 1:
-        raise ValueError(f"`shares` must rise from 0 to 1. Received: {shares}")
+        raise ValueError(
+            f"`shares` must increase within [0, 1]. Received: {shares}"
+        )
     order = np.argsort(-item_counts, kind="stable")
     before = np.cumsum(item_counts[order]) - item_counts[order]
     groups = np.empty(len(item_counts), np.int8)
@@ -69,24 +71,19 @@ def by_item_popularity(
 ) -> list[Slice]:
     """Slices by the popularity group of the relevant items.
 
-    A query with relevant items of several groups is in several slices, in
-    each with the items of that group only. Their ranks stay those among all
-    candidates.
+    A query with relevant items of several groups is in several slices, each
+    with the items of that group only. Ranks remain those among all candidates.
 
     Args:
         evaluation: The results of all queries.
-        item_counts: `[vocabulary_size]` int, training interactions of items.
+        item_counts: `[vocabulary_size]` int, training interactions per item.
         shares: See `popularity_groups`.
 
     Returns:
-        Slices named as in `GROUPS`; those without a query are left out.
+        Slices named as in `GROUPS`, except for those without a query.
     """
     groups = popularity_groups(item_counts, shares)
-    found = groups[evaluation.relevant_items]
-    return _present(
-        _relevant_slice(evaluation, name, found == place)
-        for place, name in enumerate(GROUPS)
-    )
+    return _slices(evaluation, GROUPS, groups[evaluation.relevant_items])
 
 
 def by_history_length(
@@ -99,56 +96,62 @@ def by_history_length(
     Args:
         evaluation: The results of all queries.
         lengths: `[num_queries]` int, the lengths of the histories.
-        edges: The smallest length of each slice, rising from 0.
+        edges: The smallest length of each slice, increasing from 0.
 
     Returns:
-        Slices named as in `10-19`; those without a query are left out.
+        Slices named like `10-19`, except for those without a query.
 
     Raises:
-        ValueError: `lengths` is of other queries or `edges` do not rise
-            from 0.
+        ValueError: `lengths` has another number of queries, or `edges` do not
+            increase from 0.
     """
     if len(lengths) != evaluation.num_queries:
         raise ValueError(
-            f"`lengths` must be {evaluation.num_queries}, one per query. "
-            f"Received: {len(lengths)}"
+            "`lengths` must have one entry for each of "
+            f"{evaluation.num_queries} queries. Received: {len(lengths)}"
         )
     edges = list(edges)
     if edges[:1] != [0] or sorted(set(edges)) != edges:
-        raise ValueError(f"`edges` must rise from 0. Received: {edges}")
-    places = np.searchsorted(edges, lengths, "right") - 1
-    is_relevant = ~np.isnan(evaluation.ranks)
+        raise ValueError(f"`edges` must increase from 0. Received: {edges}")
     names = [
         f"{low}-{high - 1}" if high - low > 1 else f"{low}"
         for low, high in itertools.pairwise(edges)
     ]
-    names.append(f"{edges[-1]}+")
-    return _present(
-        _relevant_slice(
-            evaluation, name, is_relevant & (places == place)[:, np.newaxis]
+    numbers = np.searchsorted(edges, lengths, "right") - 1
+    return _slices(
+        evaluation,
+        [*names, f"{edges[-1]}+"],
+        np.where(np.isnan(evaluation.ranks), -1, numbers[:, np.newaxis]),
+    )
+
+
+def _slices(
+    evaluation: Evaluation, names: Sequence[str], numbers: np.ndarray
+) -> list[Slice]:
+    """Slices by relevant item.
+
+    Args:
+        evaluation: The results of all queries.
+        names: The names of the slices.
+        numbers: `[num_queries, max_relevant]` int indices into `names`; -1
+            for padding.
+    """
+    slices = []
+    for number, name in enumerate(names):
+        chosen = numbers == number
+        rows = np.flatnonzero(chosen.any(axis=1))
+        if not len(rows):
+            continue
+        chosen = chosen[rows]
+        # The other items become padding, which belongs at the end.
+        order = np.argsort(~chosen, axis=1, kind="stable")
+        ranks = np.where(chosen, evaluation.ranks[rows], np.nan)
+        items = np.where(chosen, evaluation.relevant_items[rows], 0)
+        part = dataclasses.replace(
+            evaluation.select(rows),
+            ranks=np.take_along_axis(ranks, order, axis=1),
+            relevant_items=np.take_along_axis(items, order, axis=1),
         )
-        for place, name in enumerate(names)
-    )
-
-
-def _present(slices: Iterable[Slice]) -> list[Slice]:
-    return [each for each in slices if each.evaluation.num_queries]
-
-
-def _relevant_slice(
-    evaluation: Evaluation, name: str, chosen: np.ndarray
-) -> Slice:
-    """Keeps the relevant items that `[num_queries, max_relevant]` marks."""
-    rows = np.flatnonzero(chosen.any(axis=1))
-    chosen = chosen[rows]
-    # Unmarked items become padding, which belongs behind the others.
-    order = np.argsort(~chosen, axis=1, kind="stable")
-    ranks = np.where(chosen, evaluation.ranks[rows], np.nan)
-    items = np.where(chosen, evaluation.relevant_items[rows], 0)
-    part = dataclasses.replace(
-        evaluation.select(rows),
-        ranks=np.take_along_axis(ranks, order, axis=1),
-        relevant_items=np.take_along_axis(items, order, axis=1),
-    )
-    total = np.count_nonzero(~np.isnan(evaluation.ranks))
-    return Slice(name, part, float(np.count_nonzero(chosen) / total))
+        share = np.count_nonzero(chosen) / evaluation.num_relevant.sum()
+        slices.append(Slice(name, part, float(share)))
+    return slices

@@ -1,4 +1,4 @@
-"""Tests of intervals and paired comparisons against slow versions."""
+"""Tests of intervals and comparisons against slow versions, and tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from recsys.evaluation import (
     bootstrap_interval,
     compare,
     intervals,
+    results_table,
     sign_flip_p_value,
 )
 from recsys.metrics import Metric
@@ -171,6 +172,74 @@ class CompareTest(absltest.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, "must have the same"):
                 compare(first, dataclasses.replace(first, **change))
+
+
+def _table_row(name: str, ranks: list[float], protocol: str) -> Evaluation:
+    return Evaluation(
+        name=name,
+        protocol=protocol,
+        ks=(10,),
+        exclude_history=True,
+        num_items=3416,
+        query_ids=np.array([str(row) for row in range(len(ranks))], object),
+        ranks=np.array(ranks)[:, np.newaxis],
+        relevant_items=np.full((len(ranks), 1), 2, np.int32),
+        num_candidates=np.full(len(ranks), 3400, np.int32),
+    )
+
+
+class ResultsTableTest(absltest.TestCase):
+    def test_columns_are_aligned_and_the_best_is_marked(self):
+        text = results_table(
+            [
+                _table_row("popularity", [1, 30, 40, 50], "temporal"),
+                _table_row("two-tower", [3, 1, 40, 50], "temporal"),
+            ],
+            ["recall@10", "ndcg@10"],
+        )
+        self.assertEqual(
+            text.splitlines(),
+            [
+                "Protocol temporal: 4 queries, all 3,416 items ranked, "
+                "history excluded",
+                "",
+                "recommender  recall@10   ndcg@10",
+                "---------------------------------",
+                "popularity      0.2500    0.2500",
+                "two-tower       0.5000*   0.3750*",
+                "",
+                "*: best in its column.",
+                "Nothing in training happened at or after the time of any "
+                "query.",
+            ],
+        )
+
+    def test_leave_last_out_says_that_it_leaks(self):
+        text = results_table([_table_row("markov", [1, 2], "leave_last_out")])
+        self.assertIn("leaks across users' timelines", text)
+        self.assertNotIn("*", text)
+
+    def test_intervals_stand_behind_the_values(self):
+        ranks = [1.0] * 50 + [100.0] * 50
+        text = results_table(
+            [_table_row("markov", ranks, "temporal")],
+            ["recall@10"],
+            intervals=True,
+        )
+        # 1.96 * sqrt(0.5 * 0.5 / 100) = 0.098
+        self.assertRegex(text, r"markov +0\.5000 ± 0\.(09|10)\d\d\n")
+        self.assertIn("95% bootstrap interval", text)
+
+    def test_results_of_different_queries_are_an_error(self):
+        with self.assertRaisesRegex(ValueError, "Received: .*temporal"):
+            results_table(
+                [
+                    _table_row("a", [1, 2], "temporal"),
+                    _table_row("b", [1, 2], "leave_last_out"),
+                ]
+            )
+        with self.assertRaisesRegex(ValueError, r"Received: \[\]"):
+            results_table([])
 
 
 if __name__ == "__main__":
