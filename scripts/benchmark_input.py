@@ -183,12 +183,11 @@ def _write_csv(log: SyntheticLog, path: pathlib.Path) -> None:
 
 
 def _read_with_recsys(path: str) -> dict[str, Any]:
-    from recsys.data import sources
-    from recsys.data.prepare import prepare
-    from recsys.data.splits import leave_last_out
+    from recsys.config import TrainConfig
+    from recsys.data.prepare import build_data
 
     began = time.perf_counter()
-    data = prepare(sources.read(path), leave_last_out)
+    data = build_data(TrainConfig(data=path))
     return {
         "seconds": time.perf_counter() - began,
         "interactions": data.num_interactions,
@@ -196,7 +195,7 @@ def _read_with_recsys(path: str) -> dict[str, Any]:
 
 
 def _read_with_pandas(path: str) -> dict[str, Any]:
-    """Does in pandas what `prepare` does, as one would write it."""
+    """Does in pandas what `build_data` does, as one would write it."""
     import pandas as pd
 
     began = time.perf_counter()
@@ -310,10 +309,8 @@ def _prepare_shards(data: str, output: str) -> dict[str, Any]:
 def _read_epoch(folder: str) -> dict[str, Any]:
     from recsys.data import pipeline
     from recsys.data.prepare import open_shards
-    from recsys.data.shards import read_manifest
 
-    path = pathlib.Path(folder)
-    train = open_shards(path, read_manifest(path)).split.train
+    train = open_shards(pathlib.Path(folder)).split.train
     began = time.perf_counter()
     plan = pipeline.plan_epoch(
         train,

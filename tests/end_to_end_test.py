@@ -261,7 +261,7 @@ class OtherRunsTest(RunTestCase):
             ),
         )
         self.assertEqual(code, 0, err)
-        self.assertIn("nothing tests", out)
+        self.assertIn("no test queries", out)
         self.assertIn("Validation queries, as this split tests nothing.", out)
         written = json.loads((workdir / "metrics.json").read_text())
         self.assertEqual(written["protocol"], "validation_only")

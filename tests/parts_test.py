@@ -62,10 +62,8 @@ class PartsTest(parameterized.TestCase):
         log = "synthetic:users=80,items=70,interactions=1500,seed=4"
         units, items = sources.units(sources.Source(log))
         options = Options(num_shards=num_shards, num_queries=0)
-        manifest = shard_preparation.prepare_shards(
-            units, items, log, folder, options, 1
-        )
-        sequences = open_shards(folder, manifest).split.train
+        shard_preparation.prepare_shards(units, items, log, folder, options, 1)
+        sequences = open_shards(folder).split.train
         return dataclasses.replace(
             sequences, group_interactions=group_interactions
         )

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
 
-from recsys.data import splits
+from recsys.config import TrainConfig
 from recsys.data.interactions import Interactions, Log
-from recsys.data.prepare import prepare
+from recsys.data.prepare import PreparedData, data_summary, prepare_log
 from recsys.errors import InputError
 
 
@@ -30,6 +30,10 @@ def _log(
     )
 
 
+def _prepare(rows, items: pa.Table | None = None, **fields) -> PreparedData:
+    return prepare_log(_log(rows, items), TrainConfig(**fields))
+
+
 ROWS = [
     ("ann", "tea", 1, 5.0),
     ("ann", "cup", 2, 1.0),
@@ -45,7 +49,7 @@ ROWS = [
 
 class PrepareTest(parameterized.TestCase):
     def test_by_hand(self):
-        data = prepare(_log(ROWS), splits.leave_last_out)
+        data = _prepare(ROWS)
         self.assertEqual(data.name, "shop.csv")
         self.assertEqual(
             data.vocabulary.item_ids.tolist(), ["tea", "cup", "jam", "pot"]
@@ -61,15 +65,15 @@ class PrepareTest(parameterized.TestCase):
         self.assertEqual(data.num_single, 1)
         self.assertEqual(data.num_dropped, 1)
 
-    def test_counts_are_of_the_training_set_alone(self):
-        data = prepare(_log(ROWS), splits.leave_last_out)
+    def test_counts_cover_only_the_training_set(self):
+        data = _prepare(ROWS)
         # tea: ann's and eve's, not bob's, which is his test item.
         self.assertEqual(
             data.vocabulary.items.column("train_count").to_pylist(),
             [2, 1, 1, 0],
         )
 
-    def test_what_is_known_of_the_items_comes_along(self):
+    def test_item_metadata_is_joined(self):
         items = pa.table(
             {
                 "item_id": ["pot", "tea"],
@@ -77,7 +81,7 @@ class PrepareTest(parameterized.TestCase):
                 "train_count": [99, 99],
             }
         )
-        data = prepare(_log(ROWS, items), splits.leave_last_out)
+        data = _prepare(ROWS, items)
         self.assertEqual(
             data.vocabulary.titles.tolist(),
             ["Green tea", None, None, "Teapot"],
@@ -88,16 +92,16 @@ class PrepareTest(parameterized.TestCase):
             [2, 1, 1, 0],
         )
 
-    def test_filters_reach_the_log(self):
-        data = prepare(
-            _log(ROWS), splits.validation_only, min_rating=3, repeats="all"
+    def test_filters_are_applied(self):
+        data = _prepare(
+            ROWS, split="validation_only", min_rating=3, repeats="all"
         )
         # Ratings under 3 go: ann's cup and bob's tea.
         self.assertEqual(data.num_dropped, 2)
         self.assertEqual(data.split.train.num_interactions, 5)
-        data = prepare(_log(ROWS), splits.validation_only, min_item_count=2)
+        data = _prepare(ROWS, split="validation_only", min_item_count=2)
         self.assertNotIn("pot", data.vocabulary.item_ids.tolist())
-        data = prepare(_log(ROWS), splits.validation_only, min_user_count=2)
+        data = _prepare(ROWS, split="validation_only", min_user_count=2)
         self.assertEqual(data.split.train.num_users, 2)
         self.assertEqual(data.num_single, 0)
 
@@ -105,13 +109,13 @@ class PrepareTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             InputError, "shop.csv: expected at least two items .*Received: 1$"
         ):
-            prepare(_log([("a", "x", 1, 1.0)]), splits.leave_last_out)
+            _prepare([("a", "x", 1, 1.0)])
 
-    def test_nothing_left_by_the_filters(self):
+    def test_filters_that_drop_everything(self):
         with self.assertRaises(InputError):
-            prepare(_log(ROWS), splits.leave_last_out, min_item_count=100)
+            _prepare(ROWS, min_item_count=100)
 
-    def test_no_user_with_enough_to_learn_from(self):
+    def test_no_user_with_two_training_interactions(self):
         rows = [
             (user, item, time, 1.0)
             for user in "ab"
@@ -121,7 +125,24 @@ class PrepareTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             InputError, "shop.csv: no user has enough .*Received: at most one"
         ):
-            prepare(_log(rows), splits.leave_last_out)
+            _prepare(rows)
+
+    def test_summary(self):
+        self.assertEqual(
+            data_summary(_prepare(ROWS)).splitlines(),
+            [
+                "shop.csv: 3 users, 4 items, 8 interactions",
+                "split leave_last_out: 4 training interactions, 2 validation "
+                "queries, 2 test queries",
+                "1 interaction dropped by the filters or as repeats",
+                "1 user with a single interaction: used for training, not "
+                "queried",
+                "1 item without training interactions: still ranked as "
+                "candidates",
+            ],
+        )
+        summary = data_summary(_prepare(ROWS, split="validation_only"))
+        self.assertIn("2 validation queries, no test queries", summary)
 
 
 if __name__ == "__main__":

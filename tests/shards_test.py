@@ -18,10 +18,14 @@ from recsys.data import (
     shard_preparation,
     shards,
     sources,
-    splits,
     tables,
 )
-from recsys.data.prepare import PreparedData, build_data, open_shards, prepare
+from recsys.data.prepare import (
+    PreparedData,
+    build_data,
+    open_shards,
+    prepare_log,
+)
 from recsys.data.sequences import Sequences
 from recsys.data.shard_preparation import Options
 from recsys.errors import InputError
@@ -36,10 +40,14 @@ def prepare_folder(
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
     units, items = sources.units(sources.Source(data))
-    manifest = shard_preparation.prepare_shards(
+    shard_preparation.prepare_shards(
         units, items, data, output, Options(**given), num_workers
     )
-    return open_shards(output, manifest)
+    return open_shards(output)
+
+
+def prepare_in_memory(data: str = LOG, **fields) -> PreparedData:
+    return prepare_log(sources.read(data), TrainConfig(data=data, **fields))
 
 
 def _folder(test: absltest.TestCase) -> pathlib.Path:
@@ -106,10 +114,8 @@ class PreparationTest(parameterized.TestCase):
         ("leave_last_out", {"repeats": "all", "num_shards": 50}),
     )
     def test_equals_the_way_in_memory(self, split, options):
-        whole = prepare(
-            sources.read(LOG),
-            splits.BY_USER[split],
-            repeats=options.get("repeats", "first"),
+        whole = prepare_in_memory(
+            split=split, repeats=options.get("repeats", "first")
         )
         folder = _folder(self)
         sharded = prepare_folder(folder, split=split, **options)
@@ -135,9 +141,7 @@ class PreparationTest(parameterized.TestCase):
         sharded = prepare_folder(
             folder / "out", str(log), min_rating=4.0, num_shards=3
         )
-        whole = prepare(
-            sources.read(str(log)), splits.leave_last_out, min_rating=4.0
-        )
+        whole = prepare_in_memory(str(log), min_rating=4.0)
         assert_same_data(self, sharded, whole)
         self.assertEqual(
             sharded.vocabulary.titles.tolist(), [None, "Alpha", None, "Delta"]
@@ -158,13 +162,13 @@ class PreparationTest(parameterized.TestCase):
         units, _ = sources.units(sources.Source(data))
         self.assertLen(units, 9)
         sharded = prepare_folder(folder / "out", data)
-        whole = prepare(sources.read(data), splits.leave_last_out)
+        whole = prepare_in_memory(data)
         assert_same_data(self, sharded, whole)
 
     def test_the_bundled_log_in_two_processes(self):
         folder = _folder(self)
         sharded = prepare_folder(folder, "movielens-small", num_workers=2)
-        whole = prepare(sources.read("movielens-small"), splits.leave_last_out)
+        whole = prepare_in_memory("movielens-small")
         assert_same_data(self, sharded, whole)
 
     def test_asks_as_many_users_as_told(self):
@@ -327,7 +331,7 @@ class ShardedTrainingTest(parameterized.TestCase):
     def test_one_shard_gives_the_batches_of_memory(self):
         folder = _folder(self)
         one = prepare_folder(folder, num_shards=1).split.train
-        whole = prepare(sources.read(LOG), splits.leave_last_out).split.train
+        whole = prepare_in_memory().split.train
         batches = [self._batches(train, epoch=2) for train in (one, whole)]
         self.assertEqual(*map(len, batches))
         for sharded, in_memory in zip(*batches):

@@ -7,10 +7,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recsys.baselines import Markov, Popularity
+from recsys.config import TrainConfig
 from recsys.data import sources, synthetic
 from recsys.data.interactions import Interactions
-from recsys.data.prepare import prepare
-from recsys.data.splits import leave_last_out
+from recsys.data.prepare import prepare_log
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
@@ -141,7 +141,7 @@ class SyntheticTest(parameterized.TestCase):
 
     def test_structure_can_be_recovered(self):
         data_name = "synthetic:users=1500,items=400,interactions=60000,seed=1"
-        data = prepare(sources.read(data_name), leave_last_out, repeats="all")
+        data = prepare_log(sources.read(data_name), TrainConfig(repeats="all"))
         truth = _TrueProbabilities(synthetic.parse(data_name), data)
         size = data.vocabulary.size
         ndcg = {}

@@ -6,12 +6,11 @@ import dataclasses
 import datetime
 import math
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow.compute as pc
 
-from recsys.config import SOURCE_FIELDS, TrainConfig, parse_cutoff
+from recsys.config import TrainConfig, parse_cutoff
 from recsys.data import shards, sources, splits
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
 from recsys.data.interactions import Log, filter_interactions
@@ -21,23 +20,24 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX
 
-# The vocabulary's column with each item's number of training interactions.
+# The column of the vocabulary that counts training interactions.
 TRAIN_COUNT = "train_count"
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """What training and evaluation start from.
+    """A log, filtered and split: the input of training and evaluation.
 
     Attributes:
         name: The name of the log.
-        vocabulary: All items of the log; its column `train_count` says how
-            often each occurs in the training set.
+        vocabulary: All items of the log; its column `train_count` holds the
+            number of training interactions of each.
         split: Training sequences and queries over that vocabulary.
-        num_interactions: Interactions that count, held-out ones included.
-        num_single: Users with one interaction only: trained on in the counts,
-            but asked nothing.
-        num_dropped: Interactions of the log that the filters left out.
+        num_interactions: Interactions left by the filters, held-out ones
+            included.
+        num_single: Users with a single interaction, which counts as a
+            training interaction but gives no query.
+        num_dropped: Interactions removed by the filters.
     """
 
     name: str
@@ -48,7 +48,7 @@ class PreparedData:
     num_dropped: int
 
     def example_history(self, length: int = 2) -> list[str]:
-        """Returns the most frequent items, as a person would name them."""
+        """Returns names of the items with the most training interactions."""
         vocabulary = self.vocabulary
         names = []
         counts = train_counts(vocabulary)
@@ -64,24 +64,49 @@ class PreparedData:
         return names
 
 
-def prepare(
-    log: Log,
-    make_split: Callable[[Sequences], Split],
-    *,
-    min_rating: float | None = None,
-    min_item_count: int = 1,
-    min_user_count: int = 1,
-    repeats: str = "first",
-) -> PreparedData:
+def build_data(config: TrainConfig) -> PreparedData:
+    """Reads, filters and splits the data of a configuration.
+
+    A folder of shards is filtered and split already: only its queries are
+    read, and the training sequences stay in their files.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The data.
+
+    Raises:
+        InputError: The data cannot be read, too little is left of it, or the
+            shards were prepared with other options.
+    """
+    folder = pathlib.Path(config.data).expanduser()
+    if shards.is_sharded(config.data):
+        _check_shards(config, shards.read_manifest(folder))
+        data = open_shards(folder)
+    else:
+        data = prepare_log(read_log(config), config)
+    if config.item_features:
+        # Mistakes in the names are reported before the slow part.
+        _feature_columns(config.item_features, data.vocabulary)
+    return data
+
+
+def read_log(config: TrainConfig) -> Log:
+    """Reads the log of a configuration.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return sources.read(**config.source())
+
+
+def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
     """Filters a log, numbers its items and splits it.
 
     Args:
-        log: What a source returned.
-        make_split: One of `recsys.data.splits`.
-        min_rating: See `filter_interactions`, as for the rest.
-        min_item_count: See there.
-        min_user_count: See there.
-        repeats: See there.
+        log: The log, as a source returned it.
+        config: The filters and the split.
 
     Returns:
         The data.
@@ -92,10 +117,10 @@ def prepare(
     """
     interactions = filter_interactions(
         log.interactions,
-        min_rating=min_rating,
-        min_item_count=min_item_count,
-        min_user_count=min_user_count,
-        repeats=repeats,
+        min_rating=config.min_rating,
+        min_item_count=config.min_item_count,
+        min_user_count=config.min_user_count,
+        repeats=config.repeats,
     )
     if len(interactions.item_ids) < 2:
         raise InputError(
@@ -104,12 +129,9 @@ def prepare(
         )
     vocabulary = Vocabulary(interactions.item_ids, log.items)
     sequences = build_sequences(interactions, vocabulary)
-    split = make_split(sequences)
+    split = make_split(sequences, config, interactions.timestamps_per_second)
     if not (split.train.lengths >= 2).any():
-        raise InputError(
-            f"{log.name}: no user has enough interactions: expected two or "
-            "more of one user to train on. Received: at most one"
-        )
+        raise no_training_pairs(log.name)
     counts = split.train.item_counts(vocabulary.size)
     return PreparedData(
         name=log.name,
@@ -123,16 +145,23 @@ def prepare(
     )
 
 
-def open_shards(
-    folder: pathlib.Path, manifest: shards.Manifest
-) -> PreparedData:
-    """Opens what `recsys.prepare_shards` wrote.
+def no_training_pairs(name: str) -> InputError:
+    """Returns the error for a log without a next item to learn.
 
-    The queries are read, and the training sequences left in their files.
+    Args:
+        name: The name of the log.
+    """
+    return InputError(
+        f"{name}: no user has enough interactions: at least one user must "
+        "have two or more training interactions. Received: at most one"
+    )
+
+
+def open_shards(folder: pathlib.Path) -> PreparedData:
+    """Opens a folder that `recsys.prepare_shards` wrote.
 
     Args:
         folder: The folder.
-        manifest: What it holds; see `shards.read_manifest`.
 
     Returns:
         The data; `split.train` are `ShardedSequences`.
@@ -140,28 +169,56 @@ def open_shards(
     Raises:
         InputError: A file is missing or damaged.
     """
+    manifest = shards.read_manifest(folder)
     vocabulary = Vocabulary.load(folder / shards.VOCABULARY)
-    asked = BY_USER[manifest.split](shards.read_queried(folder, manifest))
+    queried = BY_USER[manifest.split](shards.read_queried(folder, manifest))
     train = shards.open_sequences(folder, manifest, train_counts(vocabulary))
     return PreparedData(
         name=manifest.name,
         vocabulary=vocabulary,
-        split=dataclasses.replace(asked, train=train),
+        split=dataclasses.replace(queried, train=train),
         num_interactions=manifest.num_interactions,
         num_single=manifest.num_single,
         num_dropped=manifest.num_dropped,
     )
 
 
+def _check_shards(config: TrainConfig, manifest: shards.Manifest) -> None:
+    """Raises InputError for fields that contradict how shards were made."""
+    for name in ("split", "min_rating", "repeats"):
+        prepared, asked = getattr(manifest, name), getattr(config, name)
+        if asked != prepared:
+            flag = (
+                f"no --{name}" if prepared is None else f"--{name}={prepared}"
+            )
+            raise InputError(
+                f"{config.data}: expected the flags that these shards were "
+                f"prepared with, {flag}. Received: --{name}={asked}"
+            )
+    for name in ("min_item_count", "min_user_count"):
+        if getattr(config, name) > 1:
+            raise InputError(
+                f"--{name} must be 1 with shards, which keep rare items and "
+                f"users. Received: {getattr(config, name)}"
+            )
+    for name, value in config.source().items():
+        if name != "data" and value is not None:
+            raise InputError(
+                f"--{name} must be given to recsys.prepare_shards, which read "
+                f"the log. Received: --{name}={value} with "
+                f"--data={config.data}"
+            )
+
+
 def train_counts(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns how often each item occurs in the training set.
+    """Returns the number of training interactions of each item.
 
     Args:
-        vocabulary: Of prepared data.
+        vocabulary: The vocabulary of some prepared data.
 
     Returns:
-        `[vocabulary.size]` int64, 0 for padding and unknown; all 0 where the
-        vocabulary does not tell.
+        `[vocabulary.size]` int64, 0 for padding and unknown; all 0 if the
+        vocabulary has no counts.
     """
     counts = np.zeros(vocabulary.size, np.int64)
     if TRAIN_COUNT in vocabulary.items.column_names:
@@ -173,56 +230,34 @@ def train_counts(vocabulary: Vocabulary) -> np.ndarray:
 def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
     """Whether two vocabularies come from the same training set.
 
-    They do, for all purposes, when they number the same items in the same
-    order and each has as many training interactions.
+    That is assumed if they list the same items in the same order with the
+    same numbers of training interactions.
 
     Args:
         first: The vocabulary of some prepared data.
-        second: That of others.
+        second: The vocabulary of other prepared data.
     """
     columns = ["item_id", TRAIN_COUNT]
-    if not all(
-        name in vocabulary.items.column_names
-        for vocabulary in (first, second)
-        for name in columns
-    ):
+    tables = [first.items, second.items]
+    if not all(set(columns) <= set(table.column_names) for table in tables):
         return False
-    return first.items.select(columns).equals(second.items.select(columns))
-
-
-def build_data(config: TrainConfig) -> PreparedData:
-    """Reads, filters and splits what the configuration names.
-
-    Of a folder of shards, which are all that already, the queries are read.
-
-    Raises:
-        InputError: The data cannot be read or are too few, or shards were
-            prepared in another way than the configuration says.
-    """
-    if shards.is_sharded(config.data):
-        data = _build_sharded(config)
-    else:
-        data = prepare_log(read_log(config), config)
-    if config.item_features:
-        # Told before anything that takes long.
-        _feature_columns(config.item_features, data.vocabulary)
-    return data
+    return tables[0].select(columns).equals(tables[1].select(columns))
 
 
 def fit_item_encoder(
     config: TrainConfig, vocabulary: Vocabulary
 ) -> ItemEncoder | None:
-    """Finds the values of the item features among the trained items.
+    """Fits the encoder of item features to the trained items.
 
     Args:
         config: The configuration.
         vocabulary: The items, with their `train_count`.
 
     Returns:
-        The encoder; None where the configuration names no item features.
+        The encoder, or None if the configuration has no item features.
 
     Raises:
-        InputError: A column cannot be used as the configuration says.
+        InputError: A column cannot be used as configured.
     """
     if not config.item_features:
         return None
@@ -234,95 +269,39 @@ def fit_item_encoder(
 
 
 def _feature_columns(text: str, vocabulary: Vocabulary) -> list[FeatureColumn]:
-    # The count is ours, not the items file's.
+    # The items file has no such column; it is not a feature.
     return parse_columns(text, vocabulary.items.drop_columns([TRAIN_COUNT]))
-
-
-def _build_sharded(config: TrainConfig) -> PreparedData:
-    """Opens shards and checks that they are what the configuration says."""
-    folder = pathlib.Path(config.data).expanduser()
-    manifest = shards.read_manifest(folder)
-    for name in ("split", "min_rating", "repeats"):
-        prepared, asked = getattr(manifest, name), getattr(config, name)
-        if asked != prepared:
-            flag = (
-                f"--{name}={prepared}"
-                if prepared is not None
-                else f"no --{name}"
-            )
-            raise InputError(
-                f"{config.data}: expected the flags that these shards were "
-                f"prepared with, {flag}. Received: --{name}={asked}"
-            )
-    for name in ("min_item_count", "min_user_count"):
-        if getattr(config, name) > 1:
-            raise InputError(
-                f"--{name} must be 1 with shards, in which nothing is dropped "
-                f"for being rare. Received: {getattr(config, name)}"
-            )
-    for name in SOURCE_FIELDS:
-        if name != "data" and getattr(config, name) is not None:
-            raise InputError(
-                f"--{name} must go to recsys.prepare_shards, which has read "
-                f"the log. Received: --{name}={getattr(config, name)} with "
-                f"--data={config.data}"
-            )
-    return open_shards(folder, manifest)
-
-
-def read_log(config: TrainConfig) -> Log:
-    """Reads the log that the configuration names.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    return sources.read(**{n: getattr(config, n) for n in SOURCE_FIELDS})
-
-
-def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
-    """Filters and splits a log as the configuration says.
-
-    Raises:
-        InputError: Too little is left.
-    """
-    return prepare(
-        log,
-        lambda sequences: make_split(
-            sequences, config, log.interactions.timestamps_per_second
-        ),
-        min_rating=config.min_rating,
-        min_item_count=config.min_item_count,
-        min_user_count=config.min_user_count,
-        repeats=config.repeats,
-    )
 
 
 def make_split(
     sequences: Sequences, config: TrainConfig, timestamps_per_second: int = 1
 ) -> splits.Split:
-    """Splits a log as the configuration says.
+    """Splits a log as configured.
 
     Args:
         sequences: The whole log.
         config: The configuration.
-        timestamps_per_second: What a second is in the log's timestamps.
+        timestamps_per_second: Units of the log's timestamps in a second.
 
     Returns:
         The split.
 
     Raises:
-        InputError: The log does not allow for the split.
+        InputError: A part of the split would be empty, or a cutoff lies
+            outside of the log.
     """
     match config.split:
         case "leave_last_out":
             return splits.leave_last_out(sequences)
         case "temporal":
             start, end = (
-                _cutoff(sequences, text, name, timestamps_per_second)
-                for name, text in (
-                    ("validation_from", config.validation_from),
-                    ("test_from", config.test_from),
+                _cutoff(
+                    sequences,
+                    getattr(config, name),
+                    name,
+                    timestamps_per_second,
                 )
+                for name in ("validation_from", "test_from")
             )
             return splits.temporal(
                 sequences, start, end, config.queries_per_user
@@ -339,17 +318,19 @@ def make_split(
 def _cutoff(
     sequences: Sequences, text: str, name: str, timestamps_per_second: int
 ) -> int:
-    """Returns the timestamp from which on a part of the log begins."""
+    """Returns a cutoff as a timestamp of the log."""
     cutoff = parse_cutoff(text, name)
     if cutoff.share is not None:
         return splits.time_quantile(sequences, cutoff.share)
-    assert cutoff.seconds is not None  # One of the two is there.
+    assert cutoff.seconds is not None  # Either of the two is set.
     time = math.ceil(cutoff.seconds * timestamps_per_second)
     times = sequences.timestamps
     if len(times) and not times.min() < time <= times.max():
         as_dates = cutoff.is_date or timestamps_per_second > 1
         first, last = (
-            _told(int(each), timestamps_per_second) if as_dates else str(each)
+            _format_time(int(each), timestamps_per_second)
+            if as_dates
+            else str(each)
             for each in (times.min(), times.max())
         )
         raise InputError(
@@ -359,8 +340,8 @@ def _cutoff(
     return time
 
 
-def _told(timestamp: int, timestamps_per_second: int) -> str:
-    """Writes a timestamp as a date, or as it is where it cannot be one."""
+def _format_time(timestamp: int, timestamps_per_second: int) -> str:
+    """Formats a timestamp as a date, or as a number if it is none."""
     try:
         moment = datetime.datetime.fromtimestamp(
             timestamp / timestamps_per_second, datetime.UTC
@@ -371,7 +352,7 @@ def _told(timestamp: int, timestamps_per_second: int) -> str:
 
 
 def data_summary(data: PreparedData) -> str:
-    """Describes a log, its split, and what is out of the ordinary.
+    """Describes a log, its split, and what is unusual about it.
 
     Args:
         data: The data.
@@ -380,39 +361,37 @@ def data_summary(data: PreparedData) -> str:
         Lines without a trailing newline.
     """
     split = data.split
-    num_test = "nothing tests"
-    if split.test is not None:
-        num_test = _count(len(split.test), "query tests", "queries test")
-    num_validation = _count(
-        len(split.validation), "query validates", "queries validate"
-    )
+    num_test = 0 if split.test is None else len(split.test)
     lines = [
         f"{data.name}: {_count(split.train.num_users, 'user')}, "
         f"{_count(data.vocabulary.num_items, 'item')}, "
         f"{_count(data.num_interactions, 'interaction')}",
         f"split {split.protocol}: "
-        f"{_count(split.train.num_interactions, 'interaction')} to train on, "
-        f"{num_validation}, {num_test}",
+        f"{_count(split.train.num_interactions, 'training interaction')}, "
+        f"{_count(len(split.validation), 'validation query')}, "
+        f"{_count(num_test, 'test query')}",
     ]
     if data.num_dropped:
         lines.append(
             f"{_count(data.num_dropped, 'interaction')} dropped by the "
-            "filters and the rule for repeated pairs"
+            "filters or as repeats"
         )
     if data.num_single:
         lines.append(
             f"{_count(data.num_single, 'user')} with a single interaction: "
-            "counted in training, nothing to ask"
+            "used for training, not queried"
         )
     counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
-    num_unseen = int(np.count_nonzero(counts == 0))
-    if num_unseen:
+    if num_unseen := int(np.count_nonzero(counts == 0)):
         lines.append(
-            f"{_count(num_unseen, 'item')} without a training interaction: "
-            "ranked all the same"
+            f"{_count(num_unseen, 'item')} without training interactions: "
+            "still ranked as candidates"
         )
     return "\n".join(lines)
 
 
-def _count(number: int, one: str, several: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+def _count(number: int, noun: str) -> str:
+    """Returns "no users", "1 user" or "2,000 users"."""
+    if number != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {noun}" if number else f"no {noun}"
