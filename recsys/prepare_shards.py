@@ -124,7 +124,7 @@ def main(values: dict[str, Any]) -> int:
 def _on_this_machine(
     values: dict[str, Any], source: Source, options: Options
 ) -> Manifest:
-    from recsys.data import shard_preparation, sources
+    from recsys.data import shard_preparation
 
     if values["beam"]:
         raise InputError(
@@ -139,7 +139,7 @@ def _on_this_machine(
         )
     output = pathlib.Path(values["output"]).expanduser()
     shard_preparation.check_output(output)
-    units, items = sources.units(source)
+    units, items = source.units()
     return shard_preparation.prepare_shards(
         units, items, source.data, output, options, num_workers
     )
@@ -148,8 +148,6 @@ def _on_this_machine(
 def _with_beam(
     values: dict[str, Any], source: Source, options: Options
 ) -> Manifest:
-    from recsys.data import sources
-
     if values["num_workers"] is not None:
         raise InputError(
             "--num_workers is for this machine; a runner has options of its "
@@ -163,7 +161,7 @@ def _with_beam(
             "--runner needs the extra [beam] (pip install 'recsys[beam]'). "
             f"Received: {error}"
         ) from error
-    units, items = sources.units(source)
+    units, items = source.units()
     return beam_preparation.prepare_shards(
         units,
         items,

@@ -289,7 +289,7 @@ def _prepare_shards(data: str, output: str) -> dict[str, Any]:
     from recsys.data.shard_preparation import Options
 
     began = time.perf_counter()
-    units, items = sources.units(sources.Source(data))
+    units, items = sources.Source(data).units()
     shard_preparation.prepare_shards(
         units,
         items,

@@ -34,7 +34,7 @@ def _attributes_read() -> set[str]:
 class TrainConfigTest(parameterized.TestCase):
     def test_every_field_is_read_by_someone(self):
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
-        # `sources.read` takes those of the source by name.
+        # `sources.read` takes those of a source by name.
         self.assertEmpty(fields - _attributes_read() - {*SOURCE_FIELDS})
 
     @parameterized.parameters(*PRESETS)

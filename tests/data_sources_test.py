@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
@@ -152,7 +153,7 @@ class GroupLensTest(SourcesTestCase):
         for name in ("ratings.csv", "ratings.dat"):
             self.assert_films(sources.read(f"{data}/{name}"))
         self.assert_error(
-            "one log, name the file .*: ratings.csv, ratings.dat$", data
+            "one log; name the file .*: ratings.csv, ratings.dat$", data
         )
 
     def test_without_films(self):
@@ -264,6 +265,25 @@ class ReadTest(SourcesTestCase):
         )
         self.assertEqual(log.interactions.item_ids.tolist(), ["5"])
 
+    @parameterized.parameters("items.csv", "movies.csv")
+    def test_ratings_csv_with_an_items_file(self, name: str):
+        data = self.write({"ratings.csv": _RATINGS_CSV, name: _MOVIES_CSV})
+        for path in (data, data + "/ratings.csv"):
+            self.assertEqual(sources.read(path).items.to_pylist(), _ITEMS)
+
+    def test_movies_csv_goes_before_other_items_files(self):
+        data = self.write(_LAYOUTS["csv"] | {"items.csv": "id,name\n3,Other\n"})
+        self.assertEqual(sources.read(data).items.to_pylist(), _ITEMS)
+
+    def test_the_named_file_of_two_copies_is_read(self):
+        other = "userId,movieId,rating,timestamp\n1,2,3,4\n"
+        data = self.write(
+            {"ratings.csv": _RATINGS_CSV, "ratings.csv.gz": other}
+        )
+        for name, count in (("ratings.csv", 3), ("ratings.csv.gz", 1)):
+            log = sources.read(f"{data}/{name}")
+            self.assertLen(log.interactions, count)
+
     def test_missing_path(self):
         self.assert_error(
             r"`data` must be 'movielens-small'.*Received: '/no/such/path'$",
@@ -311,6 +331,21 @@ class ReadTest(SourcesTestCase):
     )
     def test_arguments_without_effect(self, data, arguments, message):
         self.assert_error(message, data, **arguments)
+
+    @parameterized.parameters(*_LAYOUTS)
+    def test_units_hold_the_whole_log(self, layout: str):
+        data = self.write(_LAYOUTS[layout])
+        with zipfile.ZipFile(self.folder / "set.zip", "w") as archive:
+            for name in _LAYOUTS[layout]:
+                archive.write(self.folder / name, name)
+        for path in (data, data + "/set.zip"):
+            units, items = sources.Source(path).units()
+            blocks = [block for unit in units for block in unit.blocks()]
+            self.assertEqual(
+                np.concatenate([b.item_ids[b.items] for b in blocks]).tolist(),
+                ["3", "1", "3"],
+            )
+            self.assertEqual(items.to_pylist(), _ITEMS)
 
     def test_reading_files_does_not_import_tensorflow(self):
         code = (

@@ -39,7 +39,7 @@ def prepare_folder(
 ) -> PreparedData:
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
-    units, items = sources.units(sources.Source(data))
+    units, items = sources.Source(data).units()
     shard_preparation.prepare_shards(
         units, items, data, output, Options(**given), num_workers
     )
@@ -159,7 +159,7 @@ class PreparationTest(parameterized.TestCase):
         )
         pq.write_table(table, folder / "log.parquet", row_group_size=1_000)
         data = str(folder / "log.parquet")
-        units, _ = sources.units(sources.Source(data))
+        units, _ = sources.Source(data).units()
         self.assertLen(units, 9)
         sharded = prepare_folder(folder / "out", data)
         whole = prepare_in_memory(data)

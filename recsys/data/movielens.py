@@ -32,12 +32,10 @@ _DAT = TextForm(
     fallback_encoding="latin-1",
 )
 _TAB = TextForm(_HEADER, "\t", has_header=False, fallback_encoding="latin-1")
-# Ratings file, how its rows are written, items file.
-LAYOUTS = {
-    "ratings.csv": (None, "movies.csv"),
-    "ratings.dat": (_DAT, "movies.dat"),
-    "u.data": (_TAB, "u.item"),
-}
+# The ratings file of a set with a header, and those of sets without one.
+CSV_LAYOUT = "ratings.csv"
+_FORMS = {"ratings.dat": _DAT, "u.data": _TAB}
+LAYOUTS = (CSV_LAYOUT, *_FORMS)
 _GENRES_100K = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|"
     "Drama|Fantasy|Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|"
@@ -46,58 +44,62 @@ _GENRES_100K = (
 
 
 def layouts(members: dict[str, Traversable]) -> list[str]:
-    """Returns the ratings files of GroupLens among the files of a folder."""
-    return [name for name in LAYOUTS if _member(members, name)]
+    """Returns which of `LAYOUTS` are among the files of a folder."""
+    return [name for name in LAYOUTS if member(members, name)]
 
 
-def read_grouplens(
-    members: dict[str, Traversable],
-    layout: str,
-    given: ColumnNames,
-    with_items: bool = True,
-) -> tuple[Interactions, pa.Table | None]:
-    """Reads ratings and films.
+def member(members: dict[str, Traversable], name: str) -> Any:
+    """Returns a file of a folder, plain or gzip, or None if it is missing.
 
     Args:
-        members: The files of the folder by name; each may be a gzip with
-            ".gz" after its name.
-        layout: The name of the ratings file.
+        members: The files of the folder by name.
+        name: The name without ".gz".
+    """
+    return members.get(name) or members.get(name + ".gz")
+
+
+def read_ratings(
+    members: dict[str, Traversable], layout: str, given: ColumnNames
+) -> Interactions:
+    """Reads a ratings file without a header.
+
+    Args:
+        members: The files of its folder by name, plain or gzip.
+        layout: "ratings.dat" or "u.data".
         given: The column names that the user gave.
-        with_items: Whether the films are wanted.
 
     Returns:
-        The interactions, and what is known of the films: None if not wanted
-        or if their file is missing.
+        The interactions.
 
     Raises:
-        InputError: A file is damaged or a row malformed.
-        ValueError: The ratings file is not among the files.
+        InputError: The file is damaged or a row malformed.
     """
-    form, items_name = LAYOUTS[layout]
-    ratings = _member(members, layout)
-    if ratings is None:
-        raise ValueError(
-            f"`layout` must be the name of one of `members`. "
-            f"Received: {layout!r}"
-        )
-    if form is None:
-        interactions, names = tables.read_tables([ratings], given)
-    else:
-        names = given.find(_HEADER, ratings)
-        table = tables.read_text(ratings, names, form)
-        interactions = tables.assemble([table], [ratings])
-    films = _member(members, items_name)
-    if films is None or not with_items:
-        return interactions, None
-    if items_name == "movies.csv":
-        return interactions, items_lib.read_items(films, names.item)
-    if items_name == "movies.dat":
-        return interactions, _read_movies_dat(films)
-    return interactions, _read_u_item(films, _member(members, "u.genre"))
+    ratings = member(members, layout)
+    names = given.find(_HEADER, ratings)
+    table = tables.read_text(ratings, names, _FORMS[layout])
+    return tables.assemble([table], [ratings])
 
 
-def _member(members: dict[str, Traversable], name: str) -> Traversable | None:
-    return members.get(name) or members.get(name + ".gz")
+def read_films(members: dict[str, Traversable], layout: str) -> pa.Table | None:
+    """Reads the films that go with a ratings file without a header.
+
+    Args:
+        members: The files of its folder by name, plain or gzip.
+        layout: "ratings.dat" or "u.data".
+
+    Returns:
+        The items table, or None if the file of films is missing.
+
+    Raises:
+        InputError: The file is damaged or a row malformed.
+    """
+    if layout == "ratings.dat":
+        films = member(members, "movies.dat")
+        return None if films is None else _read_movies_dat(films)
+    films = member(members, "u.item")
+    if films is None:
+        return None
+    return _read_u_item(films, member(members, "u.genre"))
 
 
 def _read_movies_dat(file: Traversable) -> pa.Table:

@@ -295,13 +295,11 @@ def make_split(
             return splits.leave_last_out(sequences)
         case "temporal":
             start, end = (
-                _cutoff(
-                    sequences,
-                    getattr(config, name),
-                    name,
-                    timestamps_per_second,
+                _cutoff(sequences, text, name, timestamps_per_second)
+                for name, text in (
+                    ("validation_from", config.validation_from),
+                    ("test_from", config.test_from),
                 )
-                for name in ("validation_from", "test_from")
             )
             return splits.temporal(
                 sequences, start, end, config.queries_per_user

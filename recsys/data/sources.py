@@ -1,13 +1,15 @@
-"""Where a log comes from, read whole or some rows at a time."""
+"""Where a log comes from; reads it whole, or some rows at a time."""
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import dataclasses
+import functools
 import importlib.resources
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,240 +25,69 @@ _PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 _ITEMS_NAMES = tuple(
     stem + suffix for stem in ("movies", "items") for suffix in _PART_SUFFIXES
 )
+# Rows in a block of a log that can only be read whole.
+_BLOCK_ROWS = 2**20
+
+# Reads the rows of a unit, in order, about a million or fewer at a time.
+_ReadBlocks = Callable[[], Iterator[Interactions]]
 
 
-def read(
-    data: str,
-    *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    timestamp_column: str | None = None,
-    rating_column: str | None = None,
-    items_file: str | None = None,
-    tfds_data_dir: str | None = None,
-    tfds_manual_dir: str | None = None,
-) -> Log:
+def read(data: str, **options: str | None) -> Log:
     """Reads a log of interactions.
 
     Args:
+        data: The log; see `Source`.
+        **options: The other attributes of `Source`.
+
+    Returns:
+        The log.
+
+    Raises:
+        InputError: The log cannot be read, or an option has no effect on it.
+    """
+    return Source(data, **options).read()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A part of a log that one worker reads from beginning to end.
+
+    Attributes:
+        number: Its position in the log.
+        name: Its name in messages.
+        blocks: Yields the rows, in order, about a million or fewer at a time.
+            Raises InputError if the log cannot be read.
+    """
+
+    number: int
+    name: str
+    blocks: _ReadBlocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A log of interactions: where it is, and how to read it.
+
+    Attributes:
         data: "movielens-small" (comes with the package);
             "tfds:movielens/<config>-ratings"; "synthetic:users=…,items=…,
             interactions=…,seed=…" (see `recsys.data.synthetic`); or a path: a
             folder or zip in a GroupLens layout, a CSV, TSV (plain or gzip) or
             Parquet file, or a folder of such parts, read in the order of
             their names.
-        user_column: Its column of user ids. Default: found by the usual
-            spellings, as for the next three.
-        item_column: Its column of item ids.
-        timestamp_column: Its column of times: numbers or ISO dates.
-        rating_column: Its column of ratings; "" if it has none after all.
-        items_file: CSV or Parquet with a column of item ids and titles,
-            genres (separated by "|") or any others. Default: `movies.csv` or
-            `items.csv` (or .tsv, .parquet) beside the interactions.
-        tfds_data_dir: Where TensorFlow Datasets keeps what it prepares.
-            Default: its own.
-        tfds_manual_dir: A folder with the original archive, which is then
-            used in place of a download.
-
-    Returns:
-        The log.
-
-    Raises:
-        InputError: There is nothing to read, or it cannot be read.
+        user_column: The column of user ids. By default this column and the
+            next three are found by their usual names.
+        item_column: The column of item ids.
+        timestamp_column: The column of times: numbers or ISO dates.
+        rating_column: The column of ratings; "" ignores the ratings.
+        items_file: CSV or Parquet file with a column of item ids and titles,
+            genres (separated by "|") or any other columns. Default:
+            `movies.csv` or `items.csv` (or .tsv, .parquet) beside the log.
+        tfds_data_dir: Where TensorFlow Datasets keeps prepared data.
+            Default: its own default.
+        tfds_manual_dir: A folder with the original archive, which is used
+            instead of a download.
     """
-    given = ColumnNames(
-        user_column, item_column, timestamp_column, rating_column
-    )
-    from_tfds = data.startswith(TFDS_PREFIX)
-    reject_ignored(data, given, tfds_data_dir, tfds_manual_dir)
-    if data == BUNDLED:
-        root = importlib.resources.files("recsys.data") / "movielens_small"
-        interactions, items = _read_folder(root, given, items_file)
-    elif from_tfds:
-        interactions, items = movielens.read_tfds(
-            data.removeprefix(TFDS_PREFIX), tfds_data_dir, tfds_manual_dir
-        )
-        if items_file is not None:
-            items = _read_items_file(items_file, None)
-    elif synthetic.is_synthetic(data):
-        interactions = synthetic.parse(data).interactions_in_memory()
-        items = None
-        if items_file is not None:
-            items = _read_items_file(items_file, None)
-    else:
-        path = existing_path(data)
-        if path.is_dir():
-            interactions, items = _read_folder(path, given, items_file)
-        else:
-            interactions, items = _read_file(path, given, items_file)
-    return Log(data, interactions, items)
-
-
-def existing_path(data: str) -> pathlib.Path:
-    """Returns the path of a log.
-
-    Raises:
-        InputError: There is no such file or folder.
-    """
-    path = pathlib.Path(data).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
-            "'synthetic:users=...', or the path of a file or folder that "
-            f"exists. Received: {data!r}"
-        )
-    return path
-
-
-def reject_ignored(
-    data: str,
-    given: ColumnNames,
-    tfds_data_dir: str | None,
-    tfds_manual_dir: str | None,
-) -> None:
-    """Raises for arguments that would have no effect on this source."""
-    from_tfds = data.startswith(TFDS_PREFIX)
-    ignored: dict[str, tuple[str | None, str]] = {}
-    if from_tfds or synthetic.is_synthetic(data):
-        ignored = {
-            f"{role}_column": (name, "a file or folder")
-            for role, name in dataclasses.asdict(given).items()
-        }
-    if not from_tfds:
-        ignored["tfds_data_dir"] = (tfds_data_dir, "a 'tfds:...' source")
-        ignored["tfds_manual_dir"] = (tfds_manual_dir, "a 'tfds:...' source")
-    for name, (value, kind) in ignored.items():
-        if value is not None:
-            raise InputError(
-                f"`{name}` needs `data` to be {kind}. "
-                f"Received: {name}={value!r} with data={data!r}"
-            )
-
-
-def _read_folder(
-    folder: Traversable, given: ColumnNames, items_file: str | None
-) -> tuple[Interactions, pa.Table | None]:
-    members = tables.list_members(folder)
-    layouts = movielens.layouts(members)
-    if len(layouts) > 1:
-        raise InputError(
-            f"{folder}: expected one log, name the file that is meant. "
-            f"Received: {', '.join(layouts)}"
-        )
-    if layouts:
-        interactions, items = movielens.read_grouplens(
-            members, layouts[0], given, with_items=items_file is None
-        )
-        if items_file is not None:
-            items = _read_items_file(items_file, given.item)
-        return interactions, items
-    parts = parts_of(members)
-    archives = [name for name in members if name.lower().endswith(".zip")]
-    if not parts and len(archives) == 1:
-        with tables.open_zip(members[archives[0]]) as archive:
-            return _read_folder(archive, given, items_file)
-    if not parts:
-        raise InputError(
-            f"{folder}: expected ratings.csv, ratings.dat, u.data, or CSV, "
-            f"TSV or Parquet files. Received: "
-            + (", ".join(list(members)[:10]) or "an empty folder")
-        )
-    return _read_parts(parts, members, given, items_file)
-
-
-def parts_of(members: dict[str, Traversable]) -> list[Traversable]:
-    """Returns the parts of a log among the files of a folder."""
-    return [
-        file
-        for name, file in members.items()
-        if name.lower().endswith(_PART_SUFFIXES) and name not in _ITEMS_NAMES
-    ]
-
-
-def _read_file(
-    path: pathlib.Path, given: ColumnNames, items_file: str | None
-) -> tuple[Interactions, pa.Table | None]:
-    if tables.file_kind(path) == "zip":
-        with tables.open_zip(path) as archive:
-            return _read_folder(archive, given, items_file)
-    members = tables.list_members(path.parent)
-    layout = path.name.removesuffix(".gz")
-    if layout in movielens.LAYOUTS:
-        # Only the file that was named counts, whatever stands beside it.
-        members = {
-            name: file
-            for name, file in members.items()
-            if name == path.name or name.removesuffix(".gz") != layout
-        }
-        interactions, items = movielens.read_grouplens(
-            members, layout, given, with_items=items_file is None
-        )
-        if items_file is not None:
-            items = _read_items_file(items_file, given.item)
-        return interactions, items
-    return _read_parts([path], members, given, items_file)
-
-
-def _read_parts(
-    parts: list[Traversable],
-    members: dict[str, Traversable],
-    given: ColumnNames,
-    items_file: str | None,
-) -> tuple[Interactions, pa.Table | None]:
-    interactions, names = tables.read_tables(parts, given)
-    return interactions, items_beside(parts, members, names.item, items_file)
-
-
-def items_beside(
-    parts: list[Traversable],
-    members: dict[str, Traversable],
-    item_column: str | None,
-    items_file: str | None,
-) -> pa.Table | None:
-    """Reads what is known of the items of a log.
-
-    Args:
-        parts: The log.
-        members: All files of its folder by name.
-        item_column: What the log calls its items.
-        items_file: The file that the user named, if any.
-
-    Returns:
-        The items, or None where nothing is known of them.
-
-    Raises:
-        InputError: There are several files of items, or it cannot be read.
-    """
-    if items_file is not None:
-        return _read_items_file(items_file, item_column)
-    found = [members[name] for name in _ITEMS_NAMES if name in members]
-    if len(found) > 1:
-        raise InputError(
-            f"{parts[0]}: expected one items file beside it, name it with "
-            f"--items_file. Received: {', '.join(f.name for f in found)}"
-        )
-    if not found or found[0] in parts:
-        return None
-    return items_lib.read_items(found[0], item_column)
-
-
-def _read_items_file(items_file: str, item_column: str | None) -> pa.Table:
-    path = pathlib.Path(items_file).expanduser()
-    if not path.is_file():
-        raise InputError(
-            f"`items_file` must be a CSV or Parquet file. "
-            f"Received: {items_file!r}"
-        )
-    return items_lib.read_items(path, item_column)
-
-
-# Rows of a source that can only be read whole.
-_BLOCK_ROWS = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What `read` is asked for: see there."""
 
     data: str
     user_column: str | None = None
@@ -267,9 +98,125 @@ class Source:
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
 
+    def read(self) -> Log:
+        """Reads the whole log.
+
+        Raises:
+            InputError: The log cannot be read, or an option has no effect.
+        """
+        with self._found() as found:
+            return Log(self.data, found.interactions(), self._items(found))
+
+    def units(self) -> tuple[list[Unit], pa.Table | None]:
+        """Divides the log into units.
+
+        CSV files, the row groups of Parquet files and synthetic logs are read
+        as needed. Any other log is a single unit, which is held in the memory
+        of the worker that reads it.
+
+        Returns:
+            The units in the order of the log, and the item metadata.
+
+        Raises:
+            InputError: The log cannot be read, an option has no effect, or
+                the parts of the log differ in their columns.
+        """
+        with self._found() as found:
+            whole = (self.data, functools.partial(_blocks_of_whole, self))
+            parts = found.parts_to_stream() or [whole]
+            items = self._items(found)
+        return [Unit(i, *part) for i, part in enumerate(parts)], items
+
+    @contextlib.contextmanager
+    def _found(self) -> Iterator[_FoundLog]:
+        """Finds out what `data` is; an archive is open within the block."""
+        if self.data.startswith(TFDS_PREFIX):
+            self._reject("a file or folder", "_column")
+            yield _TfdsLog(
+                self.data.removeprefix(TFDS_PREFIX),
+                self.tfds_data_dir,
+                self.tfds_manual_dir,
+            )
+            return
+        self._reject(f"a '{TFDS_PREFIX}...' source", "_dir")
+        if synthetic.is_synthetic(self.data):
+            self._reject("a file or folder", "_column")
+            yield _SyntheticLog(self.data, synthetic.parse(self.data))
+            return
+        with contextlib.ExitStack() as stack:
+            if self.data == BUNDLED:
+                data = importlib.resources.files("recsys.data")
+                yield self._find_in(data / "movielens_small", stack)
+            else:
+                yield self._find_at(_existing_path(self.data), stack)
+
+    def _reject(self, kind: str, suffix: str) -> None:
+        """Raises InputError for options with a suffix, which need a kind."""
+        for name, value in dataclasses.asdict(self).items():
+            if name.endswith(suffix) and value is not None:
+                raise InputError(
+                    f"`{name}` needs `data` to be {kind}. "
+                    f"Received: {name}={value!r} with data={self.data!r}"
+                )
+
+    def _find_at(
+        self, path: pathlib.Path, stack: contextlib.ExitStack
+    ) -> _FoundLog:
+        if path.is_dir():
+            return self._find_in(path, stack)
+        if tables.file_kind(path) == "zip":
+            archive = stack.enter_context(tables.open_zip(path))
+            return self._find_in(archive, stack)
+        members = tables.list_members(path.parent)
+        layout = path.name.removesuffix(".gz")
+        if layout in movielens.LAYOUTS:
+            # Even if a compressed copy, or the original of one, is beside it.
+            return self._grouplens(layout, members | {layout: path})
+        return _TablesLog([path], members, self._columns)
+
+    def _find_in(
+        self, folder: Traversable, stack: contextlib.ExitStack
+    ) -> _FoundLog:
+        members = tables.list_members(folder)
+        layouts = movielens.layouts(members)
+        if len(layouts) > 1:
+            raise InputError(
+                f"{folder}: expected one log; name the file to read. "
+                f"Received: {', '.join(layouts)}"
+            )
+        if layouts:
+            return self._grouplens(layouts[0], members)
+        parts = [
+            file
+            for name, file in members.items()
+            if name.lower().endswith(_PART_SUFFIXES)
+            and name not in _ITEMS_NAMES
+        ]
+        if parts:
+            return _TablesLog(parts, members, self._columns)
+        archives = [name for name in members if name.lower().endswith(".zip")]
+        if len(archives) == 1:
+            archive = tables.open_zip(members[archives[0]])
+            return self._find_in(stack.enter_context(archive), stack)
+        raise InputError(
+            f"{folder}: expected ratings.csv, ratings.dat, u.data, or CSV, "
+            "TSV or Parquet files. Received: "
+            + (", ".join(list(members)[:10]) or "an empty folder")
+        )
+
+    def _grouplens(
+        self, layout: str, members: dict[str, Traversable]
+    ) -> _FoundLog:
+        if layout != movielens.CSV_LAYOUT:
+            return _GroupLensLog(layout, members, self._columns)
+        ratings = movielens.member(members, layout)
+        # GroupLens's own file goes before any other.
+        if movies := movielens.member(members, "movies.csv"):
+            members = {"movies.csv": movies}
+        return _TablesLog([ratings], members, self._columns)
+
     @property
-    def columns(self) -> ColumnNames:
-        """The column names that the user gave."""
+    def _columns(self) -> ColumnNames:
         return ColumnNames(
             self.user_column,
             self.item_column,
@@ -277,119 +224,164 @@ class Source:
             self.rating_column,
         )
 
+    def _items(self, found: _FoundLog) -> pa.Table | None:
+        if self.items_file is None:
+            return found.items()
+        path = pathlib.Path(self.items_file).expanduser()
+        if not path.is_file():
+            raise InputError(
+                "`items_file` must be a CSV or Parquet file. "
+                f"Received: {self.items_file!r}"
+            )
+        return items_lib.read_items(path, found.item_column)
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """A part of a log that one worker reads from its beginning to its end.
 
-    Attributes:
-        number: Its place among the units of the log.
-        source: The log.
-        part: The file that it is, or None where it is no file.
-        piece: The row group of the file or the chunk of the synthetic log;
-            None for all of it.
-    """
+class _FoundLog(abc.ABC):
+    """A log of some kind; what is not overridden it does not have."""
 
-    number: int
-    source: Source
-    part: Traversable | None = None
-    piece: int | None = None
+    @abc.abstractmethod
+    def interactions(self) -> Interactions:
+        """Reads all interactions."""
 
     @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        return self.source.data if self.part is None else str(self.part)
+    def item_column(self) -> str | None:
+        """The name of the item column, which an items file may share."""
+        return None
 
-    def blocks(self) -> Iterator[Interactions]:
-        """Yields the rows, in order, about a million or fewer at a time.
+    def items(self) -> pa.Table | None:
+        """Reads the item metadata that comes with the log."""
+        return None
 
-        Raises:
-            InputError: The log cannot be read.
-        """
-        if self.part is not None:
-            yield from tables.stream(self.part, self.source.columns, self.piece)
-        elif self.piece is not None:
-            yield synthetic.parse(self.source.data).chunk(self.piece)
-        else:
-            log = read(**dataclasses.asdict(self.source))
-            yield from _slices(log.interactions)
+    def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
+        """Returns the names of the parts and how to read each in blocks."""
+        return []
 
 
-def units(source: Source) -> tuple[list[Unit], pa.Table | None]:
-    """Divides a log into units.
+@dataclasses.dataclass(frozen=True)
+class _TablesLog(_FoundLog):
+    """CSV, TSV or Parquet files, and the files beside them by name."""
 
-    Rows of CSV files, of the row groups of Parquet files and of a synthetic
-    log are read as they are needed. Any other source is one unit, and all in
-    the memory of the worker that reads it.
+    parts: Sequence[Traversable]
+    members: dict[str, Traversable]
+    given: ColumnNames
 
-    Args:
-        source: The log.
+    def interactions(self) -> Interactions:
+        return tables.read_tables(self.parts, self.given)[0]
 
-    Returns:
-        The units in the order of the log, and what is known of the items.
+    @property
+    def item_column(self) -> str | None:
+        return tables.find_names(self.parts, self.given).item
 
-    Raises:
-        InputError: There is nothing to read, it cannot be read, or its
-            parts do not have the same columns.
-    """
-    data, given = source.data, source.columns
-    reject_ignored(data, given, source.tfds_data_dir, source.tfds_manual_dir)
-    if synthetic.is_synthetic(data):
-        num_chunks = synthetic.parse(data).num_chunks
-        pieces: list[tuple[Any, int | None]] = [
-            (None, chunk) for chunk in range(num_chunks)
-        ]
-        items = items_beside([], {}, None, source.items_file)
-    elif parts := _parts(data):
-        names = tables.find_names(parts, given)
-        pieces = []
-        for part in parts:
+    def items(self) -> pa.Table | None:
+        found = [self.members[n] for n in _ITEMS_NAMES if n in self.members]
+        if len(found) > 1:
+            raise InputError(
+                f"{self.parts[0]}: expected one items file beside it; choose "
+                "one with --items_file. "
+                f"Received: {', '.join(file.name for file in found)}"
+            )
+        if not found or found[0] in self.parts:
+            return None
+        return items_lib.read_items(found[0], self.item_column)
+
+    def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
+        # Other processes cannot read from an archive that is open in this one.
+        if not all(isinstance(part, pathlib.Path) for part in self.parts):
+            return []
+        # Parts with other columns are an error before any of them is read.
+        tables.find_names(self.parts, self.given)
+        found: list[tuple[str, _ReadBlocks]] = []
+        for part in self.parts:
+            groups: Sequence[int | None] = [None]
             if tables.file_kind(part) == "parquet":
                 groups = range(tables.num_row_groups(part))
-                pieces += [(part, group) for group in groups]
-            else:
-                pieces.append((part, None))
-        members = tables.list_members(parts[0].parent)
-        items = items_beside(
-            list(parts), members, names.item, source.items_file
-        )
-    else:
-        pieces = [(None, None)]
-        items = read(**dataclasses.asdict(source)).items
-    return [
-        Unit(number, source, part, piece)
-        for number, (part, piece) in enumerate(pieces)
-    ], items
+            for group in groups:
+                blocks = functools.partial(
+                    tables.stream, part, self.given, group
+                )
+                found.append((str(part), blocks))
+        return found
 
 
-def _parts(data: str) -> list[pathlib.Path]:
-    """Returns the files of a log that can be read row by row, if any."""
-    if data == BUNDLED or data.startswith(TFDS_PREFIX):
-        return []
-    path = existing_path(data)
-    if path.is_dir():
-        members = tables.list_members(path)
-        found = movielens.layouts(members)
-        if found == ["ratings.csv"]:
-            names = ("ratings.csv", "ratings.csv.gz")
-            return [path / name for name in names if name in members][:1]
-        if found:
-            return []
-        return [path / part.name for part in parts_of(members)]
-    layout = path.name.removesuffix(".gz")
-    is_other = layout in movielens.LAYOUTS and layout != "ratings.csv"
-    return [] if is_other or tables.file_kind(path) == "zip" else [path]
+@dataclasses.dataclass(frozen=True)
+class _GroupLensLog(_FoundLog):
+    """The files of GroupLens without a header."""
+
+    layout: str
+    members: dict[str, Traversable]
+    given: ColumnNames
+
+    def interactions(self) -> Interactions:
+        return movielens.read_ratings(self.members, self.layout, self.given)
+
+    @property
+    def item_column(self) -> str | None:
+        return self.given.item
+
+    def items(self) -> pa.Table | None:
+        return movielens.read_films(self.members, self.layout)
 
 
-def _slices(interactions: Interactions) -> Iterator[Interactions]:
+@dataclasses.dataclass(frozen=True)
+class _TfdsLog(_FoundLog):
+    """A MovieLens configuration of TensorFlow Datasets."""
+
+    name: str
+    data_dir: str | None
+    manual_dir: str | None
+
+    @functools.cached_property
+    def _log(self) -> tuple[Interactions, pa.Table]:
+        return movielens.read_tfds(self.name, self.data_dir, self.manual_dir)
+
+    def interactions(self) -> Interactions:
+        return self._log[0]
+
+    def items(self) -> pa.Table | None:
+        return self._log[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _SyntheticLog(_FoundLog):
+    name: str
+    log: synthetic.SyntheticLog
+
+    def interactions(self) -> Interactions:
+        return self.log.interactions_in_memory()
+
+    def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
+        return [
+            (self.name, functools.partial(_blocks_of_chunk, self.log, number))
+            for number in range(self.log.num_chunks)
+        ]
+
+
+def _blocks_of_chunk(
+    log: synthetic.SyntheticLog, number: int
+) -> Iterator[Interactions]:
+    yield log.chunk(number)
+
+
+def _blocks_of_whole(source: Source) -> Iterator[Interactions]:
     """Yields runs of rows; the ids stay those of the whole log."""
-    for begin in range(0, len(interactions), _BLOCK_ROWS):
+    whole = source.read().interactions
+    for begin in range(0, len(whole), _BLOCK_ROWS):
         rows = slice(begin, begin + _BLOCK_ROWS)
-        ratings = interactions.ratings
         yield dataclasses.replace(
-            interactions,
-            users=interactions.users[rows],
-            items=interactions.items[rows],
-            timestamps=interactions.timestamps[rows],
-            ratings=None if ratings is None else ratings[rows],
+            whole,
+            users=whole.users[rows],
+            items=whole.items[rows],
+            timestamps=whole.timestamps[rows],
+            ratings=None if whole.ratings is None else whole.ratings[rows],
         )
+
+
+def _existing_path(data: str) -> pathlib.Path:
+    path = pathlib.Path(data).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
+            "'synthetic:users=...', or the path of a file or folder that "
+            f"exists. Received: {data!r}"
+        )
+    return path
