@@ -386,12 +386,8 @@ def _inverse_by_items(
 ) -> np.ndarray:
     """Inverts `X^T X + regularization * I` by Cholesky, in place.
 
-    Args:
-        matrix: `[num_users, num_items]` float32.
-        regularization: Positive.
-
-    Returns:
-        `[num_items, num_items]` float32.
+    X is `[num_users, num_items]` and the inverse `[num_items, num_items]`,
+    both float32.
     """
     num_items = matrix.shape[1]
     gram = np.empty((num_items, num_items), np.float32, order="F")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 import pyarrow as pa
@@ -104,253 +103,220 @@ def audit(split: Split) -> AuditReport:
     train = split.train
     if isinstance(train, ShardedSequences):
         train = train.of_users(split.validation.sequences.user_ids)
-    parts = [_Part("validation", split.validation)]
+    parts = {"validation": split.validation}
     if split.test is not None:
-        parts.append(_Part("test", split.test))
-    parts = [part for part in parts if len(part.queries)]
-    checks = [part.stays_in_own_sequence() for part in parts]
+        parts["test"] = split.test
+    parts = {name: part for name, part in parts.items() if len(part)}
+    checks = [_position_check(*part) for part in parts.items()]
     # Positions outside of the sequences could not be looked up.
     if not any(check.num_violations for check in checks):
-        for part in parts:
-            checks += _training_checks(split.protocol, part, train)
+        for name, queries in parts.items():
+            checks += _training_checks(split.protocol, name, queries, train)
         if len(parts) == 2:
-            checks += _overlap_checks(split.protocol, *parts)
+            checks += _overlap_checks(split.protocol, **parts)
     return AuditReport(split.protocol, tuple(checks))
 
 
-def _training_checks(
-    protocol: str, part: _Part, train: Sequences
-) -> list[Check]:
-    """Checks what histories and the training set contain."""
-    checks = [part.is_chronological()]
-    if protocol == "held_out_users":
-        checks.append(part.users_are_unseen(train))
-    else:
-        checks.append(part.users_train_before_targets(train))
-    if protocol == "temporal":
-        checks.append(part.all_train_before_queries(train))
-    if protocol == "held_out_items" and part.name == "test":
-        checks.append(part.items_are_unseen(train))
-    return checks
-
-
-def _overlap_checks(
-    protocol: str, validation: _Part, test: _Part
-) -> list[Check]:
-    """Checks what validation and test have in common."""
-    queries = validation.queries
-    begins = queries.sequences.offsets[queries.users]
-    rows = _rows_of(validation.user_ids, test.queries.sequences.user_ids)
-    used = queries.target_ends - begins
-    checks = [
-        validation.check(
-            "validation does not use what test asks for",
-            (rows >= 0) & (used > test.first_targets[rows]),
-        )
-    ]
-    if protocol == "held_out_users":
-        checks.append(
-            validation.check(
-                "validation and test have no user in common",
-                _rows_of(validation.user_ids, test.user_ids) >= 0,
-            )
-        )
-    if protocol == "temporal":
-        last = queries.sequences.timestamps[queries.target_ends - 1]
-        checks.append(
-            validation.check(
-                "validation is strictly before the earliest test query, at "
-                f"time {test.earliest}",
-                last >= test.earliest,
-            )
-        )
-    return checks
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """The checks of one part of a split.
-
-    Attributes:
-        name: "validation" or "test".
-        queries: Its queries.
-    """
-
-    name: str
-    queries: Queries
-
-    @functools.cached_property
-    def ids(self) -> np.ndarray:
-        """`[num_queries]` object array of str, the names of the queries."""
-        return query_ids(self.queries)
-
-    @functools.cached_property
-    def user_ids(self) -> np.ndarray:
-        """`[num_queries]` object array of str, the users of the queries."""
-        return self.queries.sequences.user_ids[self.queries.users]
-
-    @functools.cached_property
-    def first_targets(self) -> np.ndarray:
-        """`[num_users]` int64 positions of first targets in the sequences.
-
-        `_NO_TARGET` for users without a query.
-        """
-        queries = self.queries
-        first = np.full(queries.sequences.num_users, _NO_TARGET)
-        begins = queries.sequences.offsets[queries.users]
-        np.minimum.at(first, queries.users, queries.history_ends - begins)
-        return first
-
-    @property
-    def earliest(self) -> int:
-        """The time of the earliest query."""
-        queries = self.queries
-        return queries.sequences.timestamps[queries.history_ends].min()
-
-    def check(self, claim: str, violates: np.ndarray) -> Check:
-        """Makes a check from the `[num_queries]` bool violations."""
-        return _check(claim, violates, self.ids, "queries")
-
-    def stays_in_own_sequence(self) -> Check:
-        """Checks the positions of histories and targets."""
-        queries = self.queries
-        offsets = queries.sequences.offsets
-        inside = (
-            (queries.history_starts >= offsets[queries.users])
-            & (queries.history_ends >= queries.history_starts)
-            & (queries.target_ends > queries.history_ends)
-            & (queries.target_ends <= offsets[queries.users + 1])
-        )
-        return self.check(
-            f"{self.name}: history and targets belong to the query's own user",
-            ~inside,
-        )
-
-    def is_chronological(self) -> Check:
-        """Checks the order of time from each history to its targets."""
-        queries = self.queries
-        times = queries.sequences.timestamps
-        # num_falls[p] counts the positions up to p at which time goes back.
-        num_falls = np.append(0, np.cumsum(times[1:] < times[:-1]))
-        return self.check(
-            f"{self.name}: histories are in order of time, targets last",
-            num_falls[queries.target_ends - 1]
-            != num_falls[queries.history_starts],
-        )
-
-    def users_are_unseen(self, train: Sequences) -> Check:
-        """Checks that the users have no training interaction."""
-        rows = _rows_of(self.user_ids, train.user_ids)
-        return self.check(
-            f"{self.name}: no user of a query is in training",
-            (rows >= 0) & (np.append(train.lengths, 0)[rows] > 0),
-        )
-
-    def items_are_unseen(self, train: Sequences) -> Check:
-        """Checks that the targets have no training interaction."""
-        targets, offsets = self.queries.targets(np.arange(len(self.queries)))
-        seen = np.append(0, np.cumsum(np.isin(targets, train.items)))
-        return self.check(
-            f"{self.name}: no user's interactions with the targets are in "
-            "training",
-            seen[offsets[1:]] > seen[offsets[:-1]],
-        )
-
-    def all_train_before_queries(self, train: Sequences) -> Check:
-        """Checks the times of all training interactions."""
-        return _check(
-            f"{self.name}: all training is strictly before the earliest "
-            f"query, at time {self.earliest}",
-            train.timestamps >= self.earliest,
-            np.repeat(train.user_ids, train.lengths),
-            "training interactions",
-        )
-
-    def users_train_before_targets(self, train: Sequences) -> Check:
-        """Checks the training interactions of the users of the queries.
-
-        They must be among those before the user's first target. The fast way
-        is to find that they equal the beginning of the user's sequence. For
-        other users they are counted by item and time.
-        """
-        source = self.queries.sequences
-        source_rows = _rows_of(train.user_ids, source.user_ids)
-        has_query = (source_rows >= 0) & (
-            self.first_targets[source_rows] != _NO_TARGET
-        )
-        users = np.repeat(np.arange(train.num_users), train.lengths)
-        mine = np.flatnonzero(has_query[users])
-        users = users[mine]
-        rows = source_rows[users]
-        place = mine - train.offsets[users]
-        same = place < self.first_targets[rows]
-        at = (source.offsets[rows] + place)[same]
-        same[same] = (train.items[mine[same]] == source.items[at]) & (
-            train.timestamps[mine[same]] == source.timestamps[at]
-        )
-        is_odd = np.zeros(train.num_users, bool)
-        is_odd[users[~same]] = True
-        odd = is_odd[users]
-        violates = np.zeros(len(mine), bool)
-        if odd.any():
-            violates[odd] = self._unaccounted(train, mine[odd], rows[odd])
-        return _check(
-            f"{self.name}: training has nothing of a user from the first "
-            "target on",
-            violates,
-            train.user_ids[users],
-            "training interactions",
-        )
-
-    def _unaccounted(
-        self, train: Sequences, positions: np.ndarray, rows: np.ndarray
-    ) -> np.ndarray:
-        """Marks training interactions that are not among the allowed ones.
-
-        Args:
-            train: The training sequences.
-            positions: `[n]` int64 positions in `train`.
-            rows: `[n]` int64, the users of these in the queries' sequences.
-
-        Returns:
-            `[n]` bool; of k equal interactions of which j are allowed, k - j
-            are marked.
-        """
-        source = self.queries.sequences
-        users = np.repeat(np.arange(source.num_users), source.lengths)
-        place = np.arange(len(users)) - source.offsets[users]
-        allowed = np.flatnonzero(
-            np.isin(users, rows) & (place < self.first_targets[users])
-        )
-        keys = np.stack(
-            [
-                np.append(users[allowed], rows),
-                np.append(source.items[allowed], train.items[positions]),
-                np.append(
-                    source.timestamps[allowed], train.timestamps[positions]
-                ),
-            ]
-        )
-        order = np.lexsort(keys)
-        keys = keys[:, order]
-        is_new = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
-        group = np.cumsum(is_new) - 1
-        from_train = order >= len(allowed)
-        num_allowed = np.bincount(group, ~from_train)
-        # The sort is stable, so the allowed ones come first in each group.
-        place = np.arange(len(order)) - np.flatnonzero(is_new)[group]
-        marked = np.empty(len(order), bool)
-        marked[order] = from_train & (place >= 2 * num_allowed[group])
-        return marked[len(allowed) :]
-
-
 def _check(
-    claim: str, violates: np.ndarray, names: np.ndarray, unit: str
+    claim: str, violates: np.ndarray, names: np.ndarray, unit: str = "queries"
 ) -> Check:
     """Makes a check from `[n]` bool violations of things with `[n]` names."""
     rows = np.flatnonzero(violates)
     example = repr(names[rows[0]]) if len(rows) else ""
     return Check(claim, len(violates), unit, len(rows), example)
+
+
+def _position_check(part: str, queries: Queries) -> Check:
+    """Checks that no history or target is outside of the user's sequence."""
+    offsets = queries.sequences.offsets
+    inside = (
+        (queries.history_starts >= offsets[queries.users])
+        & (queries.history_ends >= queries.history_starts)
+        & (queries.target_ends > queries.history_ends)
+        & (queries.target_ends <= offsets[queries.users + 1])
+    )
+    return _check(
+        f"{part}: history and targets belong to the query's own user",
+        ~inside,
+        query_ids(queries),
+    )
+
+
+def _training_checks(
+    protocol: str, part: str, queries: Queries, train: Sequences
+) -> list[Check]:
+    """Checks what the histories of a part and the training set contain."""
+    ids = query_ids(queries)
+    times = queries.sequences.timestamps
+    # num_falls[p] counts the positions up to p at which time goes back.
+    num_falls = np.append(0, np.cumsum(times[1:] < times[:-1]))
+    first, last = queries.history_starts, queries.target_ends - 1
+    checks = [
+        _check(
+            f"{part}: histories are in order of time, targets last",
+            num_falls[last] != num_falls[first],
+            ids,
+        )
+    ]
+    if protocol == "held_out_users":
+        rows = _rows_of(_user_ids(queries), train.user_ids)
+        seen = (rows >= 0) & (np.append(train.lengths, 0)[rows] > 0)
+        claim = f"{part}: no user of a query is in training"
+        checks.append(_check(claim, seen, ids))
+    else:
+        claim = f"{part}: training has nothing of a user from the first target"
+        late = _late_training(queries, train)
+        checks.append(_check(f"{claim} on", *late, "training interactions"))
+    if protocol == "temporal":
+        earliest = times[queries.history_ends].min()
+        checks.append(
+            _check(
+                f"{part}: all training is strictly before the earliest query, "
+                f"at time {earliest}",
+                train.timestamps >= earliest,
+                np.repeat(train.user_ids, train.lengths),
+                "training interactions",
+            )
+        )
+    if protocol == "held_out_items" and part == "test":
+        targets, offsets = queries.targets(np.arange(len(queries)))
+        seen = np.append(0, np.cumsum(np.isin(targets, train.items)))
+        checks.append(
+            _check(
+                f"{part}: no user's interactions with the targets are in "
+                "training",
+                seen[offsets[1:]] > seen[offsets[:-1]],
+                ids,
+            )
+        )
+    return checks
+
+
+def _overlap_checks(
+    protocol: str, validation: Queries, test: Queries
+) -> list[Check]:
+    """Checks what validation and test have in common."""
+    sequences = validation.sequences
+    user_ids = _user_ids(validation)
+    rows = _rows_of(user_ids, test.sequences.user_ids)
+    used = validation.target_ends - sequences.offsets[validation.users]
+    claims = {
+        "validation does not use what test asks for": (
+            (rows >= 0) & (used > _first_targets(test)[rows])
+        )
+    }
+    if protocol == "held_out_users":
+        claims["validation and test have no user in common"] = (
+            _rows_of(user_ids, _user_ids(test)) >= 0
+        )
+    if protocol == "temporal":
+        earliest = test.sequences.timestamps[test.history_ends].min()
+        last = sequences.timestamps[validation.target_ends - 1]
+        claims[
+            "validation is strictly before the earliest test query, at time "
+            f"{earliest}"
+        ] = last >= earliest
+    ids = query_ids(validation)
+    return [_check(claim, violates, ids) for claim, violates in claims.items()]
+
+
+def _late_training(
+    queries: Queries, train: Sequences
+) -> tuple[np.ndarray, np.ndarray]:
+    """Marks training interactions that do not precede a user's targets.
+
+    Most often a user's training interactions equal the beginning of the
+    sequence, which is fast to see. Others are counted by item and time.
+
+    Returns:
+        For each training interaction of a user with queries, `[n]` bool and
+        the user's raw id, `[n]` object array of str.
+    """
+    source = queries.sequences
+    first_targets = _first_targets(queries)
+    source_rows = _rows_of(train.user_ids, source.user_ids)
+    has_query = (source_rows >= 0) & (first_targets[source_rows] != _NO_TARGET)
+    users = np.repeat(np.arange(train.num_users), train.lengths)
+    mine = np.flatnonzero(has_query[users])
+    users = users[mine]
+    rows = source_rows[users]
+    place = mine - train.offsets[users]
+    same = place < first_targets[rows]
+    at = (source.offsets[rows] + place)[same]
+    same[same] = (train.items[mine[same]] == source.items[at]) & (
+        train.timestamps[mine[same]] == source.timestamps[at]
+    )
+    is_odd = np.zeros(train.num_users, bool)
+    is_odd[users[~same]] = True
+    odd = is_odd[users]
+    late = np.zeros(len(mine), bool)
+    if odd.any():
+        late[odd] = _unaccounted(
+            source, first_targets, train, mine[odd], rows[odd]
+        )
+    return late, train.user_ids[users]
+
+
+def _unaccounted(
+    source: Sequences,
+    first_targets: np.ndarray,
+    train: Sequences,
+    positions: np.ndarray,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """Marks training interactions that are not among the allowed ones.
+
+    Args:
+        source: The sequences of the queries. Interactions before the first
+            target are allowed.
+        first_targets: `[num_users]` int64; see `_first_targets`.
+        train: The training sequences.
+        positions: `[n]` int64 positions in `train`.
+        rows: `[n]` int64, the users of these in `source`.
+
+    Returns:
+        `[n]` bool; of k equal interactions of which j are allowed, k - j are
+        marked.
+    """
+    users = np.repeat(np.arange(source.num_users), source.lengths)
+    place = np.arange(len(users)) - source.offsets[users]
+    allowed = np.flatnonzero(
+        np.isin(users, rows) & (place < first_targets[users])
+    )
+    keys = np.stack(
+        [
+            np.append(users[allowed], rows),
+            np.append(source.items[allowed], train.items[positions]),
+            np.append(source.timestamps[allowed], train.timestamps[positions]),
+        ]
+    )
+    order = np.lexsort(keys)
+    keys = keys[:, order]
+    is_new = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
+    group = np.cumsum(is_new) - 1
+    from_train = order >= len(allowed)
+    num_allowed = np.bincount(group, ~from_train)
+    # The sort is stable, so the allowed ones come first in each group.
+    place = np.arange(len(order)) - np.flatnonzero(is_new)[group]
+    marked = np.empty(len(order), bool)
+    marked[order] = from_train & (place >= 2 * num_allowed[group])
+    return marked[len(allowed) :]
+
+
+def _user_ids(queries: Queries) -> np.ndarray:
+    """Returns the user of each query, `[num_queries]` object array of str."""
+    return queries.sequences.user_ids[queries.users]
+
+
+def _first_targets(queries: Queries) -> np.ndarray:
+    """Returns where each user's first target is in the user's sequence.
+
+    `[num_users]` int64; `_NO_TARGET` for users without a query.
+    """
+    first = np.full(queries.sequences.num_users, _NO_TARGET)
+    begins = queries.sequences.offsets[queries.users]
+    np.minimum.at(first, queries.users, queries.history_ends - begins)
+    return first
 
 
 def _rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:

@@ -71,16 +71,15 @@ def evaluate(
             from its candidates.
         lists: Whether to keep the lists of recommended items.
         batch_size: Maximum number of histories to score at once. Batches are
-            smaller if their scores would exceed 256 MB, and hold histories
-            of similar length, so they need little padding.
+            smaller if their scores would exceed 256 MB. Histories of similar
+            length are scored together.
 
     Returns:
         One entry per query, in the order of `queries`.
 
     Raises:
-        InputError: There is no query, or a query's relevant items are
-            missing, duplicated, padding, unknown, outside of the catalog or,
-            with `exclude_history`, in its own history.
+        InputError: There is no query, or a relevant item is missing,
+            duplicated, outside of the catalog or excluded.
         ValueError: The scores have the wrong shape or contain NaN or +inf, or
             `ks` or `batch_size` is not positive.
     """
@@ -119,10 +118,7 @@ def _batches(queries: Queries, batch_size: int) -> Iterator[np.ndarray]:
 
 
 class _Ranking:
-    """The results of all queries, filled batch by batch.
-
-    The attributes are as in `Evaluation`, except that the lists have length 0
-    rather than being None.
+    """The results of all queries, filled batch by batch; see `Evaluation`.
 
     Args:
         queries: The queries.
@@ -141,15 +137,13 @@ class _Ranking:
         self.top_scores = np.empty((len(queries), k), np.float32)
 
     def add(self, scorer: Scorer, rows: np.ndarray, exclude: bool) -> None:
-        """Ranks the candidates of a batch of queries.
+        """Ranks the candidates of the queries in `[batch_size]` int64 rows.
 
-        Args:
-            scorer: Computes the scores.
-            rows: `[batch_size]` int64, the batch's rows among the queries.
-            exclude: Whether to exclude histories from the candidates.
+        `exclude` removes each query's history from its candidates.
         """
         items, offsets = self._queries.histories(rows)
-        scores = _scores(scorer, items, offsets, self.names[rows])
+        names = self.names[rows]
+        scores = _scores(scorer, items, offsets, names)
         size = self.vocabulary_size = scores.shape[1]
         relevant = self.relevant_items[rows]
         largest = max(items.max(initial=0), relevant.max())
@@ -160,51 +154,30 @@ class _Ranking:
             )
         if not exclude:
             items, offsets = items[:0], np.zeros_like(offsets)
-        self.num_candidates[rows] = (
-            size - FIRST_ITEM_INDEX - num_distinct(items, offsets)
-        )
+        num_candidates = size - FIRST_ITEM_INDEX - num_distinct(items, offsets)
+        self.num_candidates[rows] = num_candidates
         width = int(np.count_nonzero(relevant.any(axis=0)))
+        k = self.top_items.shape[1]
         step = max(8, _CHUNK_SCORES // size)
-        buffer = np.empty((step, size), scores.dtype)
-        mask = _mask(step, size)
         for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            chunk = buffer[: len(part)]
-            np.copyto(chunk, scores[start : start + step])
+            part = slice(start, start + step)
+            chunk = scores[part].copy()
             ends = offsets[start : start + step + 1]
             excluded = (
-                np.repeat(np.arange(len(part)), np.diff(ends)),
+                np.repeat(np.arange(len(chunk)), np.diff(ends)),
                 items[ends[0] : ends[-1]],
             )
-            self._rank(chunk, excluded, part, width, mask)
-
-    def _rank(
-        self,
-        chunk: np.ndarray,
-        excluded: tuple[np.ndarray, np.ndarray],
-        rows: np.ndarray,
-        width: int,
-        mask: np.ndarray,
-    ) -> None:
-        """Ranks the candidates of some queries.
-
-        Args:
-            chunk: `[num_rows, vocabulary_size]` float scores; modified.
-            excluded: Rows of the chunk and the items excluded from them.
-            rows: `[num_rows]` int64, the rows among the queries.
-            width: No query here has more relevant items.
-            mask: Scratch space; see `_count`.
-        """
-        relevant = self.relevant_items[rows, :width]
-        relevant_scores = _exclude(chunk, relevant, excluded, self.names[rows])
-        ranks, ordered = expected_ranks(
-            chunk, relevant, relevant_scores, self.num_candidates[rows], mask
-        )
-        self.ranks[rows, :width] = ranks
-        self.relevant_items[rows, :width] = ordered
-        k = self.top_items.shape[1]
-        if k:
-            self.top_items[rows], self.top_scores[rows] = top_lists(chunk, k)
+            asked = relevant[part, :width]
+            found = _exclude(chunk, asked, excluded, names[part])
+            ranks, ordered = expected_ranks(
+                chunk, asked, found, num_candidates[part]
+            )
+            self.ranks[rows[part], :width] = ranks
+            self.relevant_items[rows[part], :width] = ordered
+            if k:
+                top_items, top_scores = top_lists(chunk, k)
+                self.top_items[rows[part]] = top_items
+                self.top_scores[rows[part]] = top_scores
 
 
 def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
@@ -322,9 +295,8 @@ def expected_ranks(
     relevant_items: np.ndarray,
     relevant_scores: np.ndarray,
     num_candidates: np.ndarray,
-    mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks relevant items among candidates, with the ties of `metrics`.
+    """Ranks relevant items among candidates; see `recsys.metrics` for ties.
 
     Candidates with the score -inf are tied behind all others.
 
@@ -334,83 +306,56 @@ def expected_ranks(
         relevant_items: `[num_rows, max_relevant]` int32.
         relevant_scores: `[num_rows, max_relevant]` float, NaN for padding.
         num_candidates: `[num_rows]` int.
-        mask: Scratch space for `_count`; allocated by default.
 
     Returns:
         `[num_rows, max_relevant]` float64 ranks, ascending, NaN for padding,
         and the `[num_rows, max_relevant]` int32 items in the same order.
     """
-    if mask is None:
-        mask = _mask(*scores.shape)
     order = np.lexsort((relevant_items, -relevant_scores), axis=-1)
-    relevant_items = np.take_along_axis(relevant_items, order, axis=1)
     relevant_scores = np.take_along_axis(relevant_scores, order, axis=1)
-    is_padding = np.isnan(relevant_scores)
+    # Tied relevant items are runs of equal scores; none continues in the next
+    # row, because each row starts a new one.
+    is_new = np.ones(relevant_scores.shape, bool)
+    is_new[:, 1:] = relevant_scores[:, 1:] != relevant_scores[:, :-1]
+    starts = np.flatnonzero(is_new)
+    run = np.cumsum(is_new).reshape(is_new.shape) - 1
+    place = np.arange(is_new.size).reshape(is_new.shape) - starts[run] + 1
+    size = np.diff(starts, append=is_new.size)[run]
+    # Rows of whole 8-byte words, as scratch space.
+    num_rows, num_columns = scores.shape
+    mask = np.zeros((num_rows, -(-num_columns // 8) * 8), bool)
     better = np.zeros(relevant_scores.shape, np.int64)
     tied = np.zeros(relevant_scores.shape, np.int64)
     for column in range(relevant_scores.shape[1]):
-        rows = np.flatnonzero(~is_padding[:, column])
-        part = scores if len(rows) == len(scores) else scores[rows]
+        rows = np.flatnonzero(~np.isnan(relevant_scores[:, column]))
+        part = scores if len(rows) == num_rows else scores[rows]
         score = relevant_scores[rows, column, np.newaxis]
         better[rows, column] = _count(np.greater, part, score, mask)
         tied[rows, column] = _count(np.equal, part, score, mask)
-    # Excluded columns are -inf, too, so they must not be counted as ties.
+    # Excluded columns are -inf, too, and must not be counted as ties.
     tied = np.where(
         np.isneginf(relevant_scores),
         num_candidates[:, np.newaxis] - better,
         tied,
     )
-    position, size = _tie_groups(relevant_scores)
-    ranks = better + position * (tied + 1) / (size + 1)
-    return np.where(is_padding, np.nan, ranks), relevant_items
+    ranks = better + place * (tied + 1) / (size + 1)
+    return (
+        np.where(np.isnan(relevant_scores), np.nan, ranks),
+        np.take_along_axis(relevant_items, order, axis=1),
+    )
 
 
 def _count(
     compare: np.ufunc, scores: np.ndarray, score: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Counts the columns of each row for which a comparison holds.
+    """Counts the `[num_rows]` columns for which `compare(scores, score)`.
 
     Counting the set bits of whole words takes a third of the time of
     `np.count_nonzero` along an axis.
-
-    Args:
-        compare: The comparison, called as `compare(scores, score)`.
-        scores: `[num_rows, num_columns]` float.
-        score: `[num_rows, 1]` float.
-        mask: Scratch space from `_mask` of at least as many rows.
-
-    Returns:
-        `[num_rows]` int64.
     """
     mask = mask[: len(scores)]
     compare(scores, score, out=mask[:, : scores.shape[1]])
     return np.bitwise_count(mask.view(np.uint64)).sum(axis=1, dtype=np.int64)
-
-
-def _mask(num_rows: int, num_columns: int) -> np.ndarray:
-    """Allocates a False mask for `_count`, with rows of whole 8-byte words."""
-    return np.zeros((num_rows, -(-num_columns // 8) * 8), bool)
-
-
-def _tie_groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Locates each score within its run of equal scores.
-
-    Args:
-        scores: `[num_rows, n]` float, sorted.
-
-    Returns:
-        `[num_rows, n]` int64 1-based positions within the run, and the
-        lengths of the runs.
-    """
-    columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    starts_here = np.ones(scores.shape, bool)
-    starts_here[:, 1:] = scores[:, 1:] != scores[:, :-1]
-    ends_here = np.ones(scores.shape, bool)
-    ends_here[:, :-1] = starts_here[:, 1:]
-    first = np.maximum.accumulate(np.where(starts_here, columns, 0), axis=1)
-    last = np.where(ends_here, columns, scores.shape[1])
-    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    return columns - first + 1, last - first + 1
 
 
 def num_distinct(items: np.ndarray, offsets: np.ndarray) -> np.ndarray:

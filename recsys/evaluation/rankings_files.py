@@ -110,16 +110,12 @@ def read_rankings(
     names = query_ids(queries)
     relevant = padded_relevant_items(queries, names)
     lines = _read_lines(path, names)
-    depth = max(len(line.items) for line in lines)
-    ks = sorted(set(ks))
-    if depth < ks[0]:
-        raise _error(
-            path,
-            f"lists of at least {ks[0]} items, the smallest cutoff",
-            f"at most {depth}",
-        )
-    ks = tuple(k for k in ks if k <= depth)
-    items, scores = _lay_out(lines, vocabulary, depth)
+    items, scores = _lay_out(lines, vocabulary)
+    depth = items.shape[1]
+    kept = tuple(k for k in sorted(set(ks)) if k <= depth)
+    if not kept:
+        least = f"lists of at least {min(ks)} items, the smallest cutoff"
+        raise _error(path, least, f"at most {depth}")
     num_candidates = np.full(len(queries), vocabulary.num_items, np.int32)
     if exclude_history:
         histories = queries.histories(np.arange(len(queries)))
@@ -129,15 +125,15 @@ def read_rankings(
     return Evaluation(
         name=path.stem if name is None else name,
         protocol=protocol,
-        ks=ks,
+        ks=kept,
         exclude_history=exclude_history,
         num_items=vocabulary.num_items,
         query_ids=names,
         ranks=ranks,
         relevant_items=relevant,
         num_candidates=num_candidates,
-        top_items=items[:, : ks[-1]],
-        top_scores=scores[:, : ks[-1]],
+        top_items=items[:, : kept[-1]],
+        top_scores=scores[:, : kept[-1]],
     )
 
 
@@ -220,11 +216,14 @@ def _check_scores(where: str, scores: Any, num_items: int) -> None:
 
 
 def _lay_out(
-    lines: list[_Line], vocabulary: Vocabulary, depth: int
+    lines: list[_Line], vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[num_queries, depth]` int32 items and float64 scores, padded."""
+    """Returns `[num_queries, depth]` int32 items and float64 scores, padded.
+
+    The depth is the length of the longest list.
+    """
     lengths = np.array([len(line.items) for line in lines])
-    places = np.arange(depth) < lengths[:, np.newaxis]
+    places = np.arange(lengths.max()) < lengths[:, np.newaxis]
     items = np.zeros(places.shape, np.int32)
     items[places] = vocabulary.encode(
         [item for line in lines for item in line.items]
