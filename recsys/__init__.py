@@ -107,7 +107,7 @@ _MOVED = {
         "metrics": "list_metrics",
         "models.shared_item_embedding": "models.layer_sharing",
         "models.transformer_block": "models.attention models.dropout",
-        "negatives": "item_shares negative_sampling",
+        "negatives": "item_shares negative_sampling streaming_frequencies",
         "report": "evaluation.report evaluation_report",
         "retrieval.index": "retrieval.identifiers",
         "retrieval.scann": "retrieval.scann_index",
@@ -147,7 +147,54 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[name] = importlib.import_module(_MOVED[name])
 
 
+class _KerasHook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Registers our classes with Keras as soon as it is imported.
+
+    Keras loads a file only with classes that are registered, which ours are
+    when their modules are imported; and a program that loads a file need not
+    name any of them. `import recsys` alone does not import Keras.
+    """
+
+    _MODULES = ("recsys.optimizers", "recsys.models")
+
+    def __init__(self) -> None:
+        self._loader: Any = None
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Returns Keras's own spec, with this loader around its own."""
+        if name != "keras" or self._loader is not None:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path)
+            if spec is not None:
+                self._loader, spec.loader = spec.loader, self
+                return spec
+        return None
+
+    def create_module(self, spec: Any) -> Any:
+        """Creates the module as Keras's own loader does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Runs Keras, then what registers our classes."""
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        sys.meta_path.remove(self)
+        self.register()
+
+    @classmethod
+    def register(cls) -> None:
+        """Imports our classes; those being imported by now are left alone."""
+        for name in cls._MODULES:
+            if name not in sys.modules:
+                importlib.import_module(name)
+
+
 sys.meta_path.append(_MovedModules())
+if "keras" in sys.modules:
+    _KerasHook.register()
+else:
+    sys.meta_path.insert(0, _KerasHook())
 
 
 def __getattr__(name: str) -> Any:

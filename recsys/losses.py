@@ -7,6 +7,7 @@ compares a target with every candidate, the sampled softmax with some negatives;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -321,7 +322,8 @@ def full_softmax(
         queries: `[num_queries, dim]` float.
         candidates: `[num_candidates, dim]` float.
         targets: `[num_queries]` integer row in `candidates`. Where the weight
-            is 0 it may be anything.
+            is 0 it may be anything; a row that does not exist makes the sum
+            NaN elsewhere.
         weights: `[num_queries]` float; 0 for queries that do not count.
         chunk_size: Queries per chunk.
 
@@ -330,14 +332,16 @@ def full_softmax(
     """
     # Queries that count come first, so that the loop can stop after them.
     order = tf.argsort(tf.cast(weights == 0, tf.int32), stable=True)
-    targets = tf.clip_by_value(
-        tf.cast(targets, tf.int32), 0, tf.shape(candidates)[0] - 1
-    )
+    num_candidates = tf.cast(tf.shape(candidates)[0], targets.dtype)
+    in_range = (targets >= 0) & (targets < num_candidates)
+    targets = tf.cast(tf.where(in_range, targets, 0), tf.int32)
+    weights = tf.cast(weights, tf.float32)
+    weights = tf.where(in_range | (weights == 0), weights, math.nan)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
         tf.gather(targets, order),
-        tf.gather(tf.cast(weights, tf.float32), order),
+        tf.gather(weights, order),
         tf.constant(chunk_size),
     )
 

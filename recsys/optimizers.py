@@ -289,3 +289,39 @@ def _dense(gradient: Any) -> Any:
         if isinstance(gradient, tf.IndexedSlices)
         else gradient
     )
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class LaterSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that begins at a later step.
+
+    Args:
+        schedule: The schedule.
+        first_step: The step at which it begins.
+    """
+
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        first_step: int,
+    ) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._first_step = first_step
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the learning rate of a step."""
+        return self._schedule(step - self._first_step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            "schedule": keras.saving.serialize_keras_object(self._schedule),
+            "first_step": self._first_step,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LaterSchedule:
+        """Makes a schedule from `get_config`'s answer."""
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["first_step"])

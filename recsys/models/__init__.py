@@ -1,1 +1,19 @@
-"""The two-tower model and its parts, as plain Keras 3 layers."""
+"""The layers and the model; importing any of them registers all with Keras."""
+
+from recsys.models import (
+    history_encoders,
+    item_features,
+    shared_item_embedding,
+    towers,
+    transformer_block,
+    two_tower,
+)
+
+__all__ = [
+    "history_encoders",
+    "item_features",
+    "shared_item_embedding",
+    "towers",
+    "transformer_block",
+    "two_tower",
+]

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.models.shared_item_embedding import keep_frozen, traced_spec
 from recsys.models.transformer_block import Dropout, RMSNorm, TransformerBlock
 
 
@@ -33,6 +34,7 @@ class MeanPooling(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         """Has nothing to create."""
         self.built = True
+        keep_frozen(self)
 
     def call(
         self,
@@ -61,6 +63,14 @@ class MeanPooling(keras.layers.Layer):
         count = tf.cumsum(present, axis=1)[..., tf.newaxis]
         mean = tf.math.divide_no_nan(tf.cumsum(total, axis=1), count)
         return tf.cast(mean, vectors.dtype)
+
+    def compute_output_shape(self, vectors_shape: Any) -> Any:
+        """`[batch, length, dim]`, as the vectors."""
+        return vectors_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -98,6 +108,7 @@ class GRUEncoder(keras.layers.Layer):
         self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy)
         self.projection.build((None, None, self.units or dim))
         self.built = True
+        keep_frozen(self)
 
     def call(
         self,
@@ -116,8 +127,18 @@ class GRUEncoder(keras.layers.Layer):
             `[batch, length, dim]`.
         """
         vectors = self.dropout(vectors, training=training)
+        if vectors.shape[1] == 0:
+            return vectors  # Keras's GRU needs a step.
         states = self.gru(vectors, mask=mask, training=training)
         return self.projection(self.dropout(states, training=training))
+
+    def compute_output_shape(self, vectors_shape: Any) -> Any:
+        """`[batch, length, dim]`, as the vectors."""
+        return vectors_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -191,6 +212,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         self.norm = RMSNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build(input_shape)
         self.built = True
+        keep_frozen(self)
 
     def call(
         self,
@@ -223,6 +245,14 @@ class SelfAttentionEncoder(keras.layers.Layer):
             hidden, mask=mask, training=training, only_positions=only_positions
         )
         return self.norm(hidden)
+
+    def compute_output_shape(self, vectors_shape: Any) -> Any:
+        """`[batch, length, dim]`, as the vectors."""
+        return vectors_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

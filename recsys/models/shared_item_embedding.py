@@ -59,6 +59,29 @@ def deserialize(config: Any) -> Any:
     return config
 
 
+def keep_frozen(layer: keras.layers.Layer) -> None:
+    """Freezes what a layer made of its own while it was frozen itself.
+
+    Keras freezes the parts that a layer has when `trainable` is set, and asks
+    each variable whether it is trained. To be called at the end of `build`.
+
+    Args:
+        layer: The layer that was built.
+    """
+    if not layer.trainable:
+        # TensorFlow skips an assignment that changes nothing.
+        keras.layers.Layer.trainable.fset(layer, False)
+
+
+def traced_spec(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+    """Returns the spec of a symbolic call as Keras finds it by tracing.
+
+    A layer that has `compute_output_shape` would be asked that instead, without
+    the arguments that change the shape.
+    """
+    return super(keras.layers.Layer, layer).compute_output_spec(*args, **kwargs)
+
+
 POOLINGS = ("mean", "sum", "sqrtn")
 
 # Up to where each type counts without gaps.
@@ -106,6 +129,7 @@ class ItemTable(keras.layers.Layer):
             autocast=False,
         )
         self.built = True
+        keep_frozen(self)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -247,6 +271,7 @@ class SharedItemEmbedding(keras.layers.Layer):
             embedding_dim,
             self.embeddings_initializer,
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="table",
         )
 
@@ -292,7 +317,8 @@ class SharedItemEmbedding(keras.layers.Layer):
 
         Raises:
             TypeError: `ids` are of a type that cannot tell all ids apart.
-            ValueError: An unknown `pooling`, or `weights` without one.
+            ValueError: An unknown `pooling`, `weights` without one, or of
+                another shape than the ids.
         """
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(
@@ -305,6 +331,8 @@ class SharedItemEmbedding(keras.layers.Layer):
                 "weights and pooling=None"
             )
         ids = self.integer_ids(ids)
+        if weights is not None:
+            _check_weights(ids, weights)
         if isinstance(ids, tf.RaggedTensor):
             if pooling is None:
                 return tf.ragged.map_flat_values(self._lookup, ids)
@@ -350,13 +378,15 @@ class SharedItemEmbedding(keras.layers.Layer):
         pooling: str | None = None,
     ) -> keras.KerasTensor:
         """Shape, type and mask of the answer to a symbolic call."""
-        vectors = super().compute_output_spec(
-            ids, weights=weights, pooling=pooling
-        )
+        vectors = traced_spec(self, ids, weights=weights, pooling=pooling)
         mask = None if ids.ragged else self._output_mask(ids, pooling)
         if mask is not None:
             vectors._keras_mask = mask
         return vectors
+
+    def compute_output_shape(self, ids_shape: Any) -> tuple[int | None, ...]:
+        """`[..., embedding_dim]`, without `pooling`."""
+        return (*ids_shape, self.embedding_dim)
 
     def compute_mask(
         self,
@@ -394,7 +424,9 @@ class SharedItemEmbedding(keras.layers.Layer):
         # table, once an optimizer has updated single rows.
         vectors = tf.gather(self.embeddings.value, ids)
         vectors = tf.cast(vectors, self.compute_dtype)
-        return vectors * tf.cast(ids != 0, vectors.dtype)[..., tf.newaxis]
+        # Not a product: row 0 may hold anything, NaN as well.
+        is_item = (ids != 0)[..., tf.newaxis]
+        return tf.where(is_item, vectors, tf.zeros([], vectors.dtype))
 
     def _output_mask(
         self, ids: tf.Tensor, pooling: str | None
@@ -430,3 +462,40 @@ class SharedItemEmbedding(keras.layers.Layer):
             norm = tf.reduce_sum(tf.square(present), axis=-1, keepdims=True)
             pooled = tf.math.divide_no_nan(pooled, tf.sqrt(norm))
         return tf.cast(pooled, vectors.dtype)
+
+
+def _check_weights(
+    ids: tf.Tensor | tf.RaggedTensor, weights: tf.Tensor | tf.RaggedTensor
+) -> None:
+    """Raises ValueError unless there is one weight per id."""
+    if isinstance(ids, tf.RaggedTensor) != isinstance(weights, tf.RaggedTensor):
+        kinds = [
+            "ragged" if isinstance(each, tf.RaggedTensor) else "dense"
+            for each in (weights, ids)
+        ]
+        raise ValueError(
+            "`weights` must be shaped as `ids`, one weight per id. Received: "
+            f"{kinds[0]} weights for {kinds[1]} ids"
+        )
+    if isinstance(ids, tf.RaggedTensor):
+        pairs = list(
+            zip(ids.nested_row_splits, weights.nested_row_splits, strict=False)
+        )
+        same_rank = ids.ragged_rank == weights.ragged_rank
+    else:
+        weights = tf.convert_to_tensor(weights)
+        same_rank = ids.shape.is_compatible_with(weights.shape)
+        pairs = [(tf.shape(ids), tf.shape(weights))]
+    message = (
+        f"`weights` must be shaped as `ids`, {ids.shape}, one weight per id. "
+        f"Received: {weights.shape}"
+    )
+    if not same_rank:
+        raise ValueError(message)
+    for one, other in pairs:
+        one, other = tf.cast(one, tf.int64), tf.cast(other, tf.int64)
+        if tf.executing_eagerly() and (
+            one.shape != other.shape or bool(tf.reduce_any(one != other))
+        ):
+            raise ValueError(f"{message}, with rows of other lengths")
+        tf.debugging.assert_equal(one, other, message)

@@ -12,7 +12,9 @@ from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.models.shared_item_embedding import (
     SharedItemEmbedding,
     deserialize,
+    keep_frozen,
     serialize,
+    traced_spec,
 )
 from recsys.models.transformer_block import pick
 
@@ -73,6 +75,7 @@ class HistoryTower(keras.layers.Layer):
         _build_once(self.item_features, (None, None))
         _build_once(self.encoder, (None, None, self.embedding.embedding_dim))
         self.built = True
+        keep_frozen(self)
 
     def call(
         self,
@@ -103,7 +106,7 @@ class HistoryTower(keras.layers.Layer):
         vectors = _with_features(self, vectors, ids, training)
         if training and self.item_dropout:
             vectors *= _kept(self, ids, self.item_dropout)
-        last = _last_positions(mask)
+        last = last_positions(mask)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
         if not return_sequences:
             # Some encoders make little of all other positions.
@@ -122,6 +125,14 @@ class HistoryTower(keras.layers.Layer):
         if "only_positions" not in self._encoder_arguments:
             return pick(last, outputs)
         return tf.where(last[:, tf.newaxis] >= 0, outputs, 0)
+
+    def compute_output_shape(self, ids_shape: Any) -> tuple[int | None, ...]:
+        """`[batch, embedding_dim]`, without `return_sequences`."""
+        return (*ids_shape[:-1], self.embedding.embedding_dim)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
 
     def compute_mask(
         self,
@@ -188,6 +199,7 @@ class CandidateTower(keras.layers.Layer):
         _build_once(self.embedding, (None,))
         _build_once(self.item_features, (None,))
         self.built = True
+        keep_frozen(self)
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Encodes candidates.
@@ -203,6 +215,14 @@ class CandidateTower(keras.layers.Layer):
         # Without the table's mask, which a sum with features would not have.
         vectors = tf.identity(self.embedding(ids))
         return _with_features(self, vectors, ids, training)
+
+    def compute_output_shape(self, ids_shape: Any) -> tuple[int | None, ...]:
+        """`[..., embedding_dim]`."""
+        return (*ids_shape, self.embedding.embedding_dim)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
 
     def all_candidates(self, training: bool | None = None) -> tf.Tensor:
         """Returns `[vocabulary_size, embedding_dim]`, every row's vector.
@@ -295,7 +315,7 @@ def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:
         layer.build(shape)
 
 
-def _last_positions(mask: tf.Tensor) -> tf.Tensor:
+def last_positions(mask: tf.Tensor) -> tf.Tensor:
     """Returns `[batch]` int32, each row's last true position, -1 if none."""
     positions = tf.where(mask, tf.range(tf.shape(mask)[1]), -1)
     return tf.reduce_max(positions, axis=1)

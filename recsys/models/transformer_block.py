@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.models.shared_item_embedding import keep_frozen
+
 _BITS = 16
 
 
@@ -205,6 +207,7 @@ class RMSNorm(keras.layers.Layer):
             name="scale", shape=(input_shape[-1],), initializer="ones"
         )
         self.built = True
+        keep_frozen(self)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Normalizes `[..., dim]` over its last axis."""
@@ -275,6 +278,7 @@ class TransformerBlock(keras.layers.Layer):
             initializer="zeros",
         )
         self.built = True
+        keep_frozen(self)
 
     def call(
         self,

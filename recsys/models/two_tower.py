@@ -7,11 +7,20 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 from recsys import losses
 from recsys.ids import FIRST_ITEM_INDEX
-from recsys.models.shared_item_embedding import deserialize, serialize
-from recsys.models.towers import CandidateTower, HistoryTower
+from recsys.models.shared_item_embedding import (
+    deserialize,
+    keep_frozen,
+    serialize,
+)
+from recsys.models.towers import (
+    CandidateTower,
+    HistoryTower,
+    last_positions,
+)
 from recsys.negatives import Negatives, NegativeSampler
 
 _HISTORIES = {
@@ -78,6 +87,63 @@ class TwoTower(keras.Model):
         self.history_tower.build()
         self.candidate_tower.build()
         self.built = True
+        keep_frozen(self)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configures training, and builds the model if that is not done.
+
+        All sizes are known, so that callbacks and saving find the weights.
+
+        Args:
+            *args: As for `keras.Model.compile`.
+            **kwargs: As for `keras.Model.compile`.
+
+        Raises:
+            ValueError: A loss or metrics are given.
+        """
+        super().compile(*args, **kwargs)
+        if not self.built:
+            self.build()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that was loaded, as Keras does."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Trains the model, as `keras.Model.fit` does.
+
+        Args:
+            x: A dictionary, or a dataset of dictionaries or of tuples.
+            y: The targets, unless they are `target_ids` in `x`.
+            **kwargs: As for `keras.Model.fit`. `sample_weight`, `[batch]` or
+                `[batch, length]`, multiplies the loss of a row's targets; the
+                mean is still one over the targets.
+
+        Raises:
+            ValueError: `class_weight` is given, which has no meaning here.
+        """
+        if kwargs.get("class_weight") is not None:
+            raise ValueError(
+                "`class_weight` must be left out: weight targets with "
+                "`sample_weight` of shape [batch, length] instead. Received: "
+                f"{kwargs['class_weight']}"
+            )
+        return super().fit(
+            **_with_targets(x, y, kwargs.get("sample_weight")), **kwargs
+        )
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Returns the loss, as `keras.Model.evaluate` does.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+            **kwargs: As for `keras.Model.evaluate`.
+        """
+        return super().evaluate(
+            **_with_targets(x, y, kwargs.get("sample_weight")), **kwargs
+        )
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -117,11 +183,14 @@ class TwoTower(keras.Model):
         training: bool = True,
         candidate_ids: tf.Tensor | None = None,
         negatives: Negatives | None = None,
+        sample_weight: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Softmax loss of every next item in a batch of histories.
 
         Args:
-            inputs: `history_ids` and `target_ids`, `[batch, length]` int.
+            inputs: `history_ids`, `[batch, length]` int, and `target_ids` of
+                the same shape, or `[batch]` or `[batch, 1]`: the item that
+                follows the last one of each history.
             training: Whether dropout is active.
             candidate_ids: `[num_candidates]` int, rising: the items that the
                 softmax is over, all targets among them. Default: all items.
@@ -131,11 +200,17 @@ class TwoTower(keras.Model):
             negatives: What a `NegativeSampler` drew for the batch: the loss
                 is the sampled softmax, and no other row of the table is
                 read. Default: the full softmax.
+            sample_weight: `[batch]` or `[batch, length]`, multiplies the
+                cross-entropy of each target.
 
         Returns:
             The sum of the cross-entropies and the number of targets, both
             float32 scalars.
+
+        Raises:
+            ValueError: The shapes of histories and targets do not agree.
         """
+        inputs = self._checked_inputs(inputs)
         if negatives is not None:
             candidates = self.candidate_tower(negatives.ids, training=training)
         else:
@@ -157,7 +232,11 @@ class TwoTower(keras.Model):
                 return_sequences=True,
             )
             targets = inputs["target_ids"][rows]
-            weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+            weights = is_target = tf.cast(
+                targets >= FIRST_ITEM_INDEX, tf.float32
+            )
+            if sample_weight is not None:
+                weights *= _per_position(sample_weight[rows])
             if negatives is not None:
                 loss += losses.sampled_softmax(
                     queries,
@@ -174,15 +253,63 @@ class TwoTower(keras.Model):
                     tf.reshape(_places(targets, candidate_ids), [-1]),
                     tf.reshape(weights, [-1]),
                 )
-            count += tf.reduce_sum(weights)
+            count += tf.reduce_sum(is_target)
         return loss, count
+
+    def _checked_inputs(
+        self, inputs: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns histories and targets of one shape, `[batch, length]`."""
+        for name in ("history_ids", "target_ids"):
+            if name not in inputs:
+                raise ValueError(
+                    f"the inputs must have `{name}`. "
+                    f"Received: {', '.join(map(str, inputs))}"
+                )
+        histories, targets = (
+            _dense(inputs[name]) for name in ("history_ids", "target_ids")
+        )
+        message = (
+            "`target_ids` must have the shape of `history_ids`, "
+            f"{histories.shape}, or one target per history, [batch] or "
+            f"[batch, 1]. Received: {targets.shape}"
+        )
+        if len(histories.shape) != 2 or len(targets.shape) not in (1, 2):
+            raise ValueError(message)
+        if len(targets.shape) == 1:
+            targets = targets[:, tf.newaxis]
+        if targets.shape[1] == 1 and histories.shape[1] != 1:
+            # The target belongs to the last item, wherever padding stands.
+            is_last = tf.one_hot(
+                last_positions(histories != 0),
+                tf.shape(histories)[1],
+                on_value=True,
+                off_value=False,
+            )
+            targets = tf.where(is_last, targets, 0)
+        elif not histories.shape.is_compatible_with(targets.shape):
+            raise ValueError(message)
+        else:
+            tf.debugging.assert_equal(
+                tf.shape(histories), tf.shape(targets), message
+            )
+        size = self.candidate_tower.embedding.vocabulary_size
+        tf.debugging.assert_less(
+            tf.reduce_max(targets),
+            tf.cast(size, targets.dtype),
+            f"`target_ids` must be below the {size} rows of the table",
+        )
+        return {**inputs, "history_ids": histories, "target_ids": targets}
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `fit`."""
-        inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
+        inputs, sample_weight = _unpacked(data)
+        inputs = self._checked_inputs(inputs)
         negatives = self._negatives(inputs, self.optimizer.iterations)
         with tf.GradientTape() as tape:
-            loss, count = self.next_item_loss(inputs, negatives=negatives)
+            loss, count = self.next_item_loss(
+                inputs, negatives=negatives, sample_weight=sample_weight
+            )
             loss = tf.math.divide_no_nan(loss, count)
             # Half precision scales the loss; regularizers belong to it.
             total = self.optimizer.scale_loss(sum(self.losses, start=loss))
@@ -193,10 +320,14 @@ class TwoTower(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `evaluate`."""
-        inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
+        inputs, sample_weight = _unpacked(data)
+        inputs = self._checked_inputs(inputs)
         # The same seed for each batch, so that epochs can be compared.
         loss, count = self.next_item_loss(
-            inputs, training=False, negatives=self._negatives(inputs, 0)
+            inputs,
+            training=False,
+            negatives=self._negatives(inputs, 0),
+            sample_weight=sample_weight,
         )
         loss = tf.math.divide_no_nan(loss, count)
         self._loss_mean.update_state(loss, sample_weight=count)
@@ -255,11 +386,15 @@ class TwoTower(keras.Model):
                 length, scored against all items.
             **kwargs: For Keras's other formats.
         """
-        if format != "tf_saved_model":
-            super().export(filepath, format, verbose, input_signature, **kwargs)
-            return
         if not self.built:
             self.build()
+        if format != "tf_saved_model":
+            if input_signature is None:
+                # Keras asks for a model that was called.
+                self({"history_ids": tf.zeros([1, 1], tf.int32)})
+                input_signature = [_HISTORIES]
+            super().export(filepath, format, verbose, input_signature, **kwargs)
+            return
         archive = keras.export.ExportArchive()
         archive.add_endpoint(
             "serve",
@@ -304,7 +439,12 @@ class TwoTower(keras.Model):
         with layers of its own, so the candidate tower is given the history
         tower's table, and its item features if these were shared.
         """
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # Keras's scope would replace the one that is active.
+        active = global_state.get_global_attribute(
+            "custom_objects_scope_dict", {}
+        )
+        scope = {**active, **(custom_objects or {})}
+        with keras.saving.custom_object_scope(scope):
             history_tower = deserialize(config["history_tower"])
             candidate_config = config["candidate_tower"]
             if isinstance(candidate_config, dict):
@@ -329,3 +469,52 @@ def _places(targets: tf.Tensor, candidate_ids: tf.Tensor | None) -> tf.Tensor:
         candidate_ids,
         tf.reshape(tf.cast(targets, candidate_ids.dtype), [-1]),
     )
+
+
+def _unpacked(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
+    """Returns inputs with targets, and weights, of what Keras gives a step.
+
+    Raises:
+        ValueError: The targets are given twice.
+    """
+    inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            "`x` must be a dictionary with `history_ids`. Received: "
+            f"{type(inputs).__name__}"
+        )
+    if y is not None:
+        if "target_ids" in inputs:
+            raise ValueError(
+                "`y` must be left out where `x` has `target_ids`. Received: "
+                "both"
+            )
+        inputs = {**inputs, "target_ids": y}
+    return inputs, sample_weight
+
+
+def _with_targets(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+    """Moves targets out of `x`: Keras drops weights where there is no `y`."""
+    if (
+        sample_weight is not None
+        and y is None
+        and isinstance(x, dict)
+        and "target_ids" in x
+    ):
+        y = x["target_ids"]
+        x = {name: ids for name, ids in x.items() if name != "target_ids"}
+    return {"x": x, "y": y}
+
+
+def _dense(ids: Any) -> tf.Tensor:
+    if isinstance(ids, tf.RaggedTensor):
+        return ids.to_tensor()
+    return tf.convert_to_tensor(ids)
+
+
+def _per_position(sample_weight: tf.Tensor) -> tf.Tensor:
+    """Returns weights of `[batch, 1]` or `[batch, length]`."""
+    sample_weight = tf.cast(sample_weight, tf.float32)
+    if len(sample_weight.shape) == 1:
+        return sample_weight[:, tf.newaxis]
+    return sample_weight

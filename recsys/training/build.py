@@ -24,7 +24,7 @@ from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
 from recsys.negatives import NegativeSampler
-from recsys.optimizers import LazyAdam, RowwiseAdagrad
+from recsys.optimizers import LaterSchedule, LazyAdam, RowwiseAdagrad
 from recsys.training.initial_table import co_occurrence_vectors, explain_rows
 
 # The most items for which `loss="auto"` is the full softmax.
@@ -205,42 +205,6 @@ def build_optimizer(
         beta_2=config.adam_beta_2,
         weight_decay=config.weight_decay,
     )
-
-
-@keras.saving.register_keras_serializable(package="recsys")
-class LaterSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that begins at a later step.
-
-    Args:
-        schedule: The schedule.
-        first_step: The step at which it begins.
-    """
-
-    def __init__(
-        self,
-        schedule: keras.optimizers.schedules.LearningRateSchedule,
-        first_step: int,
-    ) -> None:
-        super().__init__()
-        self._schedule = schedule
-        self._first_step = first_step
-
-    def __call__(self, step: Any) -> Any:
-        """Returns the learning rate of a step."""
-        return self._schedule(step - self._first_step)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {
-            "schedule": keras.saving.serialize_keras_object(self._schedule),
-            "first_step": self._first_step,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LaterSchedule:
-        """Makes a schedule from `get_config`'s answer."""
-        schedule = keras.saving.deserialize_keras_object(config["schedule"])
-        return cls(schedule, config["first_step"])
 
 
 def _build_encoder(config: TrainConfig) -> keras.layers.Layer:
