@@ -187,19 +187,6 @@ class Negatives(NamedTuple):
                 counts = tf.gather(counts, places)
         return Negatives(ids, counts, known)
 
-    def of_rows(self, rows: slice) -> dict[str, tf.Tensor | None]:
-        """Returns the arguments of `sampled_softmax` for some rows."""
-        counts, known = self.log_expected_counts, self.known_ids
-        if known is not None:
-            known = known[rows]
-        if self.is_per_row and counts is not None:
-            counts = counts[rows]
-        return {
-            "negative_ids": self.ids[rows] if self.is_per_row else self.ids,
-            "log_expected_counts": counts,
-            "known_ids": known,
-        }
-
 
 class Frequencies(Protocol):
     """Anything that tells how frequent an item is."""

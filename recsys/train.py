@@ -53,7 +53,8 @@ def main(values: dict[str, Any]) -> int:
     result = recsys.training.train(config, workdir)
     if result.results is not None:
         print(f"\n{result.results.table()}\n")
-    print(_next_commands(workdir, result.data))
+    if result.is_chief:
+        print(_next_commands(workdir, result.data))
     return 0
 
 

@@ -13,6 +13,7 @@ from recsys import (
     SharedItemEmbedding,
     TwoTower,
 )
+from recsys.training.step import TrainStep
 
 # Items 2, 3 and 4: two values, one value, none.
 VALUES = [[1, 2], [2, 0], [0, 0]]
@@ -226,13 +227,12 @@ class TowersTest(parameterized.TestCase):
 
     def test_loss_over_some_candidates(self):
         model = TwoTower(*self._towers())
+        model.trained_items = [2, 4]
         batch = {
             "history_ids": np.array([[2, 4]], np.int32),
             "target_ids": np.array([[4, 2]], np.int32),
         }
-        loss, count = model.next_item_loss(
-            batch, training=False, candidate_ids=tf.constant([2, 4])
-        )
+        loss, count = model.next_item_loss(batch, training=False)
         queries = model.history_tower(
             batch["history_ids"], return_sequences=True
         ).numpy()[0]
@@ -241,25 +241,28 @@ class TowersTest(parameterized.TestCase):
         self.assertEqual(float(count), 2)
         np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
 
-    def test_an_item_without_interactions_is_left_alone(self):
+    @parameterized.parameters("fit", "trainer")
+    def test_an_item_without_interactions_is_left_alone(self, by):
         """Its row stays, its features move with those of other items."""
         keras.utils.set_random_seed(0)
         model = TwoTower(*self._towers(id_dropout=0.2))
         model.build()
+        model.trained_items = np.array([2, 4])
         batch = {
             "history_ids": np.array([[2, 2, 2]], np.int32),
             "target_ids": np.array([[4, 2, 4]], np.int32),
         }
-        variables = model.trainable_variables
         table = model.candidate_tower.embedding.embeddings
         row, before = table.numpy()[3], model.candidate_tower(np.array([3]))
         optimizer = keras.optimizers.Adam(0.1)
-        for _ in range(3):
-            with tf.GradientTape() as tape:
-                loss, _ = model.next_item_loss(
-                    batch, candidate_ids=tf.constant([2, 4])
-                )
-            optimizer.apply(tape.gradient(loss, variables), variables)
+        if by == "fit":
+            model.compile(optimizer=optimizer)
+            model.fit(batch, epochs=3, verbose=0)
+        else:
+            optimizer.build(model.trainable_variables)
+            step = TrainStep(model, optimizer, None, seed=0)
+            for _ in range(3):
+                step(batch)
         np.testing.assert_array_equal(table.numpy()[3], row)
         after = model.candidate_tower(np.array([3]))
         self.assertGreater(np.abs(after - before).max(), 1e-3)

@@ -526,7 +526,7 @@ class LossTest(parameterized.TestCase):
 
     @parameterized.parameters("full", "shared", "per_row", "known")
     def test_one_row(self, kind):
-        # One of the two halves that a batch is computed in has no rows.
+        # Two equal rows have twice the loss of one.
         model = _two_tower()
         table = model.history_tower.embedding.embeddings.value
 

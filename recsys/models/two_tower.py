@@ -22,13 +22,11 @@ from recsys.models.towers import (
     last_positions,
 )
 from recsys.negatives import Negatives, NegativeSampler
+from recsys.optimizers import merge_rows
 
 _HISTORIES = {
     "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
 }
-# The rows of a batch are computed in two halves side by side: two cores with a
-# half each are faster than two cores for every operation.
-_NUM_PARTS = 2
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -54,7 +52,12 @@ class TwoTower(keras.Model):
 
     Attributes:
         negative_sampler: What Keras's `fit` and `evaluate` draw negatives
-            with, or None. Not a part of the model's files.
+            with, or None. Not part of the model's files.
+        trained_items: `[num_trained]` int, ascending: the items that the full
+            softmax is over, all targets among them; None for all items.
+            Items that have features and are never targets are best left out:
+            `fit` and the trainer would push them down, and their features
+            with them. Not part of the model's files.
 
     Raises:
         ValueError: The towers do not share one table.
@@ -80,6 +83,7 @@ class TwoTower(keras.Model):
         self.history_tower = history_tower
         self.candidate_tower = candidate_tower
         self.negative_sampler: NegativeSampler | None = None
+        self.trained_items: Any = None
         self._loss_mean = keras.metrics.Mean(name="loss")
 
     def build(self, input_shape: Any = None) -> None:
@@ -181,7 +185,6 @@ class TwoTower(keras.Model):
         self,
         inputs: dict[str, tf.Tensor],
         training: bool = True,
-        candidate_ids: tf.Tensor | None = None,
         negatives: Negatives | None = None,
         sample_weight: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -192,14 +195,9 @@ class TwoTower(keras.Model):
                 the same shape, or `[batch]` or `[batch, 1]`: the item that
                 follows the last one of each history.
             training: Whether dropout is active.
-            candidate_ids: `[num_candidates]` int, rising: the items that the
-                softmax is over, all targets among them. Default: all items.
-                Items that have features only and are never targets are best
-                left out: they would be pushed down, and their features with
-                them.
             negatives: What a `NegativeSampler` drew for the batch: the loss
                 is the sampled softmax, and no other row of the table is
-                read. Default: the full softmax.
+                read. Default: the full softmax over `trained_items`.
             sample_weight: `[batch]` or `[batch, length]`, multiplies the
                 cross-entropy of each target.
 
@@ -211,50 +209,36 @@ class TwoTower(keras.Model):
             ValueError: The shapes of histories and targets do not agree.
         """
         inputs = self._checked_inputs(inputs)
-        if negatives is not None:
-            candidates = self.candidate_tower(negatives.ids, training=training)
+        targets = inputs["target_ids"]
+        weights = is_target = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+        if sample_weight is not None:
+            weights *= _per_position(sample_weight)
+        if negatives is None:
+            candidates, places = self._candidates_of(targets, training)
         else:
-            candidates = self.candidate_tower.all_candidates(training=training)
-            if candidate_ids is None:
-                candidates = candidates[FIRST_ITEM_INDEX:]
-            else:
-                candidates = tf.gather(candidates, candidate_ids)
-        num_rows = tf.shape(inputs["history_ids"])[0]
-        loss = count = tf.zeros([])
-        for part in range(_NUM_PARTS):
-            rows = slice(
-                num_rows * part // _NUM_PARTS,
-                num_rows * (part + 1) // _NUM_PARTS,
+            candidates = self.candidate_tower(negatives.ids, training=training)
+        queries = self.history_tower(
+            inputs["history_ids"], training=training, return_sequences=True
+        )
+        if negatives is None:
+            loss = losses.full_softmax(
+                tf.reshape(queries, [-1, queries.shape[-1]]),
+                candidates,
+                tf.reshape(places, [-1]),
+                tf.reshape(weights, [-1]),
             )
-            queries = self.history_tower(
-                inputs["history_ids"][rows],
-                training=training,
-                return_sequences=True,
+        else:
+            loss = losses.sampled_softmax(
+                queries,
+                self.candidate_tower(targets, training=training),
+                candidates,
+                targets,
+                negatives.ids,
+                weights,
+                negatives.log_expected_counts,
+                negatives.known_ids,
             )
-            targets = inputs["target_ids"][rows]
-            weights = is_target = tf.cast(
-                targets >= FIRST_ITEM_INDEX, tf.float32
-            )
-            if sample_weight is not None:
-                weights *= _per_position(sample_weight[rows])
-            if negatives is not None:
-                loss += losses.sampled_softmax(
-                    queries,
-                    self.candidate_tower(targets, training=training),
-                    candidates[rows] if negatives.is_per_row else candidates,
-                    targets,
-                    weights=weights,
-                    **negatives.of_rows(rows),
-                )
-            else:
-                loss += losses.full_softmax(
-                    tf.reshape(queries, [-1, queries.shape[-1]]),
-                    candidates,
-                    tf.reshape(_places(targets, candidate_ids), [-1]),
-                    tf.reshape(weights, [-1]),
-                )
-            count += tf.reduce_sum(is_target)
-        return loss, count
+        return loss, tf.reduce_sum(is_target)
 
     def _checked_inputs(
         self, inputs: dict[str, tf.Tensor]
@@ -301,21 +285,81 @@ class TwoTower(keras.Model):
         )
         return {**inputs, "history_ids": histories, "target_ids": targets}
 
+    def _candidates_of(
+        self, targets: tf.Tensor, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the full softmax's vectors and the targets' rows in them."""
+        candidates = self.candidate_tower.all_candidates(training=training)
+        if self.trained_items is None:
+            return candidates[FIRST_ITEM_INDEX:], targets - FIRST_ITEM_INDEX
+        trained = tf.convert_to_tensor(self.trained_items)
+        flat = tf.reshape(tf.cast(targets, trained.dtype), [-1])
+        places = tf.searchsorted(trained, flat)
+        return tf.gather(candidates, trained), places
+
+    def update(
+        self,
+        inputs: dict[str, tf.Tensor],
+        optimizer: keras.optimizers.Optimizer,
+        negatives: Negatives | None = None,
+        sample_weight: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes one step along the gradient of the mean loss.
+
+        Under a `tf.distribute` strategy each replica calls this with some rows
+        of a batch; their gradients add up to that of the whole batch, whose
+        targets all weigh the same, however they are spread.
+
+        Args:
+            inputs: As for `next_item_loss`.
+            optimizer: An optimizer, built for the model's trainable variables.
+            negatives: As for `next_item_loss`.
+            sample_weight: As for `next_item_loss`.
+
+        Returns:
+            The sum of the cross-entropies of these rows and the number of
+            targets of the whole batch, both float32 scalars.
+        """
+        context = tf.distribute.get_replica_context()
+        num_replicas = context.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            loss, count = self.next_item_loss(
+                inputs, negatives=negatives, sample_weight=sample_weight
+            )
+            if num_replicas > 1:
+                count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+            penalty = tf.add_n([*self.losses, tf.zeros([])]) / num_replicas
+            # Half precision scales the loss; regularizers belong to it.
+            total = optimizer.scale_loss(
+                tf.math.divide_no_nan(loss, count) + penalty
+            )
+        variables = self.trainable_variables
+        gradients = tape.gradient(total, variables)
+        if num_replicas > 1:
+            # What is shortest to send: a full softmax has all rows.
+            shortest = tf.convert_to_tensor if negatives is None else merge_rows
+            gradients = [
+                shortest(each) if isinstance(each, tf.IndexedSlices) else each
+                for each in gradients
+            ]
+        # Keras's optimizers add up the gradients of all replicas.
+        optimizer.apply(gradients, variables)
+        return loss, count
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Keras's `fit`."""
         inputs, sample_weight = _unpacked(data)
         inputs = self._checked_inputs(inputs)
         negatives = self._negatives(inputs, self.optimizer.iterations)
-        with tf.GradientTape() as tape:
-            loss, count = self.next_item_loss(
-                inputs, negatives=negatives, sample_weight=sample_weight
-            )
-            loss = tf.math.divide_no_nan(loss, count)
-            # Half precision scales the loss; regularizers belong to it.
-            total = self.optimizer.scale_loss(sum(self.losses, start=loss))
-        variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(total, variables), variables)
-        self._loss_mean.update_state(loss, sample_weight=count)
+        loss, count = self.update(
+            inputs, self.optimizer, negatives, sample_weight
+        )
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        self._loss_mean.update_state(
+            tf.math.divide_no_nan(loss, count), sample_weight=count
+        )
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -338,8 +382,9 @@ class TwoTower(keras.Model):
     ) -> Negatives | None:
         if self.negative_sampler is None:
             return None
-        step = tf.cast(step, tf.int64)
-        return self.negative_sampler.draw(inputs, tf.stack([0, step]))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = [tf.cast(each, tf.int64) for each in (replica, step)]
+        return self.negative_sampler.draw(inputs, tf.stack(seed))
 
     def make_train_function(self, force: bool = False) -> Any:
         """Returns the function of `fit`, which Keras asks for before it.
@@ -459,16 +504,6 @@ class TwoTower(keras.Model):
         own = ("history_tower", "candidate_tower", "shares_item_features")
         kwargs = {k: v for k, v in config.items() if k not in own}
         return cls(history_tower, candidate_tower, **kwargs)
-
-
-def _places(targets: tf.Tensor, candidate_ids: tf.Tensor | None) -> tf.Tensor:
-    """Returns where the targets are among the candidates."""
-    if candidate_ids is None:
-        return targets - FIRST_ITEM_INDEX
-    return tf.searchsorted(
-        candidate_ids,
-        tf.reshape(tf.cast(targets, candidate_ids.dtype), [-1]),
-    )
 
 
 def _unpacked(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:

@@ -33,6 +33,8 @@ class TrainResult:
         results: The model beside its baselines on the test queries; None where
             the run was finished before and its results are stored, and in
             processes that are not the chief.
+        is_chief: Whether this process wrote the workdir; false in the other
+            processes of `strategy="multi_worker"`.
     """
 
     data: PreparedData
@@ -40,6 +42,7 @@ class TrainResult:
     history: list[dict[str, float]]
     best_epoch: int
     results: Results | None = None
+    is_chief: bool = True
 
 
 def train(
@@ -94,7 +97,9 @@ def train(
             config, folder, data, cluster, verbose
         )
         best = best_epoch(progress.history, config.selection_metric)
-        return TrainResult(data, folder.path, progress.history, best or 0)
+        return TrainResult(
+            data, folder.path, progress.history, best or 0, is_chief=False
+        )
     folder.check(config)
     data = data or build_data(config)
     folder.check_data(data.vocabulary)

@@ -212,9 +212,14 @@ def _build_encoder(config: TrainConfig) -> keras.layers.Layer:
         return MeanPooling(dropout=config.dropout)
     if config.encoder == "gru":
         return GRUEncoder(dropout=config.dropout)
-    return SelfAttentionEncoder(
-        num_blocks=config.num_blocks,
-        num_heads=config.num_heads,
-        dropout=config.dropout,
-        max_distance=config.max_history_length,
+    if config.encoder == "self_attention":
+        return SelfAttentionEncoder(
+            num_blocks=config.num_blocks,
+            num_heads=config.num_heads,
+            dropout=config.dropout,
+            max_distance=config.max_history_length,
+        )
+    raise ValueError(
+        "`encoder` must be mean_pooling, gru or self_attention. Received: "
+        f"{config.encoder!r}"
     )

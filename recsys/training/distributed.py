@@ -37,11 +37,8 @@ from recsys.data.pipeline import Part
 from recsys.data.prepare import TRAIN_COUNT
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError, WorkerLostError
-from recsys.ids import FIRST_ITEM_INDEX
-from recsys.optimizers import merge_rows
 from recsys.training.checkpoints import Progress
 from recsys.training.cluster import Cluster
-from recsys.training.step import BATCH_SIGNATURE, TrainStep
 
 # How long processes wait for each other: reading a log takes some longer than
 # others. And after how long, and how often, they say so.
@@ -276,96 +273,8 @@ def _show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# A process's rows of a batch, and which of its rows they are.
-PART_SIGNATURE = {
-    **BATCH_SIGNATURE,
-    "places": tf.TensorSpec([None], tf.int64),
-    "num_rows": tf.TensorSpec([], tf.int64),
-}
 # Numbers that are sent to the other processes at once.
 _NUM_AT_ONCE = 2**22
-
-
-class ReplicaStep(TrainStep):
-    """One update of all replicas; to be called by each of them.
-
-    Negatives are those that one replica would draw for the whole batch,
-    whichever their source.
-    """
-
-    def __call__(
-        self, batch: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Updates the model.
-
-        Args:
-            batch: The process's rows, as in `PART_SIGNATURE`.
-
-        Returns:
-            The summed loss and the number of targets of the whole batch,
-            float32 scalars.
-        """
-        context = tf.distribute.get_replica_context()
-        own = _rows_of_replica(batch, context)
-        negatives = None
-        if self._sampler is not None:
-            whole = _whole_batch(own, batch["num_rows"], context)
-            negatives = self._negatives(whole).of_places(own["places"])
-        is_target = own["target_ids"] >= FIRST_ITEM_INDEX
-        num_targets = context.all_reduce(
-            tf.distribute.ReduceOp.SUM,
-            tf.reduce_sum(tf.cast(is_target, tf.float32)),
-        )
-        loss, _, gradients = self._differentiate(own, negatives, num_targets)
-        # Keras's optimizers add up the gradients of all replicas.
-        self._optimizer.apply(
-            [self._to_send(gradient) for gradient in gradients],
-            self._model.trainable_variables,
-        )
-        loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
-        return loss, num_targets
-
-    def _to_send(self, gradient: Any) -> Any:
-        """Makes of a gradient that of rows what is shortest to send."""
-        if not isinstance(gradient, tf.IndexedSlices):
-            return gradient
-        if self._sampler is None:
-            # The full softmax has a gradient for each row.
-            return tf.convert_to_tensor(gradient)
-        return merge_rows(gradient)
-
-
-def _rows_of_replica(
-    batch: dict[str, tf.Tensor], context: Any
-) -> dict[str, tf.Tensor]:
-    """Returns the rows of one of the process's replicas."""
-    count = len(context.strategy.extended.worker_devices)
-    number = context.replica_id_in_sync_group % count
-    num_rows = tf.shape(batch["places"])[0]
-    rows = slice(num_rows * number // count, num_rows * (number + 1) // count)
-    return {
-        name: batch[name][rows]
-        for name in ("history_ids", "target_ids", "places")
-    }
-
-
-def _whole_batch(
-    own: dict[str, tf.Tensor], num_rows: tf.Tensor, context: Any
-) -> dict[str, tf.Tensor]:
-    """Returns the batch that all replicas have parts of, in its order."""
-    names = list(BATCH_SIGNATURE)
-    length = tf.shape(own["target_ids"], tf.int64)[1]
-    # All have the same shape, and zeros in the places of others.
-    scattered = [
-        tf.scatter_nd(
-            own["places"][:, tf.newaxis],
-            tf.cast(own[name], tf.int64),
-            [num_rows, length],
-        )
-        for name in names
-    ]
-    whole = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scattered))
-    return dict(zip(names, tf.unstack(tf.cast(whole, tf.int32)), strict=True))
 
 
 class Replicas:

@@ -1,8 +1,6 @@
-"""One update of a model from a batch."""
+"""The train step: one update of a model, by one replica or many."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,13 +13,21 @@ BATCH_SIGNATURE = {
     name: tf.TensorSpec([None, None], tf.int32)
     for name in ("history_ids", "target_ids")
 }
+# A process's rows of a batch, and which of its rows they are.
+PART_SIGNATURE = {
+    **BATCH_SIGNATURE,
+    "places": tf.TensorSpec([None], tf.int64),
+    "num_rows": tf.TensorSpec([], tf.int64),
+}
 
 
 class TrainStep:
     """One update, to be made into a `tf.function`.
 
     With a negative sampler and one of `recsys.optimizers`, nothing in it
-    reads or writes the whole item table.
+    reads or writes the whole item table. Under a strategy each replica calls
+    it and takes its own share of the rows. The negatives are those that one
+    replica would draw for the whole batch, whichever their source.
 
     Args:
         model: A built model.
@@ -29,7 +35,6 @@ class TrainStep:
         sampler: Draws negatives for the sampled softmax; None for the full
             one.
         seed: Of the negatives, together with the number of the step.
-        candidate_ids: Of the full softmax, as in `TwoTower.next_item_loss`.
     """
 
     def __init__(
@@ -38,13 +43,11 @@ class TrainStep:
         optimizer: keras.optimizers.Optimizer,
         sampler: NegativeSampler | None,
         seed: int,
-        candidate_ids: tf.Tensor | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._sampler = sampler
         self._seed = seed
-        self._candidate_ids = candidate_ids
 
     def __call__(
         self, batch: dict[str, tf.Tensor]
@@ -52,47 +55,67 @@ class TrainStep:
         """Updates the model.
 
         Args:
-            batch: `history_ids` and `target_ids`, `[num_rows, length]` int32.
+            batch: `history_ids` and `target_ids`, `[num_rows, length]` int32;
+                under a strategy the process's rows, as in `PART_SIGNATURE`.
 
         Returns:
-            The summed loss and the number of targets, float32 scalars.
+            The summed loss and the number of targets of the whole batch,
+            float32 scalars.
         """
+        if "places" not in batch:
+            return self._model.update(
+                batch, self._optimizer, self._negatives(batch)
+            )
+        context = tf.distribute.get_replica_context()
+        own = _rows_of_replica(batch, context)
         negatives = None
         if self._sampler is not None:
-            negatives = self._negatives(batch)
-        loss, num_targets, gradients = self._differentiate(batch, negatives)
-        self._optimizer.apply(gradients, self._model.trainable_variables)
-        return loss, num_targets
+            whole = _whole_batch(own, batch["num_rows"], context)
+            negatives = self._negatives(whole)
+            assert negatives is not None  # There is a sampler.
+            negatives = negatives.of_places(own["places"])
+        loss, count = self._model.update(own, self._optimizer, negatives)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, loss), count
 
-    def _negatives(self, batch: dict[str, tf.Tensor]) -> Negatives:
-        assert self._sampler is not None
+    def _negatives(self, batch: dict[str, tf.Tensor]) -> Negatives | None:
+        if self._sampler is None:
+            return None
         # The optimizer counts the steps, in checkpoints too.
         step = tf.cast(self._optimizer.iterations, tf.int64)
         seed = tf.stack([tf.constant(self._seed, tf.int64), step])
         return self._sampler.draw(batch, seed)
 
-    def _differentiate(
-        self,
-        batch: dict[str, tf.Tensor],
-        negatives: Negatives | None,
-        num_targets: tf.Tensor | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, list[Any]]:
-        """Returns a batch's loss, number of targets and gradients.
 
-        Args:
-            batch: The batch.
-            negatives: Of its rows.
-            num_targets: What the gradients are divided by. Default: the
-                batch's own number of targets.
-        """
-        with tf.GradientTape() as tape:
-            loss, own_targets = self._model.next_item_loss(
-                batch,
-                candidate_ids=self._candidate_ids,
-                negatives=negatives,
-            )
-            if num_targets is None:
-                num_targets = own_targets
-            mean = tf.math.divide_no_nan(loss, num_targets)
-        gradients = tape.gradient(mean, self._model.trainable_variables)
-        return loss, own_targets, gradients
+def _rows_of_replica(
+    batch: dict[str, tf.Tensor], context: tf.distribute.ReplicaContext
+) -> dict[str, tf.Tensor]:
+    """Returns the rows of one of the process's replicas."""
+    count = len(context.strategy.extended.worker_devices)
+    number = context.replica_id_in_sync_group % count
+    num_rows = tf.shape(batch["places"])[0]
+    rows = slice(num_rows * number // count, num_rows * (number + 1) // count)
+    return {
+        name: batch[name][rows]
+        for name in ("history_ids", "target_ids", "places")
+    }
+
+
+def _whole_batch(
+    own: dict[str, tf.Tensor],
+    num_rows: tf.Tensor,
+    context: tf.distribute.ReplicaContext,
+) -> dict[str, tf.Tensor]:
+    """Returns the batch that all replicas have parts of, in its order."""
+    names = list(BATCH_SIGNATURE)
+    length = tf.shape(own["target_ids"], tf.int64)[1]
+    # All have the same shape, and zeros in the places of others.
+    scattered = [
+        tf.scatter_nd(
+            own["places"][:, tf.newaxis],
+            tf.cast(own[name], tf.int64),
+            [num_rows, length],
+        )
+        for name in names
+    ]
+    whole = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scattered))
+    return dict(zip(names, tf.unstack(tf.cast(whole, tf.int32)), strict=True))

@@ -36,15 +36,13 @@ from recsys.training.checkpoints import (
 )
 from recsys.training.cluster import Cluster
 from recsys.training.distributed import (
-    PART_SIGNATURE,
     Replicas,
-    ReplicaStep,
     connect,
     fingerprint,
     meet,
     translated_loss,
 )
-from recsys.training.step import BATCH_SIGNATURE, TrainStep
+from recsys.training.step import BATCH_SIGNATURE, PART_SIGNATURE, TrainStep
 from recsys.workdir import Workdir, best_epoch
 
 # Measured after each epoch, with the metric that selects the best one.
@@ -131,18 +129,17 @@ class Trainer:
         """Makes the model, its optimizer and the step."""
         config, data = self._config, self._data
         features = None
-        candidate_ids = None
         if self.item_encoder is not None:
             features = build_item_features(
                 self.item_encoder,
                 data.vocabulary.items,
                 config.embedding_dim,
             )
-            # What is never a target would be pushed down, and its features.
-            candidate_ids = tf.constant(trained_items(data.vocabulary))
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features
         )
+        if features is not None:
+            self.model.trained_items = trained_items(data.vocabulary)
         self.optimizer = build_optimizer(
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
@@ -152,9 +149,7 @@ class Trainer:
         )
         sampler = build_negative_sampler(config, train_counts(data.vocabulary))
         replicas = self._replicas
-        step = (ReplicaStep if replicas else TrainStep)(
-            self.model, self.optimizer, sampler, config.seed, candidate_ids
-        )
+        step = TrainStep(self.model, self.optimizer, sampler, config.seed)
         self.train_step = tf.function(
             replicas.on_all(step) if replicas else step,
             # One trace for all shapes. With a trace for the shape that comes
