@@ -87,8 +87,7 @@ def read_rankings(
     """Evaluates the rankings of a file.
 
     An item that is not on a query's list has an infinite rank. Cutoffs beyond
-    the longest list of the file are dropped, since they would favor a system
-    that ranks the whole catalog.
+    the longest list are dropped: they would favor a system that ranks all.
 
     Args:
         path: The file, with one line per query, in any order.
@@ -103,8 +102,8 @@ def read_rankings(
         One entry per query, in the order of `queries`.
 
     Raises:
-        InputError: The file cannot be read, or a line is malformed, missing,
-            duplicated or has an item that is unknown, duplicated or excluded.
+        InputError: The file cannot be read, or a query's line is missing,
+            duplicated, malformed or has an item that may not be listed.
     """
     path = pathlib.Path(path)
     names = query_ids(queries)
@@ -112,10 +111,11 @@ def read_rankings(
     lines = _read_lines(path, names)
     items, scores = _lay_out(lines, vocabulary)
     depth = items.shape[1]
-    kept = tuple(k for k in sorted(set(ks)) if k <= depth)
-    if not kept:
-        least = f"lists of at least {min(ks)} items, the smallest cutoff"
+    ks = sorted(set(ks))
+    if depth < ks[0]:
+        least = f"lists of at least {ks[0]} items, the smallest cutoff"
         raise _error(path, least, f"at most {depth}")
+    ks = tuple(k for k in ks if k <= depth)
     num_candidates = np.full(len(queries), vocabulary.num_items, np.int32)
     if exclude_history:
         histories = queries.histories(np.arange(len(queries)))
@@ -125,15 +125,15 @@ def read_rankings(
     return Evaluation(
         name=path.stem if name is None else name,
         protocol=protocol,
-        ks=kept,
+        ks=ks,
         exclude_history=exclude_history,
         num_items=vocabulary.num_items,
         query_ids=names,
         ranks=ranks,
         relevant_items=relevant,
         num_candidates=num_candidates,
-        top_items=items[:, : kept[-1]],
-        top_scores=scores[:, : kept[-1]],
+        top_items=items[:, : ks[-1]],
+        top_scores=scores[:, : ks[-1]],
     )
 
 
