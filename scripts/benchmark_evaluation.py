@@ -185,7 +185,7 @@ class _LastItem:
 
     Attributes:
         vectors: `[vocabulary_size, dim]` float32, small whole numbers.
-        name: See `recsys.evaluation.Recommender`.
+        name: See `recsys.evaluation.Scorer`.
     """
 
     vectors: np.ndarray

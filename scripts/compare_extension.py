@@ -163,7 +163,7 @@ def _compare(
     import recsys
     from recsys import extend
     from recsys.data.prepare import build_data
-    from recsys.evaluation.run import OtherCatalogue
+    from recsys.evaluation.run import OtherCatalog
     from recsys.training import train
     from recsys.workdir import Workdir
 
@@ -203,9 +203,7 @@ def _compare(
     )
     known = set(stale.vocabulary.item_ids)
     rows = {
-        "not extended": OtherCatalogue(
-            stale, stale.vocabulary, data.vocabulary
-        ),
+        "not extended": OtherCatalog(stale, stale.vocabulary, data.vocabulary),
         "new rows, not trained": models[0],
         f"extended, {num_epochs} epochs": models[1],
         f"trained anew, {config.num_epochs} epochs": models[2],

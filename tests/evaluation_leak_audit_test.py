@@ -103,7 +103,7 @@ class AuditTest(parameterized.TestCase):
         sequences = _sequences()
         split = splits.leave_last_out(sequences)
         # The user's training sequence keeps its length: a target replaces
-        # the first item, and other users are in another order.
+        # the first item.
         row = int(np.argmax(split.train.lengths))
         items = split.train.items.copy()
         times = split.train.timestamps.copy()
@@ -113,13 +113,13 @@ class AuditTest(parameterized.TestCase):
         train = dataclasses.replace(split.train, items=items, timestamps=times)
         report = audit(dataclasses.replace(split, train=train))
         found = [check for check in report.checks if check.num_violations]
-        # It is a target of test and later than the one of validation.
+        # It is a test target, and later than the validation target.
         self.assertLen(found, 2)
         for check in found:
             self.assertEqual(check.num_violations, 1)
             self.assertEqual(check.example, f"'u{row}'")
 
-    def test_another_order_of_training_is_no_leak(self):
+    def test_another_order_of_training_is_not_a_leak(self):
         split = splits.leave_last_out(_sequences(repeats=True))
         train = split.train
         users = np.random.default_rng(0).permutation(train.num_users)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recsys import evaluation
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Queries
 from recsys.errors import InputError
@@ -16,7 +17,7 @@ from recsys.evaluation.ranking import top_lists
 
 @dataclasses.dataclass
 class _Table:
-    """Gives the scores that a table holds for the last item of a history."""
+    """Looks up the scores in a table by the last item of the history."""
 
     table: np.ndarray
     name: str = "table"
@@ -26,7 +27,7 @@ class _Table:
 
 
 def _queries(*users: tuple[list[int], list[int]]) -> Queries:
-    """Queries of one user each, given as (history, relevant items)."""
+    """One query per user, given as (history, relevant items)."""
     lengths = np.array([len(h) + len(t) for h, t in users])
     offsets = np.append(0, np.cumsum(lengths))
     items = [item for user in users for part in user for item in part]
@@ -52,7 +53,7 @@ def _random_queries(rng: np.random.Generator, num_items: int) -> Queries:
 
 
 def _slow_ranks(scores, history, relevant, exclude_history):
-    """Expected ranks by averaging over the places of each tie group."""
+    """Expected ranks, by counting better and tied candidates."""
     candidates = [
         item
         for item in range(2, len(scores))
@@ -81,6 +82,9 @@ def _slow_top(scores, history, k, exclude_history):
 
 
 class EvaluateTest(parameterized.TestCase):
+    def test_the_protocol_keeps_its_earlier_name(self):
+        self.assertIs(evaluation.Recommender, evaluation.Scorer)
+
     def test_ranks_by_hand(self):
         # Items 2..7; the history is 2, so five candidates are left.
         scores = np.zeros((3, 8), np.float32)

@@ -93,8 +93,8 @@ class RankingsFilesTest(parameterized.TestCase):
 
     def test_ir_measures_finds_the_same_in_an_exported_file(self):
         queries = _queries()
-        # So many levels that nothing ties: a library that breaks ties by
-        # name has nothing to break.
+        # With this many levels there are no ties, which ir-measures would
+        # break by name.
         result = evaluate(
             _Scores(10**6), queries, protocol="temporal", ks=(1, 5, 10, 50)
         )
@@ -135,8 +135,8 @@ class RankingsFilesTest(parameterized.TestCase):
     def test_tied_ranks_are_the_mean_over_the_orders_of_ir_measures(
         self, num_relevant
     ):
-        # ir-measures orders tied items by their names, so every order of the
-        # four tied items behind one better item is asked for by name.
+        # ir-measures orders tied items by name, so naming the four tied
+        # items in every order gives every possible ranking.
         self._write_lines(
             {
                 "query_id": "u0",
@@ -171,7 +171,7 @@ class RankingsFilesTest(parameterized.TestCase):
         self.assertAlmostEqual(ours.ranks[0, 0], np.mean(first_ranks))
 
     @parameterized.parameters(5, 10**6)
-    def test_what_is_written_reads_back(self, levels):
+    def test_written_rankings_read_back(self, levels):
         queries = _queries(max_relevant=3)
         ks = (1, 5, _NUM_ITEMS)
         result = evaluate(_Scores(levels), queries, protocol="p", ks=ks)
@@ -192,7 +192,7 @@ class RankingsFilesTest(parameterized.TestCase):
             found.top_scores, result.top_scores[:, :5]
         )
 
-    def test_an_item_that_is_not_listed_is_not_found(self):
+    def test_an_unlisted_item_is_not_found(self):
         queries = _queries(2, max_relevant=1)
         targets = queries.targets(np.arange(2))[0]
         self._write_lines(
@@ -278,7 +278,7 @@ class RankingsFilesTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "mine.jsonl: expected a file"):
             self._read(_queries(2))
 
-    def test_lists_that_are_too_short_for_every_cut_are_an_error(self):
+    def test_lists_that_are_too_short_for_every_cutoff_are_an_error(self):
         self._write_lines(
             {"query_id": "u0", "items": []}, {"query_id": "u1", "items": []}
         )

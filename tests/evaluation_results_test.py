@@ -65,7 +65,7 @@ class BootstrapTest(parameterized.TestCase):
         interval = bootstrap_interval(np.full(7, 0.25))
         self.assertEqual((interval.low, interval.high), (0.25, 0.25))
 
-    def test_values_that_are_not_defined_are_left_out(self):
+    def test_undefined_values_are_ignored(self):
         values = np.array([1.0, np.nan, 0.0, 1.0])
         self.assertEqual(
             bootstrap_interval(values), bootstrap_interval(values[[0, 2, 3]])
@@ -73,7 +73,7 @@ class BootstrapTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "Received: none"):
             bootstrap_interval(np.array([np.nan]))
 
-    def test_the_seed_decides(self):
+    def test_the_seed_determines_the_interval(self):
         values = np.random.default_rng(1).random(100)
         self.assertEqual(
             bootstrap_interval(values, seed=3),
@@ -214,12 +214,12 @@ class ResultsTableTest(absltest.TestCase):
             ],
         )
 
-    def test_leave_last_out_says_that_it_leaks(self):
+    def test_leave_last_out_notes_that_it_leaks(self):
         text = results_table([_table_row("markov", [1, 2], "leave_last_out")])
         self.assertIn("leaks across users' timelines", text)
         self.assertNotIn("*", text)
 
-    def test_intervals_stand_behind_the_values(self):
+    def test_intervals_follow_the_values(self):
         ranks = [1.0] * 50 + [100.0] * 50
         text = results_table(
             [_table_row("markov", ranks, "temporal")],

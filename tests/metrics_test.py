@@ -129,7 +129,7 @@ class MetricsTest(parameterized.TestCase):
         for metric in metrics.all_metrics((1, 10)):
             self.assertEqual(metric(np.empty((0, 1))).shape, (0,))
 
-    def test_names_are_read_and_written(self):
+    def test_names_round_trip(self):
         for name in ("recall@1", "hit_rate@20", "mrr", "mrr@5"):
             self.assertEqual(str(metrics.parse_metric(name)), name)
         self.assertEqual(
@@ -188,7 +188,7 @@ class ListMetricsTest(absltest.TestCase):
         np.testing.assert_allclose(
             metrics.novelty(_LISTS, _COUNTS, 16), [2, 2.5, _NAN, 1]
         )
-        # An item that nobody knows counts as known by one.
+        # An item without interactions counts as having one.
         np.testing.assert_allclose(
             metrics.novelty(np.array([[5]]), _COUNTS, 16), [4]
         )
