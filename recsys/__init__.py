@@ -79,7 +79,7 @@ _MODULES = (
 _MOVED = {
     f"recsys.{old}": f"recsys.{new}"
     for new, names in {
-        "baselines.counting": (
+        "baselines.closed_form": (
             "baselines.co_occurrences baselines.histories "
             "baselines.item_knn baselines.markov baselines.popularity"
         ),

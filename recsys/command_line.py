@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -148,8 +149,8 @@ class Command:
 
         Returns:
             The exit code: 0, 1 when the work failed, 2 for invalid input, 130
-            after Ctrl-C. Any other exception is a bug of ours and is not
-            caught.
+            after Ctrl-C. Any other exception is a bug of ours: its trace goes
+            to a file that the one line names, and the code is 1.
         """
         if arguments is None:
             arguments = sys.argv[1:]
@@ -183,6 +184,8 @@ class Command:
                 file=sys.stderr,
             )
             return EXIT_INTERRUPTED
+        except Exception as error:
+            return self._fail(_unexpected(error), EXIT_FAILED)
 
     def help(self) -> str:
         """Returns the text of `--help`."""
@@ -204,7 +207,7 @@ class Command:
 
     def _fail(self, message: str, code: int) -> int:
         sys.stdout.flush()
-        line = " ".join(message.split())
+        line = printable(" ".join(message.split()))
         print(f"python -m {self.name}: error: {line}", file=sys.stderr)
         return code
 
@@ -238,6 +241,30 @@ def _fill(text: str, indent: str = "") -> str:
         initial_indent=indent,
         subsequent_indent=indent,
         break_on_hyphens=False,
+    )
+
+
+def printable(text: str) -> str:
+    """Returns text with control characters written out as escapes.
+
+    Titles and file names may hold sequences that terminals obey.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def _unexpected(error: Exception) -> str:
+    """Writes an exception's trace to a file; returns the line about both."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="recsys-error-", suffix=".log", delete=False
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    reason = str(error).strip().partition("\n")[0][:200]
+    return (
+        f"unexpected {type(error).__name__}: {reason} (this is a bug; "
+        f"{file.name} has the details)"
     )
 
 

@@ -351,6 +351,13 @@ class TrainConfig:
         "TF_CONFIG (docs/distributed.md)",
         choices=STRATEGIES,
     )
+    trust_network: bool = _field(
+        False,
+        _EXECUTION,
+        "With strategy=multi_worker: accept addresses that are neither "
+        "loopback nor private. TensorFlow's ports have no authentication, "
+        "and whoever reaches them can act as this user.",
+    )
     jit_compile: bool = _field(
         False,
         _EXECUTION,

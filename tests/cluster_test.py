@@ -54,5 +54,31 @@ class ClusterTest(parameterized.TestCase):
                 cluster.cluster_of(TrainConfig(strategy="multi_worker"))
 
 
+class NetworkTest(parameterized.TestCase):
+    def cluster(self, address, **fields):
+        text = _text({"worker": [address]})
+        with mock.patch.dict(os.environ, {"TF_CONFIG": text}):
+            return cluster.cluster_of(
+                TrainConfig(strategy="multi_worker", **fields)
+            )
+
+    @parameterized.parameters(
+        "127.0.0.1:1", "10.1.2.3:1", "192.168.0.9:1", "[::1]:1", "localhost:1"
+    )
+    def test_loopback_and_private(self, address):
+        self.assertEqual(self.cluster(address).addresses, (address,))
+
+    @parameterized.parameters("8.8.8.8:1", "[2600::1]:1")
+    def test_public_networks_are_refused_unless_trusted(self, address):
+        with self.assertRaisesRegex(InputError, "--trust_network accepts"):
+            self.cluster(address)
+        found = self.cluster(address, trust_network=True)
+        self.assertEqual(found.addresses, (address,))
+
+    def test_a_port_of_5000_digits(self):
+        with self.assertRaisesRegex(InputError, "host:port"):
+            cluster.parse_cluster(_text({"worker": ["a:" + "1" * 5000]}))
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from commands import run
 from recsys import command_line, evaluate, recommend, train
 from recsys.command_line import Command
 from recsys.config import FIELDS, TrainConfig, make_config
+from recsys.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = {"train": train, "evaluate": evaluate, "recommend": recommend}
@@ -121,9 +123,22 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(code, 130)
         self.assertEqual(err, "\npython -m recsys.thing: stopped\n")
 
-    def test_a_bug_keeps_its_trace(self):
-        with self.assertRaises(RuntimeError):
-            self.run_raising(RuntimeError("a bug"))
+    def test_a_bug_is_one_line_and_its_trace_a_file(self):
+        code, err = self.run_raising(RuntimeError("a bug\nof two lines"))
+        self.assertEqual(code, 1)
+        self.assertRegex(
+            err,
+            r"^python -m recsys.thing: error: unexpected RuntimeError: a bug",
+        )
+        self.assertEqual(err.count("\n"), 1)
+        path = pathlib.Path(re.search(r"; (\S+\.log) has the details", err)[1])
+        self.addCleanup(path.unlink)
+        self.assertIn("of two lines", path.read_text())
+        self.assertIn("Traceback", path.read_text())
+
+    def test_control_characters_are_written_out(self):
+        _, err = self.run_raising(InputError("title \x1b[31mred\x07"))
+        self.assertIn(r"title \x1b[31mred\x07", err)
 
     def run_raising(self, error):
         def main(values):

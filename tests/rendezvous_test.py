@@ -58,6 +58,25 @@ class MeetTest(parameterized.TestCase):
             port = int(clusters[0].addresses[0].rpartition(":")[2])
             socket.create_server(("", port)).close()
 
+    def test_listens_at_the_named_address_alone(self):
+        [chief, _] = _clusters(2)
+        port = int(chief.addresses[0].rpartition(":")[2])
+        with distributed._listen(chief.addresses[0]) as listener:
+            self.assertEqual(listener.getsockname(), ("127.0.0.1", port))
+
+    def test_whoever_sends_nothing_holds_nobody_up(self):
+        clusters = _clusters(2)
+        with (
+            mock.patch.object(distributed, "_SECONDS_TO_REPORT", 0.3),
+            concurrent.futures.ThreadPoolExecutor() as threads,
+        ):
+            chief = threads.submit(distributed.meet, clusters[0], {})
+            time.sleep(0.2)
+            port = int(clusters[0].addresses[0].rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port)):
+                threads.submit(distributed.meet, clusters[1], {}).result(20)
+                chief.result(20)
+
     def test_others_flags_end_all(self):
         abouts = [{"flags": "x", "data": "d"}] * 3
         abouts[2] = {"flags": "y", "data": "d"}
@@ -81,7 +100,7 @@ class MeetTest(parameterized.TestCase):
     def test_says_whom_it_waits_for(self):
         clusters, lines = _clusters(2), []
         with (
-            mock.patch.object(distributed, "_SECONDS_UNTIL_TOLD", 0),
+            mock.patch.object(distributed, "_SECONDS_BETWEEN_REPORTS", 0),
             self.assertRaises(WorkerLostError),
         ):
             distributed.meet(
@@ -157,7 +176,7 @@ The error could be from a previous operation. Restart your program to reset.
         with (
             self.assertRaisesRegex(
                 WorkerLostError,
-                "^worker 1 of 2 lost another one; the same command.*last "
+                "^worker 1 of 2 lost another one; rerun the command.*last "
                 "checkpoint. Received: Collective ops is aborted by: Error "
                 "reported from /job:worker/task:1: down$",
             ),

@@ -243,8 +243,8 @@ class ReplicasTest(parameterized.TestCase):
         self.assertEqual(chief[0], 1)
         self.assertRegex(
             chief[2].splitlines()[-1],
-            "error: worker 1 of 2 lost another one; the same command.* goes "
-            "on from the last checkpoint. Received: ",
+            "error: worker 1 of 2 lost another one; rerun the command.* to "
+            "resume from the last checkpoint. Received: ",
         )
         self.assertNotIn("Traceback", chief[2])
         [chief, other] = self._train_together("resumed", 2)

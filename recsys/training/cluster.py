@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import ipaddress
 import json
 import os
+import socket
 from typing import Any
 
 from recsys.config import TrainConfig
@@ -50,7 +53,35 @@ def cluster_of(config: TrainConfig) -> Cluster | None:
     """
     if config.strategy != "multi_worker":
         return None
-    return parse_cluster(os.environ.get(VARIABLE, ""))
+    cluster = parse_cluster(os.environ.get(VARIABLE, ""))
+    if not config.trust_network:
+        for address in cluster.addresses:
+            _check_private(address)
+    return cluster
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Returns the host, without brackets, and the port of `host:port`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _check_private(address: str) -> None:
+    """Raises InputError for an address on a public network.
+
+    A host that has no address by now is left to whoever connects to it.
+    """
+    host, port = host_and_port(address)
+    with contextlib.suppress(OSError, UnicodeError):
+        for *_, found in socket.getaddrinfo(host, port):
+            name = str(found[0]).partition("%")[0]
+            if ipaddress.ip_address(name).is_global:
+                raise InputError(
+                    f"{VARIABLE} must name loopback or private addresses, "
+                    "since TensorFlow's ports have no authentication; "
+                    "--trust_network accepts others "
+                    f"(docs/distributed.md). Received: {address} ({name})"
+                )
 
 
 def parse_cluster(text: str) -> Cluster:
@@ -113,4 +144,9 @@ def _is_address(address: Any) -> bool:
     if not isinstance(address, str):
         return False
     host, _, port = address.rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+    return (
+        bool(host)
+        and port.isdecimal()
+        and len(port) <= 5
+        and 0 < int(port) < 2**16
+    )

@@ -38,14 +38,16 @@ from recsys.data.prepare import TRAIN_COUNT
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError, WorkerLostError
 from recsys.training.checkpoints import Progress
-from recsys.training.cluster import Cluster
+from recsys.training.cluster import Cluster, host_and_port
 
-# How long processes wait for each other: reading a log takes some longer than
-# others. And after how long, and how often, they say so.
+# How long processes wait for each other, since some take longer to read a log,
+# and how often they report that they are waiting.
 WAIT_SECONDS = 1800.0
-_SECONDS_UNTIL_TOLD = 10.0
+_SECONDS_BETWEEN_REPORTS = 10.0
 _RETRY_SECONDS = 0.2
 _LONGEST_MESSAGE = 2**12
+# Whoever connects has this long to say who it is; others wait meanwhile.
+_SECONDS_TO_REPORT = 5.0
 
 
 def fingerprint(config: TrainConfig, vocabulary: Vocabulary) -> dict[str, str]:
@@ -100,29 +102,29 @@ def meet(
 
 
 class _Waiting:
-    """How long to wait, and what is said meanwhile."""
+    """How long to wait, and who hears of it."""
 
     def __init__(self, seconds: float, show: Callable[[str], None]) -> None:
         self.seconds = seconds
         self._show = show
         self._end = time.monotonic() + seconds
-        self._next_told = time.monotonic() + _SECONDS_UNTIL_TOLD
+        self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
 
     @property
     def left(self) -> float:
         return self._end - time.monotonic()
 
-    def tell(self, whom: str) -> None:
-        """Says whom for, now and then."""
-        if time.monotonic() >= self._next_told:
+    def report(self, whom: str) -> None:
+        """Shows now and then whom this process waits for."""
+        if time.monotonic() >= self._next_report:
             self._show(f"waiting for {whom}")
-            self._next_told += 6 * _SECONDS_UNTIL_TOLD
+            self._next_report += 6 * _SECONDS_BETWEEN_REPORTS
 
 
 def _receive(
     cluster: Cluster, about: dict[str, str], waiting: _Waiting
 ) -> None:
-    """Listens until every other process has reported, and answers them."""
+    """Listens until every other process has reported, then answers them."""
     missing = set(range(1, len(cluster.addresses)))
     differing: dict[int, list[str]] = {}
     with contextlib.ExitStack() as stack:
@@ -138,16 +140,15 @@ def _receive(
                     f"expected all workers within {waiting.seconds:.0f} s. "
                     f"Received: nothing from {whom}"
                 )
-            waiting.tell(whom)
+            waiting.report(whom)
             listener.settimeout(min(1.0, max(waiting.left, 0.01)))
             try:
                 peer, _ = listener.accept()
                 stack.enter_context(peer)
-                peer.settimeout(10)
-                report = _read(peer)
+                report = _read(peer, _SECONDS_TO_REPORT)
                 index, theirs = int(report["index"]), dict(report["about"])
             except (OSError, ValueError, TypeError, KeyError):
-                # Nobody came, or something that is no process of ours.
+                # Nobody came, or something other than our process.
                 continue
             if index not in range(1, len(cluster.addresses)):
                 continue
@@ -163,7 +164,7 @@ def _receive(
                 for index, wrong in sorted(differing.items())
             )
         for peer in peers:
-            # One that is gone by now is found out by TensorFlow.
+            # TensorFlow notices one that is gone by now.
             with contextlib.suppress(OSError):
                 _write(peer, {"answer": answer})
     if answer:
@@ -171,17 +172,16 @@ def _receive(
 
 
 def _report(cluster: Cluster, about: dict[str, str], waiting: _Waiting) -> None:
-    """Tells the chief, again and again until it answers."""
-    host, port = _host_and_port(cluster.addresses[0])
+    """Reports to the chief until it answers."""
+    host, port = host_and_port(cluster.addresses[0])
     whom = f"{cluster.worker_name(0)} ({cluster.addresses[0]}), the chief"
     while waiting.left > 0:
-        waiting.tell(whom)
+        waiting.report(whom)
         try:
             with socket.create_connection((host, port), timeout=5) as chief:
                 _write(chief, {"index": cluster.index, "about": about})
-                # It answers when everyone is there.
-                chief.settimeout(max(waiting.left, 0.01))
-                answer = str(_read(chief)["answer"])
+                # It answers once everyone is there.
+                answer = str(_read(chief, waiting.left)["answer"])
         except (OSError, ValueError, TypeError, KeyError):
             time.sleep(_RETRY_SECONDS)
             continue
@@ -195,9 +195,11 @@ def _report(cluster: Cluster, about: dict[str, str], waiting: _Waiting) -> None:
 
 
 def _listen(address: str) -> socket.socket:
-    _, port = _host_and_port(address)
+    """Listens at the chief's address, and at no other of its machine's."""
+    host, port = host_and_port(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(("", port))
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise WorkerLostError(
             f"expected to listen at {address}, the first of TF_CONFIG. "
@@ -205,23 +207,22 @@ def _listen(address: str) -> socket.socket:
         ) from error
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def _write(peer: socket.socket, message: object) -> None:
     peer.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _read(peer: socket.socket) -> dict:
-    """Reads a line of JSON."""
+def _read(peer: socket.socket, seconds: float) -> dict:
+    """Reads a line of JSON, however slowly it comes, for at most so long."""
+    end = time.monotonic() + seconds
     text = b""
     while not text.endswith(b"\n"):
+        peer.settimeout(max(0.01, end - time.monotonic()))
         received = peer.recv(_LONGEST_MESSAGE)
         text += received
         if not received or len(text) > _LONGEST_MESSAGE:
             raise ValueError("no line of JSON")
+        if time.monotonic() > end:
+            raise TimeoutError("no line of JSON in time")
     message = json.loads(text)
     if not isinstance(message, dict):
         raise ValueError("no JSON object")
@@ -243,7 +244,7 @@ _TELLING_LINE = re.compile(
 
 @contextlib.contextmanager
 def translated_loss(cluster: Cluster | None) -> Iterator[None]:
-    """Makes one error of what TensorFlow says when a process is gone.
+    """Turns what TensorFlow raises when a process is lost into one error.
 
     Args:
         cluster: The processes; None for a single one.
@@ -263,8 +264,8 @@ def translated_loss(cluster: Cluster | None) -> Iterator[None]:
         ]
         reason = " ".join(lines) or type(error).__name__
         raise WorkerLostError(
-            f"{cluster.worker_name(cluster.index)} lost another one; the same "
-            "command, started again for all of them, goes on from the last "
+            f"{cluster.worker_name(cluster.index)} lost another one; rerun "
+            "the command for all of them to resume from the last "
             f"checkpoint. Received: {reason}"
         ) from error
 
