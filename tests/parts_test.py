@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from recsys.data import pipeline, shard_preparation, sources
 from recsys.data.prepare import open_shards
-from recsys.data.sequences import Sequences
+from recsys.data.sequences import Sequences, TrainingSequences
 from recsys.data.shard_preparation import Options
 from recsys.data.shards import ShardedSequences
 
@@ -29,7 +29,7 @@ def _sequences() -> Sequences:
 
 
 def _batches(
-    sequences: Sequences | ShardedSequences,
+    sequences: TrainingSequences,
     part: pipeline.Part | None = None,
     first_step: int = 0,
 ) -> list[dict[str, np.ndarray]]:

@@ -138,6 +138,15 @@ class SequencesTest(parameterized.TestCase):
         self.assertEqual(prefixes.items.tolist(), [4, 3])
         self.assertEqual(prefixes.timestamps.tolist(), [3, 4])
 
+    def test_select(self):
+        log = _interactions([(0, 0, 1), (0, 1, 2), (1, 2, 3), (2, 1, 4)])
+        sequences = build_sequences(log, Vocabulary(["a", "b", "c"]))
+        selected = sequences.select(np.array([2, 0]))
+        self.assertEqual(selected.user_ids.tolist(), ["u2", "u0"])
+        self.assertEqual(selected.offsets.tolist(), [0, 1, 3])
+        self.assertEqual(selected.items.tolist(), [3, 2, 3])
+        self.assertEqual(selected.timestamps.tolist(), [4, 1, 2])
+
     @parameterized.parameters(
         ([], [], []),
         ([5], [0], []),

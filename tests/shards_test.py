@@ -90,7 +90,7 @@ def assert_same_data(
     for name in ("num_interactions", "num_single", "num_dropped", "name"):
         test.assertEqual(getattr(sharded, name), getattr(whole, name))
     train = sharded.split.train
-    every = train.read(range(len(train.paths)))
+    every = train.read_all()
     test.assertEqual(
         by_user(every, sharded.vocabulary),
         by_user(whole.split.train, whole.vocabulary),
@@ -276,7 +276,7 @@ class ShardedTrainingTest(parameterized.TestCase):
         return list(dataset.as_numpy_iterator())
 
     def test_every_target_once_in_an_epoch(self):
-        whole = self.train.read(range(7))
+        whole = self.train.read_all()
         pairs = collections.Counter()
         for batch in self._batches(self.train):
             learned = batch["target_ids"] > 0
@@ -306,7 +306,7 @@ class ShardedTrainingTest(parameterized.TestCase):
 
     def test_groups_are_drawn_anew_for_each_epoch(self):
         orders = [
-            np.concatenate(self._plan(self.train, epoch).shards).tolist()
+            np.concatenate(self._plan(self.train, epoch).groups).tolist()
             for epoch in range(3)
         ]
         for order in orders:
@@ -323,10 +323,11 @@ class ShardedTrainingTest(parameterized.TestCase):
                 read.append(list(numbers))
                 return super().read_items(numbers)
 
-        spy = Spy(**vars(self.train))
+        fields = dataclasses.fields(self.train)
+        spy = Spy(**{f.name: getattr(self.train, f.name) for f in fields})
         last = len(plan) - 1
         list(pipeline.train_dataset(spy, plan, first_step=last))
-        self.assertEqual(read, [plan.shards[-1].tolist()])
+        self.assertEqual(read, [plan.groups[-1].tolist()])
 
     def test_one_shard_gives_the_batches_of_memory(self):
         folder = _folder(self)

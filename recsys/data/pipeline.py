@@ -1,19 +1,18 @@
 """tf.data pipelines from sequences to training and query batches.
 
-Training rows are windows over each user's whole history, every interaction
-but a user's first being a target once per epoch. Rows of similar length share
-a batch (length buckets), and all batches hold about the same number of
-positions. The order depends on (seed, epoch) alone, so a run can be entered
-at any (epoch, step).
+Training rows are windows over each user's history; every interaction but a
+user's first is a target once per epoch. Rows of similar length share a batch
+(length buckets), and all batches have about the same number of positions. The
+order depends only on (seed, epoch), so a run can resume at any (epoch, step).
 
-Sequences in shards are read group by group, in an order drawn for the epoch;
-each group is planned and dealt into batches as sequences in memory are.
+Sequences are read in groups, in an order drawn for the epoch, and each group is
+dealt into batches of its own.
 
-In distributed training all processes draw the same plan, so that they agree on
-every batch without a word between them; each makes its own rows of it alone. Of
-sequences in memory every process takes an equal slice of each batch. Of
-sequences in shards it takes the rows of the users in its own shards, and reads
-the items of no others.
+In distributed training all processes draw the same plan and therefore agree on
+every batch without communication; each makes only its own rows. With sequences
+in memory these are an equal slice of every batch. With sequences in shards
+they are the rows of the users in the process's own shards, the only ones that
+it reads the items of.
 """
 
 from __future__ import annotations
@@ -24,16 +23,22 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
-from recsys.data.shards import ShardedSequences
+from recsys.data.sequences import (
+    Group,
+    Part,
+    TrainingSequences,
+    concatenated_ranges,
+    offsets_of,
+)
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Turns off tf.data's own choice of parallelism and buffer sizes.
+    """Turns off tf.data's autotuning of parallelism and buffer sizes.
 
-    With it, the end of an iterator now and then waits for the tuning thread,
-    which wakes after 0.01 * (2^n - 1) seconds: an epoch of 25 seconds took 41
-    (TensorFlow 2.21). What the pipeline's stages ask for must be numbers.
+    With autotuning, the end of an iterator sometimes waits for the tuning
+    thread, which wakes after 0.01 * (2^n - 1) seconds: an epoch of 25 seconds
+    took 41 (TensorFlow 2.21). Stages must then set their parallelism and
+    buffer sizes as numbers.
 
     Args:
         dataset: Any dataset.
@@ -46,92 +51,32 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One of several processes.
-
-    Attributes:
-        index: Its number, from 0.
-        count: How many there are.
-    """
-
-    index: int
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class PartOfGroup:
-    """What one process has of a group of sequences.
-
-    Attributes:
-        items: `[total]` int32; 0 where the items are another process's.
-        offsets: `[num_users + 1]` int64, of the sequences of the whole group.
-        shard_ends: `[num_shards]` int64, where in `items` each shard ends, if
-            each process has shards of its own; None if all have all.
-    """
-
-    items: np.ndarray
-    offsets: np.ndarray
-    shard_ends: np.ndarray | None
-
-
-def read_group(
-    sequences: Sequences | ShardedSequences,
-    shards: np.ndarray,
-    part: Part | None = None,
-) -> PartOfGroup:
-    """Reads what one process needs of a group.
-
-    Args:
-        sequences: All sequences.
-        shards: The numbers of the group's shards; not read for sequences in
-            memory, which are one group.
-        part: The process; None for the only one.
-
-    Returns:
-        The sequences. Where a group has fewer shards than there are
-        processes, each of these reads them all.
-    """
-    if isinstance(sequences, Sequences):
-        return PartOfGroup(sequences.items, sequences.offsets, None)
-    if part is None or len(shards) < part.count:
-        return PartOfGroup(*sequences.read_items(shards), None)
-    lengths = [sequences.read_lengths([shard]) for shard in shards]
-    offsets = offsets_of(np.concatenate(lengths))
-    ends = np.cumsum([each.sum() for each in lengths])
-    items = np.zeros(offsets[-1], np.int32)
-    for number in range(part.index, len(shards), part.count):
-        begin = ends[number] - lengths[number].sum()
-        own, _ = sequences.read_items(shards[number : number + 1])
-        items[begin : ends[number]] = own
-    return PartOfGroup(items, offsets, ends)
-
-
-def own_rows(
+def _own_rows(
     earliest: np.ndarray,
     rows: np.ndarray,
     offsets: np.ndarray,
     shard_ends: np.ndarray | None,
     part: Part,
 ) -> np.ndarray:
-    """Returns which rows of a group's batches a process makes.
+    """Returns which rows of a group's batches belong to a process.
 
     Args:
-        earliest: `[num_windows]` int64, where in the group's items the user
-            of each window begins.
-        rows: `[num_rows]` int64, the windows of the batches, one batch after
-            the other; `num_windows` itself for a row of padding.
-        offsets: `[num_batches + 1]` int64, where in `rows` each batch begins.
-        shard_ends: As in `PartOfGroup`.
+        earliest: `[num_windows]` int64, the first position of each window's
+            user in the group's items.
+        rows: `[num_rows]` int64, the windows in the batches; `num_windows`
+            stands for a row of padding.
+        offsets: `[num_batches + 1]` int64, the start of each batch in `rows`.
+        shard_ends: As in `Group`.
         part: The process.
 
     Returns:
-        `[num_rows]` boolean. Each row is one process's.
+        `[num_rows]` bool. Each row belongs to exactly one process.
     """
     if shard_ends is not None:
         # An empty shard ends where the one before it does.
         owner = np.searchsorted(shard_ends, earliest, "right") % part.count
-        # Rows of padding are the first one's: optimizers see their negatives.
+        # Rows of padding belong to the first process alone, since their
+        # negatives reach the optimizer.
         return np.append(owner == part.index, part.index == 0)[rows]
     sizes = np.diff(offsets)
     batch = np.repeat(np.arange(len(sizes)), sizes)
@@ -142,24 +87,25 @@ def own_rows(
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
-    """Returns the row lengths, rising: the eighths of the longest."""
+    """Returns the row lengths, ascending: the eighths of the longest."""
     return tuple(sorted({-(-max_length * i // 8) for i in range(1, 9)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Slices of sequences that training rows are made of.
+    """Slices of sequences, one for each training row.
 
-    Row r learns the items `[first_targets[r], ends[r]]`, each from the
-    history before it. What it reads are the items before `ends[r]`, from
-    `first_targets[r] - 1` on, and older ones back to `earliest[r]` as far as
-    the row has room for them: context, which other rows have learned from.
+    The targets of row r are the items at `first_targets[r]` to `ends[r]`, both
+    included, each predicted from the history before it. The history ends
+    before `ends[r]` and starts at `first_targets[r] - 1`, or earlier if the
+    row has room, back to `earliest[r]`: these positions are context, and the
+    items after them are targets of other rows.
 
     Attributes:
-        earliest: `[num_rows]` int64, where the user's sequence begins.
-        first_targets: `[num_rows]` int64, the first target, above `earliest`.
-        ends: `[num_rows]` int64, one past the last history position. The item
-            at `ends` is the last target, so it is within the user's sequence.
+        earliest: `[num_rows]` int64, the start of the user's sequence.
+        first_targets: `[num_rows]` int64, the first target, after `earliest`.
+        ends: `[num_rows]` int64, one past the last history position, which is
+            also the position of the last target.
     """
 
     earliest: np.ndarray
@@ -168,21 +114,21 @@ class Windows:
 
     @property
     def num_targets(self) -> np.ndarray:
-        """`[num_rows]` int64, the fewest positions that each row needs."""
+        """`[num_rows]` int64, the number of positions each row must have."""
         return self.ends - self.first_targets + 1
 
 
 def cut_windows(
     offsets: np.ndarray, max_length: int, rng: np.random.Generator
 ) -> Windows:
-    """Cuts every user's sequence into windows that share no target.
+    """Cuts every user's sequence into windows with disjoint targets.
 
-    The first cut of a long sequence falls at a random place, so that each
-    epoch sees other windows.
+    The first cut of a long sequence is random, so that windows differ from
+    epoch to epoch.
 
     Args:
-        offsets: `[num_users + 1]` int64, where each sequence begins.
-        max_length: Most targets of a window.
+        offsets: `[num_users + 1]` int64, the start of each sequence.
+        max_length: Maximum number of targets in a window.
         rng: Draws the cuts.
 
     Returns:
@@ -210,21 +156,20 @@ def cut_windows(
     )
 
 
-# Histories to be encoded are padded to a multiple of so many items.
+# Histories to encode are padded to a multiple of this length.
 _LENGTH_STEP = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupPlan:
-    """The batches that some sequences in memory are dealt into.
+    """The batches of a group of sequences.
 
     Attributes:
-        windows: All rows.
+        windows: All windows.
         lengths: `[num_batches]` int64, the row length of each batch.
-        rows: `[num_rows]` int64, which windows the batches hold, one batch
-            after the other; the number of windows itself stands for a row of
-            padding, which fills up a short batch.
-        offsets: `[num_batches + 1]` int64.
+        rows: `[num_rows]` int64, the windows in the batches; the number of
+            windows stands for a row of padding, which fills up a batch.
+        offsets: `[num_batches + 1]` int64, the start of each batch in `rows`.
     """
 
     windows: Windows
@@ -241,15 +186,14 @@ class EpochPlan:
     """The batches of one epoch, group by group.
 
     Attributes:
-        shards: The numbers of each group's shards; sequences in memory are
-            one group, and its numbers are not read.
-        num_batches: Of each group.
-        plan_group: Draws the batches of a group, given its number and the
-            `[num_users + 1]` int64 offsets of its sequences; always the same
-            ones.
+        groups: The groups; see `TrainingSequences.groups`.
+        num_batches: The number of batches in each group.
+        plan_group: Returns the batches of a group, given its number and the
+            `[num_users + 1]` int64 offsets of its sequences. Repeated calls
+            return equal batches.
     """
 
-    shards: list[np.ndarray]
+    groups: list[np.ndarray]
     num_batches: list[int]
     plan_group: Callable[[int, np.ndarray], GroupPlan]
 
@@ -258,7 +202,7 @@ class EpochPlan:
 
 
 def plan_epoch(
-    sequences: Sequences | ShardedSequences,
+    sequences: TrainingSequences,
     *,
     max_length: int,
     positions_per_batch: int,
@@ -267,40 +211,42 @@ def plan_epoch(
 ) -> EpochPlan:
     """Draws the windows of an epoch and deals them into batches.
 
-    A batch holds rows of one length. Rows that are left over when the full
-    batches of their length are made go up to the next length, so that only
-    the longest has a batch with padding in place of rows. Of sequences in
-    shards the lengths are read, nothing else.
+    All rows of a batch have the same length. Rows left over from the full
+    batches of a length move up to the next length, so only the greatest
+    length has a batch filled up with padding. From shards only the lengths
+    are read.
 
     Args:
         sequences: The training sequences.
-        max_length: Longest history of a row.
-        positions_per_batch: Positions of a batch; a batch of rows of length L
-            holds `positions_per_batch // L` rows, or all rows of its group if
-            these are fewer.
-        seed: Seed of the run.
-        epoch: Number of the epoch, from 0.
+        max_length: Maximum history length of a row.
+        positions_per_batch: Positions in a batch: a batch of rows of length L
+            has `positions_per_batch // L` rows, or all rows of its group if
+            there are fewer.
+        seed: The seed of the run.
+        epoch: The number of the epoch, from 0.
 
     Returns:
-        The plan: every window once, groups, rows and batches in random order.
+        The plan: every window once, with groups, rows and batches shuffled.
     """
+    planned: dict[int, GroupPlan] = {}
 
     def plan_group(group: int, offsets: np.ndarray) -> GroupPlan:
+        if group in planned:
+            return planned[group]
         rng = np.random.default_rng([seed, epoch, group])
         return _plan_group(offsets, max_length, positions_per_batch, rng)
 
-    if isinstance(sequences, Sequences):
-        plan = plan_group(0, sequences.offsets)
-        return EpochPlan(
-            [np.zeros(1, np.int64)], [len(plan)], lambda _, __: plan
-        )
-    # A stream of its own, beside those of the groups.
-    shards = sequences.groups(np.random.default_rng([seed, epoch, 0, 1]))
+    # A stream of its own, besides those of the groups.
+    groups = sequences.groups(np.random.default_rng([seed, epoch, 0, 1]))
     num_batches = []
-    for group, numbers in enumerate(shards):
-        lengths = sequences.read_lengths(numbers)
-        num_batches.append(len(plan_group(group, offsets_of(lengths))))
-    return EpochPlan(shards, num_batches, plan_group)
+    for number, group in enumerate(groups):
+        offsets = offsets_of(sequences.group_lengths(group))
+        plan = plan_group(number, offsets)
+        num_batches.append(len(plan))
+    if len(groups) == 1:
+        # The plans of many groups need not fit in memory; this one does.
+        planned[0] = plan
+    return EpochPlan(groups, num_batches, plan_group)
 
 
 def _plan_group(
@@ -337,7 +283,7 @@ def _plan_group(
 
 
 def train_dataset(
-    sequences: Sequences | ShardedSequences,
+    sequences: TrainingSequences,
     plan: EpochPlan,
     *,
     first_step: int = 0,
@@ -345,40 +291,35 @@ def train_dataset(
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
-    Sequences in shards are read while the batches before them are used: two
-    groups are in memory, whatever the number of shards.
+    The next group is read while the batches of one are used: two groups are
+    in memory, whatever the number of shards.
 
     Args:
         sequences: The sequences that the plan was drawn from.
-        plan: The epoch's batches.
-        first_step: How many batches to pass over; groups that end before it
+        plan: The batches of the epoch.
+        first_step: The number of batches to skip; groups that end before it
             are not read.
-        part: Which of several processes this is, each of which makes some
-            rows of every batch; None for the only one.
+        part: The process, if each of several makes some rows of every batch.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
-        `[rows, length]` int32, padded with 0 on the right; a target is 0
-        where nothing is to be learned. With `part` also `places`, `[rows]`
-        int64, which rows of the whole batch these are, and `num_rows`, int64,
-        how many rows that has.
+        `[rows, length]` int32, padded with 0 on the right; targets are also 0
+        at positions of context. With `part`, also `places`, `[rows]` int64,
+        the positions of these rows in the whole batch, and `num_rows`, int64,
+        the number of rows in it.
     """
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
-        passed_over = first_step
-        for group, num_batches in enumerate(plan.num_batches):
-            if passed_over < num_batches:
-                own = read_group(sequences, plan.shards[group], part)
-                batches = plan.plan_group(group, own.offsets)
-                yield _group_arrays(own, batches, passed_over, part)
-            passed_over = max(0, passed_over - num_batches)
+        num_skipped = first_step
+        for number, num_batches in enumerate(plan.num_batches):
+            if num_skipped < num_batches:
+                group = sequences.read_group(plan.groups[number], part)
+                batches = plan.plan_group(number, group.offsets)
+                yield _group_arrays(group, batches, num_skipped, part)
+            num_skipped = max(0, num_skipped - num_batches)
 
     groups_ds = tf.data.Dataset.from_generator(
-        groups,
-        output_signature={
-            name: tf.TensorSpec([None] if name != "first" else [], dtype)
-            for name, dtype in _GROUP_TYPES.items()
-        },
+        groups, output_signature=_GROUP_SIGNATURE
     )
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(group, with_places=part is not None)
@@ -386,39 +327,42 @@ def train_dataset(
     return without_autotune(train_ds.prefetch(8))
 
 
-_GROUP_TYPES = {
-    "items": tf.int32,
-    "earliest": tf.int64,
-    "ends": tf.int64,
-    "first_targets": tf.int64,
-    "rows": tf.int64,
-    "places": tf.int64,
-    "offsets": tf.int64,
-    "sizes": tf.int64,
-    "lengths": tf.int64,
-    "first": tf.int64,
+_GROUP_SIGNATURE = {
+    "items": tf.TensorSpec([None], tf.int32),
+    "first": tf.TensorSpec([], tf.int64),
+    **dict.fromkeys(
+        (
+            "earliest",
+            "ends",
+            "first_targets",
+            "rows",
+            "places",
+            "offsets",
+            "sizes",
+            "lengths",
+        ),
+        tf.TensorSpec([None], tf.int64),
+    ),
 }
-
-
-# Batches that are made at once: one alone keeps ahead of the training step.
+# Batches made at once; even one at a time is faster than the training step.
 _PARALLEL_CALLS = 2
 
 
 def _group_arrays(
-    group: PartOfGroup, plan: GroupPlan, first: int, part: Part | None
+    group: Group, plan: GroupPlan, first: int, part: Part | None
 ) -> dict[str, np.ndarray]:
-    """Returns all that the batches of a group are made from."""
+    """Returns everything that the batches of a group are made from."""
     windows, offsets = plan.windows, plan.offsets
     sizes = np.diff(offsets)
     rows = plan.rows
     places = np.arange(len(rows)) - np.repeat(offsets[:-1], sizes)
     if part is not None:
-        own = own_rows(windows.earliest, rows, offsets, group.shard_ends, part)
+        own = _own_rows(windows.earliest, rows, offsets, group.shard_ends, part)
         rows, places = rows[own], places[own]
         offsets = offsets_of(own)[offsets]
     return {
         "items": group.items,
-        # One more window, of padding only.
+        # Another window, for rows of padding.
         "earliest": np.append(windows.earliest, 0),
         "ends": np.append(windows.ends, 0),
         "first_targets": np.append(windows.first_targets, 0),
@@ -470,18 +414,18 @@ def history_batches(
     """Pads histories into batches of rows of similar length.
 
     Args:
-        items: `[total]` int32, the histories one after the other, each
-            oldest first.
-        offsets: `[num_queries + 1]` int64.
-        max_length: Of a longer history the newest items are kept.
-        positions_per_batch: About how many positions a batch has.
+        items: `[total]` int32, the histories, each oldest first.
+        offsets: `[num_queries + 1]` int64, the start of each history.
+        max_length: Longer histories are cut to their newest items.
+        positions_per_batch: Approximate number of positions in a batch.
 
     Yields:
-        `rows`, `[n]` int64, which queries, and `history_ids`, `[n, length]`
-        int32, padded with 0 on the right. Every query is in one batch.
+        `rows`, `[n]` int64, the numbers of the queries, and `history_ids`,
+        `[n, length]` int32, padded with 0 on the right. Every query is in
+        exactly one batch.
     """
     lengths = np.minimum(np.diff(offsets), max_length)
-    # A history's padding depends on itself alone, and so does its vector.
+    # Padding depends on the history alone, so its vector does too.
     padded = np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, max_length)
     padded = np.maximum(padded, 1)
     for length in np.unique(padded):

@@ -1,19 +1,18 @@
 """Training sequences that need not fit in memory: a folder of Parquet shards.
 
-    DIR/manifest.json             what was prepared, and how much
+    DIR/manifest.json             how they were prepared, and their sizes
     DIR/vocabulary.parquet        the items, with `train_count`
     DIR/sequences/00000.parquet   training sequences of whole users
-    DIR/queries/00000.parquet     whole sequences of the users that are asked
+    DIR/queries/00000.parquet     full sequences of the queried users
 
-`sequences` holds nothing that a query asks for, whoever reads it. A user is
-in the shard that a hash of the id names, so any few shards are a random sample
-of the users: reading whole shards in random order, a few at a time, shuffles.
+`sequences` contains no target of any query. A hash of the user id selects the
+shard, so any few shards are a random sample of the users, and reading whole
+shards in random order, a few at a time, shuffles.
 
-Parquet, because everything else reads and writes it too (Beam, Spark, DuckDB,
-pandas), because a reader fetches single columns, and because whole columns
-become arrays without a step per record. TFRecord costs a protocol buffer per
-user to decode; ArrayRecord's random access is of no use to a reader of whole
-shards.
+Parquet is what other tools read and write (Beam, Spark, DuckDB, pandas); a
+reader fetches single columns, and whole columns become arrays without a step
+per record. TFRecord would decode a protocol buffer per user; the random access
+of ArrayRecord is useless to a reader of whole shards.
 """
 
 from __future__ import annotations
@@ -30,7 +29,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data.sequences import Sequences, join_sequences, offsets_of
+from recsys.data.sequences import (
+    Group,
+    Part,
+    Sequences,
+    TrainingSequences,
+    offsets_of,
+)
 from recsys.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -48,19 +53,19 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds.
+    """Describes a folder of shards.
 
     Attributes:
         name: The name of the log.
         split: The name of the split.
-        min_rating: The lowest rating that counted, or None.
-        repeats: Which of repeated pairs stayed.
-        num_users: Of each shard, how many users.
-        num_train: Of each shard, how many training interactions.
-        num_queries: Of each shard, how many users are asked.
+        min_rating: The lowest rating to keep, or None.
+        repeats: Which of repeated pairs are kept.
+        num_users: The number of users in each shard.
+        num_train: The number of training interactions in each shard.
+        num_queries: The number of queried users in each shard.
         num_interactions: Interactions of all users, held-out ones included.
-        num_single: Users with one interaction only.
-        num_dropped: Interactions of the log that the filters left out.
+        num_single: Users with a single interaction.
+        num_dropped: Interactions of the log removed by the filters.
     """
 
     name: str
@@ -75,12 +80,12 @@ class Manifest:
     num_dropped: int
 
     def summary(self) -> str:
-        """Says in a line what there is."""
+        """Describes the shards in a line."""
         return (
             f"{len(self.num_users):,} shards of {self.name}: "
             f"{sum(self.num_users):,} users, {self.num_interactions:,} "
             f"interactions ({self.num_dropped:,} dropped), "
-            f"{sum(self.num_queries):,} users are asked"
+            f"{sum(self.num_queries):,} queried users"
         )
 
     def to_json(self) -> str:
@@ -90,7 +95,7 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardedSequences:
+class ShardedSequences(TrainingSequences):
     """Training sequences in files, read a few files at a time.
 
     Attributes:
@@ -98,11 +103,12 @@ class ShardedSequences:
         users_per_shard: `[num_shards]` int64.
         interactions_per_shard: `[num_shards]` int64.
         counts: `[vocabulary_size]` int64, interactions with each item.
-        group_interactions: Shards are read in groups of about so many
-            interactions, fewer than these and a shard's, out of which batches
-            are drawn. Two groups are in memory at a time, of 4 bytes an
-            interaction each.
+        group_interactions: Approximate interactions in a group, exceeded by
+            less than a shard. Two groups are in memory at a time, at 4 bytes
+            per interaction.
     """
+
+    in_memory = False
 
     paths: tuple[pathlib.Path, ...]
     users_per_shard: np.ndarray
@@ -117,16 +123,16 @@ class ShardedSequences:
 
     @property
     def num_interactions(self) -> int:
-        """Number of interactions of all users together."""
+        """Total number of interactions."""
         return int(self.interactions_per_shard.sum())
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """`[num_users]` int64, the number of interactions of each user."""
-        return self.read_lengths(range(len(self.paths)))
+        return self.group_lengths(np.arange(len(self.paths)))
 
     def item_counts(self, vocabulary_size: int) -> np.ndarray:
-        """Counts interactions, as `Sequences.item_counts` does."""
+        """Returns the counts, which were made with the shards."""
         if vocabulary_size != len(self.counts):
             raise ValueError(
                 f"`vocabulary_size` must be {len(self.counts)}. "
@@ -135,14 +141,7 @@ class ShardedSequences:
         return self.counts
 
     def groups(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Deals the shards, in random order, into groups.
-
-        Args:
-            rng: Draws the order.
-
-        Returns:
-            The numbers of each group's shards, each shard once.
-        """
+        """Deals the shards, in random order, into groups."""
         order = rng.permutation(len(self.paths))
         before = np.cumsum(self.interactions_per_shard[order])
         before -= self.interactions_per_shard[order]
@@ -150,12 +149,30 @@ class ShardedSequences:
         ends = np.flatnonzero(np.diff(number)) + 1
         return np.split(order, ends)
 
-    def read_lengths(self, shards: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Reads the lengths of the sequences of some shards, `[n]` int64."""
+    def group_lengths(self, group: np.ndarray) -> np.ndarray:
+        """Reads the lengths of a group's sequences."""
+        table = self._read(group, ["length"])
+        return table["length"].to_numpy().astype(np.int64)
+
+    def read_group(self, group: np.ndarray, part: Part | None = None) -> Group:
+        """Reads the items of a group.
+
+        Of several processes each reads shards of its own, or all shards if
+        the group has fewer shards than there are processes.
+        """
+        if part is None or len(group) < part.count:
+            return Group(*self.read_items(group))
         lengths = [
-            _column(self.paths[shard], "length").to_numpy() for shard in shards
+            self.group_lengths(group[i : i + 1]) for i in range(len(group))
         ]
-        return np.concatenate(lengths).astype(np.int64)
+        offsets = offsets_of(np.concatenate(lengths))
+        ends = np.cumsum([each.sum() for each in lengths])
+        items = np.zeros(offsets[-1], np.int32)
+        for number in range(part.index, len(group), part.count):
+            begin = ends[number] - lengths[number].sum()
+            own, _ = self.read_items(group[number : number + 1])
+            items[begin : ends[number]] = own
+        return Group(items, offsets, ends)
 
     def read_items(
         self, shards: Sequence[int] | np.ndarray
@@ -169,52 +186,49 @@ class ShardedSequences:
             `items`, `[total]` int32, and `offsets`, `[num_users + 1]` int64,
             as in `Sequences`.
         """
-        lists = [
-            chunk
-            for shard in shards
-            for chunk in _column(self.paths[shard], "items").chunks
-        ]
-        lengths = [np.diff(part.offsets.to_numpy()) for part in lists]
-        offsets = offsets_of(np.concatenate([np.zeros(0, np.int32), *lengths]))
-        parts = [part.flatten().to_numpy() for part in lists]
-        return np.concatenate([np.zeros(0, np.int32), *parts]), offsets
+        table = self._read(shards, ["length", "items"])
+        return _flat(table["items"]), offsets_of(table["length"].to_numpy())
 
-    def read(self, shards: Sequence[int] | np.ndarray) -> Sequences:
-        """Reads the sequences of some shards."""
-        return join_sequences(
-            [to_sequences(_read(self.paths[shard])) for shard in shards]
-        )
+    def sample(self, rng: np.random.Generator) -> Sequences:
+        """Reads a group."""
+        return to_sequences(self._read(self.groups(rng)[0]))
 
     def of_users(self, user_ids: np.ndarray) -> Sequences:
-        """Reads the sequences of some users, looking through all shards.
-
-        Args:
-            user_ids: Object array of str.
-
-        Returns:
-            Those that are in the shards.
-        """
+        """Reads the sequences of some users, from all shards."""
         wanted = pa.array(user_ids, pa.string())
-        parts = []
+        tables = []
         for path in self.paths:
             table = _read(path)
             found = pc.is_in(table["user_id"], value_set=wanted)
-            parts.append(to_sequences(table.filter(found)))
-        return join_sequences(parts)
+            tables.append(table.filter(found))
+        return to_sequences(pa.concat_tables(tables))
+
+    def read_all(self) -> Sequences:
+        """Reads all sequences."""
+        return to_sequences(self._read(range(len(self.paths))))
+
+    def _read(
+        self,
+        shards: Sequence[int] | np.ndarray,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
+        return pa.concat_tables(
+            [_read(self.paths[shard], columns) for shard in shards]
+        )
 
 
 def is_sharded(data: str) -> bool:
-    """Whether `data` names a folder that `recsys.prepare_shards` wrote."""
+    """Whether `data` is a folder that `recsys.prepare_shards` wrote."""
     return (pathlib.Path(data).expanduser() / MANIFEST).is_file()
 
 
 def sequences_name(shard: int) -> str:
-    """Where in the folder the training sequences of a shard are."""
+    """Returns the path of a shard's training sequences in the folder."""
     return f"sequences/{shard:05d}.parquet"
 
 
 def queries_name(shard: int) -> str:
-    """Where in the folder the sequences of a shard's asked users are."""
+    """Returns the path of a shard's queried sequences in the folder."""
     return f"queries/{shard:05d}.parquet"
 
 
@@ -222,7 +236,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads and checks `manifest.json`.
 
     Raises:
-        InputError: It is not one, or a shard that it lists is missing.
+        InputError: It is invalid, or a shard that it lists is missing.
     """
     path = folder / MANIFEST
     try:
@@ -241,14 +255,14 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
 
 
 def parse_manifest(text: str, path: object) -> Manifest:
-    """Reads the text of a manifest.
+    """Parses the text of a manifest.
 
     Args:
         text: What `Manifest.to_json` returned.
-        path: Where it comes from, for messages.
+        path: Where it was read, for messages.
 
     Raises:
-        InputError: It is no manifest of this format.
+        InputError: It is not a manifest of this format.
     """
     try:
         fields: dict[str, Any] = json.loads(text)
@@ -265,7 +279,7 @@ def parse_manifest(text: str, path: object) -> Manifest:
 
 def _no_manifest(path: object, reason: Exception) -> InputError:
     return InputError(
-        f"{path}: expected what recsys.prepare_shards writes. "
+        f"{path}: expected a manifest written by recsys.prepare_shards. "
         f"Received: {reason}"
     )
 
@@ -273,11 +287,11 @@ def _no_manifest(path: object, reason: Exception) -> InputError:
 def open_sequences(
     folder: pathlib.Path, manifest: Manifest, counts: np.ndarray
 ) -> ShardedSequences:
-    """Returns the training sequences of a folder; reads none.
+    """Returns the training sequences of a folder without reading any.
 
     Args:
         folder: The folder.
-        manifest: What it holds.
+        manifest: Its manifest.
         counts: `[vocabulary_size]` int64, training interactions of each item.
     """
     return ShardedSequences(
@@ -292,13 +306,9 @@ def open_sequences(
 
 
 def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
-    """Reads the whole sequences of the users that are asked."""
-    return join_sequences(
-        [
-            to_sequences(_read(folder / queries_name(shard)))
-            for shard in range(len(manifest.num_users))
-        ]
-    )
+    """Reads the full sequences of the queried users."""
+    names = map(queries_name, range(len(manifest.num_users)))
+    return to_sequences(pa.concat_tables([_read(folder / n) for n in names]))
 
 
 def to_table(sequences: Sequences) -> pa.Table:
@@ -314,12 +324,12 @@ def to_table(sequences: Sequences) -> pa.Table:
 
 
 def to_sequences(table: pa.Table) -> Sequences:
-    """Returns the sequences that the table of a shard holds."""
+    """Returns the sequences in the table of a shard, or of several."""
     return Sequences(
         user_ids=np.array(table["user_id"].to_pylist(), object),
         offsets=offsets_of(table["length"].to_numpy()),
-        items=_flat(table["items"], np.int32),
-        timestamps=_flat(table["timestamps"], np.int64),
+        items=_flat(table["items"]),
+        timestamps=_flat(table["timestamps"]),
     )
 
 
@@ -327,7 +337,7 @@ def write_table(table: pa.Table, sink: Any) -> None:
     """Writes the table of a shard as Parquet.
 
     Args:
-        table: What `to_table` returns.
+        table: What `to_table` returned.
         sink: A path or a file object.
     """
     numbers = ("length", "items.list.element", "timestamps.list.element")
@@ -336,20 +346,15 @@ def write_table(table: pa.Table, sink: Any) -> None:
         sink,
         compression="zstd",
         use_dictionary=False,
-        # Blocks of numbers in as many bits as they need: smaller than plain,
-        # and as fast to read.
+        # Stores each block of numbers in as few bits as it needs: smaller
+        # than plain, and as fast to read.
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
         row_group_size=max(1, len(table)),
     )
 
 
-def _flat(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
-    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    return np.concatenate([np.zeros(0, dtype), *parts])
-
-
-def _column(path: pathlib.Path, name: str) -> pa.ChunkedArray:
-    return _read(path, [name])[name]
+def _flat(lists: pa.ChunkedArray) -> np.ndarray:
+    return pc.list_flatten(lists).to_numpy()
 
 
 def _read(path: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
@@ -357,6 +362,6 @@ def _read(path: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
         return pq.ParquetFile(path).read(columns)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise InputError(
-            f"{path}: expected a shard that can be read. Received: "
+            f"{path}: expected a readable shard. Received: "
             + " ".join(str(error).split())
         ) from error

@@ -15,10 +15,10 @@ import numpy as np
 from recsys.config import HELD_OUT_BY_USER
 from recsys.data.sequences import (
     Sequences,
+    TrainingSequences,
     concatenated_ranges,
     offsets_of,
 )
-from recsys.data.shards import ShardedSequences
 from recsys.errors import InputError
 
 
@@ -94,7 +94,7 @@ class Split:
     """
 
     protocol: str
-    train: Sequences | ShardedSequences
+    train: TrainingSequences
     validation: Queries
     test: Queries | None
 

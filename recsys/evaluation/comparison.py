@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from recsys import baselines as baselines_lib
-from recsys.data.sequences import Sequences
-from recsys.data.shards import ShardedSequences
+from recsys.data.sequences import TrainingSequences
 from recsys.data.splits import Split
 from recsys.errors import InputError
 from recsys.evaluation import Evaluation, Recommender, evaluate, results_table
@@ -152,10 +151,9 @@ def compare_with_baselines(
         baseline = BASELINES[name]
         grid = baselines_lib.GRIDS.get(baseline)
         if grid and (tune_all or name in IMPLICIT_BASELINES):
-            assert isinstance(split.train, Sequences)  # Others are skipped.
             tuned[name] = baselines_lib.tune(
                 baseline.fit,
-                split.train,
+                split.train.read_all(),
                 vocabulary_size,
                 split.validation,
                 grid,
@@ -195,16 +193,14 @@ def _has_implicit() -> bool:
     return importlib.util.find_spec("implicit") is not None
 
 
-def _reason_to_skip(
-    name: str, train: Sequences | ShardedSequences
-) -> str | None:
-    if isinstance(train, ShardedSequences):
+def _reason_to_skip(name: str, train: TrainingSequences) -> str | None:
+    if not train.in_memory:
         if name == "popularity":
             return None
         return "left out, it is fitted in memory and the log is in shards"
     if name != "ease":
         return None
-    num_seen = len(np.unique(train.items))
+    num_seen = len(np.unique(train.read_all().items))
     if num_seen <= MAX_EASE_ITEMS:
         return None
     return (

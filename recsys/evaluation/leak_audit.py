@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.sequences import Sequences
-from recsys.data.shards import ShardedSequences
 from recsys.data.splits import Queries, Split
 from recsys.evaluation.results import query_ids
 
@@ -100,9 +99,7 @@ def audit(split: Split) -> AuditReport:
     Returns:
         The findings; call `AuditReport.raise_for_leaks` to raise an error.
     """
-    train = split.train
-    if isinstance(train, ShardedSequences):
-        train = train.of_users(split.validation.sequences.user_ids)
+    train = split.train.of_users(split.validation.sequences.user_ids)
     parts = {"validation": split.validation}
     if split.test is not None:
         parts["test"] = split.test

@@ -11,7 +11,6 @@ import pyarrow as pa
 from recsys.config import TrainConfig
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import PreparedData, train_counts
-from recsys.data.shards import ShardedSequences
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
@@ -94,10 +93,7 @@ def initialize_table(
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
-        counted = data.split.train
-        if isinstance(counted, ShardedSequences):
-            rng = np.random.default_rng(config.seed)
-            counted = counted.read(counted.groups(rng)[0])
+        counted = data.split.train.sample(np.random.default_rng(config.seed))
         vectors = co_occurrence_vectors(
             counted, table.shape[0], table.shape[1], seed=config.seed
         )

@@ -13,7 +13,6 @@ import numpy as np
 
 from recsys import files, recommender
 from recsys.config import TrainConfig
-from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.models.two_tower import TwoTower
 from recsys.training.build import (
@@ -150,8 +149,7 @@ def _start_new_rows(model: TwoTower, grown: GrownData) -> None:
     is_new = np.ones(len(rows), bool)
     is_new[grown.indices] = False
     if model.candidate_tower.item_features is None:
-        sequences = grown.grown_data.split.train
-        assert isinstance(sequences, Sequences)  # Not of shards.
+        sequences = grown.grown_data.split.train.read_all()
         rows = neighbor_rows(rows, is_new, sequences, grown.config.seed)
     else:
         rows[is_new] = 0

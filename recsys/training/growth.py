@@ -273,8 +273,7 @@ def grow_data(
             "the grown log must have all items of the model. Received: "
             f"{len(lost):,} that the filters now leave out, such as {lost[0]!r}"
         )
-    trained = data.split.train
-    assert isinstance(trained, Sequences)  # Not of shards.
+    trained = data.split.train.read_all()
     for queries in (grown_data.split.validation, grown_data.split.test):
         if queries is not None:
             check_not_trained_on(
