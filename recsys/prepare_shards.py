@@ -1,4 +1,4 @@
-"""`python -m recsys.prepare_shards`: a log in, a folder of shards out."""
+"""`python -m recsys.prepare_shards`: from a log to a folder of shards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "recsys.prepare_shards",
     "Prepares a log that does not fit in memory: filters, splits and sorts it "
-    "into shards, a folder that recsys.train takes as --data. Runs on the "
-    "cores of this machine, or with --runner on any runner of Apache Beam.",
+    "into a folder of shards, which recsys.train reads with --data. Runs on "
+    "this machine, or with --runner on any runner of Apache Beam.",
     [
         "python -m recsys.prepare_shards --data=logs/ --output=shards",
         "python -m recsys.train --data=shards --table_init=random \\\n"
@@ -34,54 +34,54 @@ add_config_flags(COMMAND, [*SOURCE_FIELDS, "min_rating", "repeats"])
 COMMAND.add_flag(
     str,
     "split",
-    f"What is held out: {', '.join(HELD_OUT_BY_USER)}, the splits that look "
-    "at one user at a time. Default: leave_last_out.",
+    "What to hold out; only splits that look at one user at a time: "
+    f"{', '.join(HELD_OUT_BY_USER)}. Default: leave_last_out.",
     group="Data",
 )
 COMMAND.add_flag(
     str,
     "output",
-    "The folder that gets the shards: new or empty.",
+    "Folder of the shards, new or empty.",
     group="Shards",
 )
 COMMAND.add_flag(
     int,
     "num_shards",
-    "How many shards: a million interactions are a good size of one. It is "
-    "in the memory of one process while it is made.",
+    "Number of shards. A process holds a whole shard in memory while making "
+    "it: a million interactions are a good size.",
     group="Shards",
     default=64,
 )
 COMMAND.add_flag(
     int,
     "num_queries",
-    "How many users validate and test, drawn by a hash of their ids; 0: all.",
+    "Number of users with queries, selected by a hash of their ids; 0 for all.",
     group="Shards",
     default=10_000,
 )
 COMMAND.add_flag(
     int,
     "num_workers",
-    "Processes on this machine. Default: one for each core.",
+    "Number of processes on this machine. Default: one for each core.",
     group="Execution",
 )
 COMMAND.add_flag(
     str,
     "runner",
-    "A runner of Apache Beam, such as DirectRunner, DataflowRunner, "
-    "FlinkRunner or SparkRunner (extra [beam]), in place of this machine.",
+    "Runner of Apache Beam, such as DirectRunner, DataflowRunner, FlinkRunner "
+    "or SparkRunner (extra [beam]), to use instead of this machine.",
     group="Execution",
 )
 COMMAND.add_flag(
     list,
     "beam",
-    "An option of the runner, such as --beam=--direct_num_workers=2; repeated.",
+    "Option of the runner, such as --beam=--direct_num_workers=2; repeatable.",
     group="Execution",
 )
 
 
 def main(values: dict[str, Any]) -> int:
-    """Prepares shards and says what to do with them.
+    """Prepares shards and prints how to train on them.
 
     Args:
         values: The value of every flag.
@@ -89,14 +89,12 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    from recsys.data import sources
     from recsys.data.shard_preparation import Options
+    from recsys.data.sources import Source
 
-    output = values["output"]
-    if not output:
-        raise InputError("--output must name a folder. Received: none")
-    if not values["data"]:
-        raise InputError("--data must name a log. Received: none")
+    for name, what in (("output", "a folder"), ("data", "a log")):
+        if not values[name]:
+            raise InputError(f"--{name} must name {what}. Received: none")
     given = {
         name: values[name]
         for name in ("split", "min_rating", "repeats")
@@ -107,15 +105,13 @@ def main(values: dict[str, Any]) -> int:
         num_queries=values["num_queries"],
         **given,
     )
-    source = sources.Source(**{name: values[name] for name in SOURCE_FIELDS})
-    if values["runner"] is None:
-        manifest = _on_this_machine(values, source, options)
-    else:
-        manifest = _with_beam(values, source, options)
-    print(manifest.summary())
+    source = Source(**{name: values[name] for name in SOURCE_FIELDS})
+    prepare = _on_this_machine if values["runner"] is None else _with_beam
+    print(prepare(values, source, options).summary())
     flags = "".join(f" --{name}={value}" for name, value in given.items())
+    data = shlex.quote(values["output"])
     print(
-        f"Next:\n  python -m recsys.train --data={shlex.quote(output)}{flags} "
+        f"Next:\n  python -m recsys.train --data={data}{flags} "
         "--table_init=random --workdir=runs/large"
     )
     return 0
@@ -128,20 +124,16 @@ def _on_this_machine(
 
     if values["beam"]:
         raise InputError(
-            f"--beam goes with --runner. Received: --beam={values['beam'][0]}"
+            f"--beam needs --runner. Received: --beam={values['beam'][0]}"
         )
     num_workers = values["num_workers"]
-    if num_workers is None:
-        num_workers = shard_preparation.default_workers()
-    if num_workers < 1:
+    if num_workers is not None and num_workers < 1:
         raise InputError(
             f"--num_workers must be at least 1. Received: {num_workers}"
         )
     output = pathlib.Path(values["output"]).expanduser()
-    shard_preparation.check_output(output)
-    units, items = source.units()
     return shard_preparation.prepare_shards(
-        units, items, source.data, output, options, num_workers
+        source, output, options, num_workers
     )
 
 
@@ -161,14 +153,9 @@ def _with_beam(
             "--runner needs the extra [beam] (pip install 'recsys[beam]'). "
             f"Received: {error}"
         ) from error
-    units, items = source.units()
+    flags = [f"--runner={values['runner']}", *(values["beam"] or [])]
     return beam_preparation.prepare_shards(
-        units,
-        items,
-        source.data,
-        values["output"],
-        options,
-        [f"--runner={values['runner']}", *(values["beam"] or [])],
+        source, values["output"], options, flags
     )
 
 

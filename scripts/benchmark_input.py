@@ -289,14 +289,8 @@ def _prepare_shards(data: str, output: str) -> dict[str, Any]:
     from recsys.data.shard_preparation import Options
 
     began = time.perf_counter()
-    units, items = sources.Source(data).units()
     shard_preparation.prepare_shards(
-        units,
-        items,
-        data,
-        pathlib.Path(output),
-        Options(),
-        shard_preparation.default_workers(),
+        sources.Source(data), pathlib.Path(output), Options()
     )
     # At least what this process held when it started them, which is little.
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -60,9 +60,10 @@ class PartsTest(parameterized.TestCase):
     ) -> ShardedSequences:
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         log = "synthetic:users=80,items=70,interactions=1500,seed=4"
-        units, items = sources.Source(log).units()
         options = Options(num_shards=num_shards, num_queries=0)
-        shard_preparation.prepare_shards(units, items, log, folder, options, 1)
+        shard_preparation.prepare_shards(
+            sources.Source(log), folder, options, 1
+        )
         sequences = open_shards(folder).split.train
         return dataclasses.replace(
             sequences, group_interactions=group_interactions

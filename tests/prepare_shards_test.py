@@ -31,7 +31,7 @@ class CommandTest(parameterized.TestCase):
             *arguments,
         )
 
-    def test_says_what_there_is_and_what_to_do_next(self):
+    def test_prints_a_summary_and_the_next_command(self):
         code, output, _ = self.run_command(
             "out", "--num_workers=1", "--repeats=all"
         )
@@ -39,13 +39,13 @@ class CommandTest(parameterized.TestCase):
         self.assertIn("200 users, 4,000 interactions", output)
         self.assertIn(f"--data={self.folder / 'out'} --repeats=all", output)
         self.assertTrue(shards.is_sharded(str(self.folder / "out")))
-        # What waited on the disk is gone.
+        # The temporary rows are gone.
         self.assertCountEqual(
             [path.name for path in (self.folder / "out").iterdir()],
             ["manifest.json", "vocabulary.parquet", "sequences", "queries"],
         )
 
-    def test_help_offers_what_there_is(self):
+    def test_help_lists_the_splits_of_shards(self):
         code, output, _ = self.run_command("out", "--help")
         self.assertEqual(code, 0)
         self.assertIn("leave_last_out, validation_only", output)
@@ -64,16 +64,16 @@ class CommandTest(parameterized.TestCase):
         ("--data=/no/such/log", "/no/such/log"),
         ("--data=", "--data"),
         ("--output=", "--output"),
-        (f"--output={__file__}/x", "folder that can be written"),
+        (f"--output={__file__}/x", "writable folder"),
     )
-    def test_mistakes_are_told_in_a_line(self, flag, named):
+    def test_errors_are_one_line(self, flag, named):
         flags = [flag] if "workers" in flag else ["--num_workers=1", flag]
         code, _, error = self.run_command("out", *flags)
         self.assertEqual(code, 2)
         self.assertIn(named, error)
         self.assertEqual(error.count("\n"), 1)
 
-    def test_a_folder_with_something_in_it_is_left_alone(self):
+    def test_a_folder_with_content_is_not_touched(self):
         (self.folder / "out").mkdir()
         (self.folder / "out" / "mine").write_text("text")
         code, _, error = self.run_command("out", "--num_workers=1")
@@ -125,7 +125,7 @@ class CommandTest(parameterized.TestCase):
     @unittest.skipUnless(
         importlib.util.find_spec("apache_beam"), "apache-beam is missing"
     )
-    def test_mistakes_that_a_worker_of_beam_finds_are_told_alike(self):
+    def test_errors_of_beam_workers_read_the_same(self):
         data = self.folder / "log.csv"
         data.write_text("user,item,timestamp\na,x,1\na,,2\n")
         errors = [

@@ -210,10 +210,11 @@ class ReplicasTest(parameterized.TestCase):
 
     def test_three_processes_with_shards_of_their_own_equal_one(self):
         log = "synthetic:users=80,items=70,interactions=900,seed=4"
-        units, items = sources.Source(log).units()
         options = Options(num_shards=7, num_queries=20)
         shards = self.folder / "shards"
-        shard_preparation.prepare_shards(units, items, log, shards, options, 1)
+        shard_preparation.prepare_shards(
+            sources.Source(log), shards, options, 1
+        )
         self.fields.update(
             data=str(shards),
             encoder="mean_pooling",

@@ -39,9 +39,8 @@ def prepare_folder(
 ) -> PreparedData:
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
-    units, items = sources.Source(data).units()
     shard_preparation.prepare_shards(
-        units, items, data, output, Options(**given), num_workers
+        sources.Source(data), output, Options(**given), num_workers
     )
     return open_shards(output)
 
@@ -237,18 +236,20 @@ class PreparationTest(parameterized.TestCase):
         self.enterContext(
             mock.patch.object(shard_preparation, "_ITEM_ROWS", 10)
         )
-        merge = self.enterContext(
-            mock.patch.object(
-                shard_preparation,
-                "merge_items",
-                side_effect=shard_preparation.merge_items,
-            )
+        kept = []
+
+        class Spy(shard_preparation.FoundItems):
+            def merged(self):
+                kept.append(sum(map(len, self._tables)))
+                return super().merged()
+
+        self.enterContext(
+            mock.patch.object(shard_preparation, "FoundItems", Spy)
         )
         data = prepare_folder(folder / "out", str(path))
         self.assertEqual(data.vocabulary.item_ids.tolist(), list("012349"))
-        self.assertGreater(merge.call_count, 5)
-        for call in merge.call_args_list:
-            self.assertLess(sum(map(len, call.args[0])), 30)
+        self.assertGreater(len(kept), 5)
+        self.assertLess(max(kept), 30)
 
     def test_no_rating_is_high_enough(self):
         folder = _folder(self)

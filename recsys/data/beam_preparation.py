@@ -1,15 +1,16 @@
-"""Shards prepared by Apache Beam, on any of its runners.
+"""From a log to shards, on any runner of Apache Beam.
 
-Elements are blocks of columns, about a million rows each, not rows: the steps
-are those of `recsys.data.shard_preparation`, and few elements cost little on
-any runner. Every worker must reach the log and the output under the same
-names: a shared disk, or for the output any file system that Beam knows.
+The steps are those of `recsys.data.shard_preparation`. Elements are blocks of
+about a million rows, so there are few of them, which is cheap on any runner.
+Every worker must reach the log and the output under the same names: on a shared
+disk, or for the output on any file system that Beam supports.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
@@ -21,21 +22,19 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from recsys.data import shard_preparation as steps
 from recsys.data import shards
-from recsys.data.sources import Unit
+from recsys.data.sources import Source, Unit
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 
-# What `_deal` gives besides the rows.
+# The outputs of `_deal` besides the pieces.
 _ITEMS = "items"
 _LOW_RATINGS = "low_ratings"
-# A block of rows for a shard: its place in the log, and Arrow's bytes.
+# A piece of a shard: its position in the log, and the bytes of Arrow's stream.
 _Piece = tuple[int, bytes]
 
 
 def prepare_shards(
-    units: Sequence[Unit],
-    items: pa.Table | None,
-    name: str,
+    source: Source,
     output: str,
     options: steps.Options,
     beam_options: Sequence[str],
@@ -43,15 +42,13 @@ def prepare_shards(
     """Reads a log and writes shards.
 
     Args:
-        units: The log.
-        items: What is known of its items.
-        name: What it is called.
-        output: The folder that gets the shards, new or empty.
-        options: What is prepared.
+        source: The log.
+        output: The folder of the shards, new or empty.
+        options: How to prepare the shards.
         beam_options: The runner and its options, as Beam's flags.
 
     Returns:
-        What the folder holds.
+        The manifest of the folder.
 
     Raises:
         InputError: The folder is not empty, the log cannot be read, or too
@@ -61,66 +58,136 @@ def prepare_shards(
         raise InputError(
             f"--output must be a new or an empty folder. Received: {output!r}"
         )
-    open_file = functools.partial(_open, output)
+    units, items = source.units()
+    preparation = steps.Preparation(
+        source.data, options, functools.partial(_open, output)
+    )
     with (
-        _plain_errors(),
+        _input_errors(),
         beam.Pipeline(options=PipelineOptions(list(beam_options))) as root,
     ):
-        dealt = (
-            root
-            | "Units" >> beam.Create(list(units))
-            | "Spread" >> beam.Reshuffle()
-            | "Deal"
-            >> beam.ParDo(_Deal(options)).with_outputs(
-                _ITEMS, _LOW_RATINGS, main="pieces"
-            )
-        )
-        vocabulary = (
-            dealt[_ITEMS]
-            | "Merge items" >> beam.CombineGlobally(_merge)
-            | "Number items" >> beam.Map(_number)
-        )
-        num_low_ratings = dealt[_LOW_RATINGS] | beam.CombineGlobally(sum)
-        every_shard = root | "Every shard" >> beam.Create(
-            [(shard, None) for shard in range(options.num_shards)]
-        )
-        summaries = (
-            [dealt.pieces, every_shard]
-            | "Pieces and shards" >> beam.Flatten()
-            | "By shard" >> beam.GroupByKey()
-            | "Write shards"
-            >> beam.Map(
-                _write_shard,
-                beam.pvalue.AsSingleton(vocabulary),
-                options,
-                open_file,
-            )
-        )
-        _ = (
-            root
-            | "Once" >> beam.Create([None])
-            | "Write manifest"
-            >> beam.Map(
-                _write_manifest,
-                beam.pvalue.AsList(summaries),
-                beam.pvalue.AsSingleton(vocabulary),
-                items,
-                name,
-                beam.pvalue.AsSingleton(num_low_ratings),
-                options,
-                open_file,
-            )
-        )
+        _build(root, preparation, units, items)
     with FileSystems.open(FileSystems.join(output, shards.MANIFEST)) as stream:
         return shards.parse_manifest(stream.read().decode(), output)
 
 
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raises what a worker raised as InputError again, as such.
+def _build(
+    root: beam.Pipeline,
+    preparation: steps.Preparation,
+    units: Sequence[Unit],
+    items: pa.Table | None,
+) -> None:
+    """Adds all steps to a pipeline."""
+    dealt = (
+        root
+        | "Units" >> beam.Create(list(units))
+        | "Spread" >> beam.Reshuffle()
+        | "Deal"
+        >> beam.FlatMap(_deal, preparation).with_outputs(
+            _ITEMS, _LOW_RATINGS, main="pieces"
+        )
+    )
+    vocabulary = beam.pvalue.AsSingleton(
+        dealt[_ITEMS]
+        | "Merge items" >> beam.CombineGlobally(_merge)
+        | "Number items" >> beam.Map(_number)
+    )
+    # Shards without rows are written too.
+    every_shard = root | "Every shard" >> beam.Create(
+        [(shard, None) for shard in range(preparation.options.num_shards)]
+    )
+    summaries = (
+        [dealt.pieces, every_shard]
+        | "Pieces and shards" >> beam.Flatten()
+        | "By shard" >> beam.GroupByKey()
+        | "Write shards" >> beam.Map(_write_shard, preparation, vocabulary)
+    )
+    num_low_ratings = dealt[_LOW_RATINGS] | beam.CombineGlobally(sum)
+    _ = (
+        root
+        | "Once" >> beam.Create([preparation])
+        | "Write manifest"
+        >> beam.Map(
+            _write_manifest,
+            beam.pvalue.AsList(summaries),
+            vocabulary,
+            items,
+            beam.pvalue.AsSingleton(num_low_ratings),
+        )
+    )
 
-    Beam adds where it happened, and a worker that is another process gives
-    it back as text within an error of Beam's own.
+
+def _deal(unit: Unit, preparation: steps.Preparation) -> Iterator[object]:
+    """Yields (shard, piece) for the rows of a unit, and its items."""
+    for dealt in preparation.deal(unit):
+        for shard, piece in enumerate(dealt.pieces):
+            if piece.num_rows:
+                yield shard, (dealt.first_row, _to_bytes(piece))
+        yield beam.pvalue.TaggedOutput(_ITEMS, _to_bytes(dealt.items))
+        yield beam.pvalue.TaggedOutput(_LOW_RATINGS, dealt.num_low_ratings)
+
+
+def _merge(parts: Iterable[bytes]) -> bytes:
+    found = steps.FoundItems()
+    for part in parts:
+        found.add(_from_bytes(part))
+    return _to_bytes(found.merged())
+
+
+def _number(found: bytes) -> bytes:
+    return _to_bytes(steps.number_items(_from_bytes(found)).items)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_vocabulary(data: bytes) -> Vocabulary:
+    """Loads the items, once in each worker."""
+    return Vocabulary(_from_bytes(data)["item_id"])
+
+
+def _write_shard(
+    grouped: tuple[int, Iterable[_Piece | None]],
+    preparation: steps.Preparation,
+    vocabulary: bytes,
+) -> steps.ShardSummary:
+    shard, found = grouped
+    # Runners return them in any order.
+    pieces = sorted(piece for piece in found if piece is not None)
+    batches = (
+        batch for _, data in pieces for batch in _from_bytes(data).to_batches()
+    )
+    return preparation.write_shard(shard, batches, _load_vocabulary(vocabulary))
+
+
+def _write_manifest(
+    preparation: steps.Preparation,
+    summaries: list[steps.ShardSummary],
+    vocabulary: bytes,
+    items: pa.Table | None,
+    num_low_ratings: int,
+) -> None:
+    preparation.write_manifest(
+        summaries, _load_vocabulary(vocabulary), items, num_low_ratings
+    )
+
+
+def _to_bytes(rows: pa.RecordBatch | pa.Table) -> bytes:
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
+        writer.write(rows)
+    return sink.getvalue()
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
+@contextlib.contextmanager
+def _input_errors() -> Iterator[None]:
+    """Raises an InputError of a worker as it was.
+
+    Beam adds where it happened, and a worker in another process returns it
+    as text within an error of Beam's own.
     """
     try:
         yield
@@ -134,80 +201,6 @@ def _plain_errors() -> Iterator[None]:
         raise InputError(message) from error
 
 
-class _Deal(beam.DoFn):
-    """Gives (shard, piece) for the rows of a unit, and its items."""
-
-    def __init__(self, options: steps.Options) -> None:
-        self._options = options
-
-    def process(self, unit: Unit) -> Iterator[object]:
-        row = unit.number << 40
-        for block in unit.blocks():
-            part = steps.partition(block, row, self._options, unit.name)
-            for shard, piece in enumerate(part.pieces):
-                if piece.num_rows:
-                    yield shard, (row, steps.to_bytes(piece))
-            yield beam.pvalue.TaggedOutput(_ITEMS, steps.to_bytes(part.items))
-            yield beam.pvalue.TaggedOutput(_LOW_RATINGS, part.num_low_ratings)
-            row += len(block)
-
-
-def _merge(found: Iterable[bytes]) -> bytes:
-    tables = [steps.from_bytes(data) for data in found]
-    return steps.to_bytes(steps.merge_items([steps.NO_ITEMS, *tables]))
-
-
-def _number(found: bytes) -> bytes:
-    vocabulary = steps.number_items(steps.from_bytes(found))
-    return steps.to_bytes(vocabulary.items)
-
-
-@functools.lru_cache(maxsize=1)
-def _vocabulary(data: bytes) -> Vocabulary:
-    """Reads the items, once in each worker."""
-    return Vocabulary(steps.from_bytes(data)["item_id"])
-
-
-def _write_shard(
-    grouped: tuple[int, Iterable[_Piece | None]],
-    vocabulary: bytes,
-    options: steps.Options,
-    open_file: steps.Opener,
-) -> steps.ShardSummary:
-    shard, found = grouped
-    # A runner gives them in any order.
-    pieces = sorted(piece for piece in found if piece is not None)
-    batches = [
-        batch
-        for _, data in pieces
-        for batch in steps.from_bytes(data).to_batches()
-    ]
-    return steps.write_shard(
-        shard, batches, _vocabulary(vocabulary), options, open_file
-    )
-
-
-def _write_manifest(
-    _: None,
-    summaries: list[steps.ShardSummary],
-    vocabulary: bytes,
-    items: pa.Table | None,
-    name: str,
-    num_low_ratings: int,
-    options: steps.Options,
-    open_file: steps.Opener,
-) -> None:
-    steps.write_manifest(
-        summaries,
-        _vocabulary(vocabulary),
-        items,
-        name,
-        num_low_ratings,
-        options,
-        open_file,
-    )
-
-
 def _open(folder: str, name: str) -> IO[bytes]:
     *parents, _ = name.split("/")
     target = FileSystems.join(folder, *parents)
@@ -215,7 +208,7 @@ def _open(folder: str, name: str) -> IO[bytes]:
         try:
             FileSystems.mkdirs(target)
         except OSError:
-            # Another worker was quicker.
+            # Another worker may have made it.
             if not FileSystems.exists(target):
                 raise
     return FileSystems.create(

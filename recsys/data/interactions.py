@@ -53,6 +53,25 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    def rows_rated(self, min_rating: float | None) -> np.ndarray:
+        """Returns the rows with at least some rating, ascending, int64.
+
+        Args:
+            min_rating: The lowest rating to keep; a missing rating is not
+                kept. None keeps all rows.
+
+        Raises:
+            InputError: `min_rating` is given and the log has no ratings.
+        """
+        if min_rating is None:
+            return np.arange(len(self))
+        if self.ratings is None:
+            raise InputError(
+                "`min_rating` needs a log with a rating column, and this one "
+                f"has none. Received: min_rating={min_rating}"
+            )
+        return np.flatnonzero(self.ratings >= min_rating)
+
 
 @dataclasses.dataclass(frozen=True)
 class Log:
@@ -115,14 +134,7 @@ def filter_interactions(
             f"`repeats` must be one of {', '.join(REPEATS)}. "
             f"Received: {repeats!r}"
         )
-    rows = np.arange(len(interactions))
-    if min_rating is not None:
-        if interactions.ratings is None:
-            raise InputError(
-                "`min_rating` needs a log with a rating column, and this one "
-                f"has none. Received: min_rating={min_rating}"
-            )
-        rows = rows[interactions.ratings >= min_rating]
+    rows = interactions.rows_rated(min_rating)
     if repeats != "all":
         rows = _without_repeats(interactions, rows, last=repeats == "last")
     rows = _core(interactions, rows, min_item_count, min_user_count)

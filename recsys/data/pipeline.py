@@ -25,11 +25,11 @@ import tensorflow as tf
 
 from recsys.data.sequences import (
     Group,
-    Part,
     TrainingSequences,
     concatenated_ranges,
     offsets_of,
 )
+from recsys.data.sequences import Part as Part
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:

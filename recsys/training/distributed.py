@@ -33,8 +33,8 @@ import numpy as np
 import tensorflow as tf
 
 from recsys.config import SOURCE_FIELDS, TrainConfig
+from recsys.data.pipeline import Part
 from recsys.data.prepare import TRAIN_COUNT
-from recsys.data.sequences import Part
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError, WorkerLostError
 from recsys.training.checkpoints import Progress
