@@ -79,8 +79,9 @@ _MODULES = (
 _MOVED = {
     f"recsys.{old}": f"recsys.{new}"
     for new, names in {
+        "baselines": "baselines.tuning",
         "baselines.closed_form": (
-            "baselines.co_occurrences baselines.histories "
+            "baselines.co_occurrences baselines.ease baselines.histories "
             "baselines.item_knn baselines.markov baselines.popularity"
         ),
         "baselines.implicit": "baselines.matrix_factorization",
