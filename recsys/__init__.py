@@ -148,54 +148,85 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[name] = importlib.import_module(_MOVED[name])
 
 
-class _KerasHook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Registration(importlib.abc.MetaPathFinder):
     """Registers our classes with Keras as soon as it is imported.
 
     Keras loads a file only with classes that are registered, which ours are
     when their modules are imported; and a program that loads a file need not
-    name any of them. `import recsys` alone does not import Keras.
+    name any of them. `import recsys` alone does not import Keras. Where one of
+    our modules imports it, registration waits until that one is complete.
     """
 
-    _MODULES = ("recsys.optimizers", "recsys.models")
+    _MODULES = ("recsys.optimizers", "recsys.negatives", "recsys.models")
 
     def __init__(self) -> None:
-        self._loader: Any = None
+        self._num_running = 0
+        self._is_searching = False
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """Returns Keras's own spec, with this loader around its own."""
-        if name != "keras" or self._loader is not None:
+        """Returns the usual spec of Keras or of a module of ours, watched."""
+        is_ours = name.startswith("recsys.") and name not in _MOVED
+        if self._is_searching or not (is_ours or name == "keras"):
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path)
-            if spec is not None:
-                self._loader, spec.loader = spec.loader, self
-                return spec
+        self._is_searching = True
+        try:
+            for finder in sys.meta_path:
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    spec.loader = _Watched(spec.loader, self, is_ours)
+                    return spec
+        finally:
+            self._is_searching = False
         return None
 
+    def run(self, is_ours: bool, load: Any, module: types.ModuleType) -> None:
+        """Loads a module, then registers our classes if nothing is running."""
+        self._num_running += is_ours
+        try:
+            load(module)
+        finally:
+            self._num_running -= is_ours
+        if "keras" in sys.modules and not self._num_running:
+            self.register()
+
+    def register(self) -> None:
+        """Imports the modules of our classes, once."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for name in self._MODULES:
+            importlib.import_module(name)
+
+
+class _Watched(importlib.abc.Loader):
+    """Another loader, whose end `_Registration` hears of."""
+
+    def __init__(
+        self, loader: Any, registration: _Registration, is_ours: bool
+    ) -> None:
+        self._loader = loader
+        self._registration = registration
+        self._is_ours = is_ours
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
     def create_module(self, spec: Any) -> Any:
-        """Creates the module as Keras's own loader does."""
+        """Creates the module as the other loader does."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Runs Keras, then what registers our classes."""
+        """Runs the module as the other loader does."""
         module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        sys.meta_path.remove(self)
-        self.register()
-
-    @classmethod
-    def register(cls) -> None:
-        """Imports our classes; those being imported by now are left alone."""
-        for name in cls._MODULES:
-            if name not in sys.modules:
-                importlib.import_module(name)
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._registration.run(self._is_ours, self._loader.exec_module, module)
 
 
 sys.meta_path.append(_MovedModules())
 if "keras" in sys.modules:
-    _KerasHook.register()
+    _Registration().register()
 else:
-    sys.meta_path.insert(0, _KerasHook())
+    sys.meta_path.insert(0, _Registration())
 
 
 def __getattr__(name: str) -> Any:

@@ -61,7 +61,14 @@ class RegistrationTest(absltest.TestCase):
         }
         for name, model in models.items():
             model.save(f"{folder}/{name}.keras")
-        for before in ("import recsys, keras", "import keras, recsys"):
+        for before in (
+            "import recsys, keras",
+            "import keras, recsys",
+            "import recsys.optimizers, keras",
+            "import recsys.negatives, keras",
+            "import recsys.models.towers, keras",
+            "import recsys.losses, keras",
+        ):
             code = f"{before}\n" + "\n".join(
                 f"keras.saving.load_model({folder!r} + '/{name}.keras')"
                 for name in models
