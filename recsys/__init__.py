@@ -65,14 +65,17 @@ _MODULES = (
     "baselines",
     "data",
     "evaluation",
+    "histories",
     "losses",
     "metrics",
     "models",
     "negatives",
     "optimizers",
+    "recommender",
     "retrieval",
     "serving",
     "training",
+    "workdir",
 )
 
 # Module paths of earlier versions, which still import.
@@ -110,11 +113,12 @@ _MOVED = {
         "models.transformer_block": "models.attention models.dropout",
         "negatives": "item_shares negative_sampling streaming_frequencies",
         "report": "evaluation.report evaluation_report",
-        "retrieval.index": "retrieval.identifiers",
+        "retrieval.index": "retrieval.identifiers retrieval.stored",
         "retrieval.scann": "retrieval.scann_index",
         "serving": "exporting",
-        "serving.check": "exporting.verification",
-        "serving.formats": "exporting.formats",
+        "serving.formats": (
+            "exporting.formats exporting.verification serving.check"
+        ),
         "serving.litert": "exporting.litert",
         "serving.saved_model": "exporting.saved_model exporting.served_model",
         "serving.vectors": (

@@ -15,18 +15,19 @@ import numpy as np
 import tensorflow as tf
 
 from recsys import workdir as workdir_lib
+from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.data.prepare import train_counts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.two_tower import TwoTower
-from recsys.retrieval import top_k
+from recsys.retrieval import top_columns, top_k
 
-# Positions encoded at once. Large enough for few calls, small enough that the
-# activations stay within some tens of megabytes.
+# Positions encoded at once: enough for few calls, and few enough that the
+# activations take some tens of megabytes.
 _POSITIONS_PER_BATCH = 6_400
-# Batches encoded side by side: many operations use one core only.
+# Batches encoded in parallel: many operations use one core only.
 _NUM_WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -47,13 +48,13 @@ class Recommendation:
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-    """What an item of a history did to the score of another.
+    """How an item of a history changed the score of another.
 
     Attributes:
         item_id: The raw id.
         title: The title, or the raw id where no title is known.
-        change: The score with the whole history less the score without the
-            item.
+        change: The score given the whole history minus the score without
+            the item.
     """
 
     item_id: str
@@ -62,13 +63,16 @@ class Influence:
 
 
 class Recommender:
-    """A two-tower model that knows its vocabulary.
+    """A two-tower model with its vocabulary.
+
+    The vectors of the items are computed once. After further training of the
+    model, call `refresh`.
 
     Args:
         model: The model; its table has a row for every vocabulary index.
         vocabulary: The items.
-        max_history_length: The newest items of a history that are read.
-        name: What results call the model.
+        max_history_length: How many items of a history are read, its newest.
+        name: The model's name in results.
 
     Raises:
         ValueError: The model's table and the vocabulary differ in size.
@@ -91,6 +95,7 @@ class Recommender:
         self.vocabulary = vocabulary
         self.name = name
         self._max_length = max_history_length
+        self._item_vectors: np.ndarray | None = None
         self._popularity = train_counts(vocabulary).astype(np.float32)
         self._encode = tf.function(
             model.history_tower,
@@ -99,7 +104,7 @@ class Recommender:
 
     @property
     def max_history_length(self) -> int:
-        """The newest items of a history that are read."""
+        """How many items of a history are read, its newest."""
         return self._max_length
 
     @property
@@ -107,23 +112,35 @@ class Recommender:
         """`[vocabulary_size]` float32, each item's training interactions."""
         return self._popularity
 
+    def refresh(self) -> None:
+        """Discards the item vectors, so that the next call computes them."""
+        self._item_vectors = None
+
     def user_vectors(
         self, items: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:
         """Encodes histories.
 
-        An unknown item is passed over: its row of the table is never trained.
+        Unknown items are ignored: their row of the table is never trained.
 
         Args:
-            items: `[total]` int32 vocabulary indices, the histories one
-                after the other, each oldest first.
+            items: `[total]` int32 vocabulary indices, one history after the
+                other, each oldest first.
             offsets: `[num_queries + 1]` int64.
 
         Returns:
-            `[num_queries, embedding_dim]` float32; zero for an empty history
-            or one of unknown items only.
+            `[num_queries, embedding_dim]` float32; zero for a history that is
+            empty or has only unknown items.
+
+        Raises:
+            FloatingPointError: A vector has a NaN or an infinite value.
         """
-        items, offsets = _without_unknown(items, offsets)
+        return self._encode_known(*_without_unknown(items, offsets))
+
+    def _encode_known(
+        self, items: np.ndarray, offsets: np.ndarray
+    ) -> np.ndarray:
+        """Encodes histories of known items; see `user_vectors`."""
         dim = self.model.history_tower.embedding.embedding_dim
         vectors = np.zeros((len(offsets) - 1, dim), np.float32)
         batches = pipeline.history_batches(
@@ -134,7 +151,6 @@ class Recommender:
         )
         # Traced here, once, rather than by whichever worker is first.
         encode = self._encode.get_concrete_function()
-
         lock = threading.Lock()
 
         def encode_batches() -> None:
@@ -152,19 +168,30 @@ class Recommender:
             workers = [pool.submit(encode_batches) for _ in range(_NUM_WORKERS)]
         for worker in workers:
             worker.result()  # Raises what the worker raised.
-        return vectors
+        return _finite(vectors, "user")
 
     def item_vectors(self) -> np.ndarray:
-        """Returns `[vocabulary_size, embedding_dim]` float32, read-only."""
-        tower = self.model.candidate_tower
-        if isinstance(tower.embedding.embeddings.value, tf.Variable):
-            # An optimizer that updates single rows makes TensorFlow copy the
-            # table at each read; a view of it is enough.
-            tf.raw_ops.DisableCopyOnRead(
-                resource=tower.embedding.embeddings.handle
-            )
-        vectors = np.asarray(tower.all_candidates())
-        return vectors.astype(np.float32, copy=False)
+        """Returns the vectors of all items.
+
+        Returns:
+            `[vocabulary_size, embedding_dim]` float32, read-only.
+
+        Raises:
+            FloatingPointError: A vector has a NaN or an infinite value.
+        """
+        if self._item_vectors is None:
+            tower = self.model.candidate_tower
+            if isinstance(tower.embedding.embeddings.value, tf.Variable):
+                # After an optimizer updated single rows, TensorFlow copies
+                # the table at each read; a view of it is enough.
+                tf.raw_ops.DisableCopyOnRead(
+                    resource=tower.embedding.embeddings.handle
+                )
+            vectors = np.asarray(tower.all_candidates())
+            vectors = vectors.astype(np.float32, copy=False).view()
+            vectors.flags.writeable = False
+            self._item_vectors = _finite(vectors, "item")
+        return self._item_vectors
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Scores every item for each history.
@@ -174,7 +201,7 @@ class Recommender:
             offsets: As for `user_vectors`.
 
         Returns:
-            `[num_queries, vocabulary_size]` float32; columns 0 and 1 are no
+            `[num_queries, vocabulary_size]` float32; columns 0 and 1 are not
             candidates.
         """
         return self.user_vectors(items, offsets) @ self.item_vectors().T
@@ -189,13 +216,13 @@ class Recommender:
         """Recommends items for one history.
 
         Args:
-            history: Raw item ids or titles, oldest first. None may be
-                unknown; see `Vocabulary.find`.
+            history: Raw item ids or titles, oldest first, all known; see
+                `Vocabulary.find`.
             k: How many items.
-            exclude_history: Whether items of the history are left out.
+            exclude_history: Whether items of the history are excluded.
 
         Returns:
-            At most `k` items, best first; fewer when no more are left.
+            At most `k` items, best first; fewer if no more are left.
 
         Raises:
             InputError: An entry of the history is not found or ambiguous.
@@ -210,7 +237,7 @@ class Recommender:
         return self._named(items[0], scores[0])
 
     def similar(self, item: str, k: int = 10) -> list[Recommendation]:
-        """Finds the items whose vectors point the same way as an item's.
+        """Finds the items whose vectors are most similar to an item's.
 
         Args:
             item: A raw item id or a title; see `Vocabulary.find`.
@@ -218,7 +245,7 @@ class Recommender:
 
         Returns:
             At most `k` items without the item itself, best first, scored by
-            the cosine of their vectors with the item's.
+            the cosine similarity of the vectors.
 
         Raises:
             InputError: The item is not found or ambiguous, or `k` is not
@@ -227,25 +254,26 @@ class Recommender:
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
         row = self.vocabulary.find(item) - FIRST_ITEM_INDEX
-        vectors = tf.math.l2_normalize(self._candidates(), axis=1)
-        rows, scores = top_k(
-            vectors[row : row + 1].numpy(),
-            vectors,
-            k,
-            exclusions=(np.array([row]), np.array([0, 1])),
+        vectors = self.item_vectors()[FIRST_ITEM_INDEX:]
+        # A vector of zeros is similar to none.
+        norms = np.maximum(np.linalg.norm(vectors, axis=1), 1e-6)
+        cosines = vectors @ (vectors[row] / norms[row]) / norms
+        cosines[row] = -np.inf
+        rows, scores = top_columns(
+            cosines[np.newaxis], min(k, self.vocabulary.num_items)
         )
         return self._named(_indices(rows)[0], scores[0])
 
     def explain(self, history: Sequence[str], item: str) -> list[Influence]:
-        """Tells what each item of a history does to the score of an item.
+        """Computes how each item of a history changes the score of an item.
 
         Args:
             history: As for `recommend`.
             item: The item that is scored, by raw id or title.
 
         Returns:
-            The items of the history that the model reads, those that move
-            the score most in front.
+            The items of the history that the model reads, the largest changes
+            first.
 
         Raises:
             InputError: An item is not found or ambiguous.
@@ -260,29 +288,28 @@ class Recommender:
     def explain_indices(
         self, history: np.ndarray, items: np.ndarray
     ) -> list[list[Influence]]:
-        """Tells what each item of a history does to the scores of others.
+        """Computes how each item of a history changes the scores of others.
 
-        The history is encoded once without each of its items (every time
-        that it is in there) and compared with the whole: exact for any
-        encoder, at the cost of as many histories. Where nothing else is left
-        the score without the item is 0.
+        The history is encoded without each of its items in turn (all
+        occurrences of it) and compared with the whole: exact for any encoder,
+        at the cost of as many histories. Where nothing else is left, the
+        score without the item is 0.
 
         Args:
-            history: `[length]` int32 vocabulary indices, oldest first; an
-                unknown item is passed over.
+            history: `[length]` int32 vocabulary indices, oldest first;
+                unknown items are ignored.
             items: `[n]` integer indices of the items that are scored.
 
         Returns:
             For each of `items`, the known items among the newest
-            `max_history_length` of the history, those that move the score
-            most in front.
+            `max_history_length` of the history, the largest changes first.
         """
         known = history[history >= FIRST_ITEM_INDEX]
         left_out = np.unique(known[-self._max_length :])
         if not len(left_out):
             return [[] for _ in items]
         histories = [known, *(known[known != item] for item in left_out)]
-        vectors = self.user_vectors(
+        vectors = self._encode_known(
             np.concatenate(histories),
             np.cumsum([0, *map(len, histories)]),
         )
@@ -311,30 +338,32 @@ class Recommender:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Recommends items for many histories.
 
-        An empty history, or one of unknown items only, has no vector; its
+        A history that is empty or has only unknown items has no vector; its
         recommendations are the items with the most training interactions,
         scored by that number.
 
         Args:
             items: As for `user_vectors`.
             offsets: As for `user_vectors`.
-            k: How many items for each.
-            exclude_history: Whether items of a history are left out.
+            k: How many items for each history.
+            exclude_history: Whether items of a history are excluded.
 
         Returns:
-            `[num_queries, k]` int32 vocabulary indices, best first, 0 where
-            no item is left, and their scores, -inf there.
+            `[num_queries, min(k, num_items)]` int32 vocabulary indices, best
+            first, 0 where no item is left, and their scores, -inf there.
 
         Raises:
             InputError: `k` is not positive.
+            FloatingPointError: As for `user_vectors`.
         """
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
         items, offsets = _without_unknown(items, offsets)
         lengths = np.diff(offsets)
-        found = np.empty((len(lengths), k), np.int64)
-        scores = np.empty((len(lengths), k), np.float32)
         has_history = lengths > 0
+        shape = (len(lengths), min(k, self.vocabulary.num_items))
+        found = np.empty(shape, np.int64)
+        scores = np.empty(shape, np.float32)
         exclusions = None
         if exclude_history:
             exclusions = (
@@ -342,29 +371,23 @@ class Recommender:
                 np.append(0, offsets[1:][has_history]),
             )
         found[has_history], scores[has_history] = top_k(
-            self.user_vectors(items, offsets)[has_history],
-            self._candidates(),
+            self._encode_known(items, offsets)[has_history],
+            self.item_vectors()[FIRST_ITEM_INDEX:],
             k,
             exclusions=exclusions,
         )
         if not has_history.all():
             # Every list of the most popular items is the same.
-            found[~has_history], scores[~has_history] = top_k(
-                np.ones((1, 1), np.float32),
-                tf.constant(self._popularity[FIRST_ITEM_INDEX:, np.newaxis]),
-                k,
+            popular = self._popularity[np.newaxis, FIRST_ITEM_INDEX:]
+            found[~has_history], scores[~has_history] = top_columns(
+                popular, shape[1]
             )
         return _indices(found), scores
-
-    def _candidates(self) -> tf.Tensor:
-        """Returns the `[num_items, embedding_dim]` vectors of the items."""
-        vectors = self.model.candidate_tower.all_candidates()
-        return tf.cast(vectors[FIRST_ITEM_INDEX:], tf.float32)
 
     def _named(
         self, items: np.ndarray, scores: np.ndarray
     ) -> list[Recommendation]:
-        """Gives a list of indices their ids and titles."""
+        """Looks up the ids and titles of a list of indices."""
         found = items > 0
         ids = self.vocabulary.decode(items[found])
         return [
@@ -378,8 +401,20 @@ class Recommender:
 
 
 def _indices(rows: np.ndarray) -> np.ndarray:
-    """Returns int32 vocabulary indices of candidates, 0 for none."""
+    """Returns the int32 vocabulary indices of rows, 0 for none."""
     return np.where(rows < 0, 0, rows + FIRST_ITEM_INDEX).astype(np.int32)
+
+
+def _finite(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Returns `[n, dim]` vectors if they are finite."""
+    # No array of flags, which would take a quarter of the vectors' memory.
+    if vectors.size and not np.isfinite([vectors.min(), vectors.max()]).all():
+        raise FloatingPointError(
+            f"the model must give finite {kind} vectors; its weights are "
+            "damaged, or its training diverged and needs a lower "
+            "--learning_rate. Received: NaN or infinite values"
+        )
+    return vectors
 
 
 def _without_unknown(
@@ -406,24 +441,49 @@ def load(workdir: str | os.PathLike[str]) -> Recommender:
     """Loads the best model of a training run.
 
     Args:
-        workdir: Where `recsys.train` put it.
+        workdir: The folder into which `recsys.train` wrote it.
 
     Returns:
         The model with its vocabulary.
 
     Raises:
-        InputError: The folder is missing or holds no trained model.
+        InputError: The folder does not exist or holds no usable model.
     """
     folder = workdir_lib.Workdir(pathlib.Path(workdir))
     config = folder.read_config()
+    return restore(folder, config, Vocabulary.load(folder.vocabulary))
+
+
+def restore(
+    folder: workdir_lib.Workdir, config: TrainConfig, vocabulary: Vocabulary
+) -> Recommender:
+    """Loads the best model of a run whose other files were read already.
+
+    Args:
+        folder: The workdir.
+        config: Its configuration.
+        vocabulary: Its vocabulary.
+
+    Returns:
+        The model with its vocabulary.
+
+    Raises:
+        InputError: The model cannot be loaded, or has a weight that is NaN or
+            infinite.
+    """
     try:
         model = keras.saving.load_model(folder.model, compile=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(
             f"{folder.model}: expected a model of this version of recsys. "
             f"Received: a file that cannot be loaded: {reason}"
         ) from error
-    return Recommender(
-        model, Vocabulary.load(folder.vocabulary), config.max_history_length
-    )
+    for variable in model.trainable_variables:
+        values = variable.numpy()
+        if values.size and not np.isfinite([values.min(), values.max()]).all():
+            raise InputError(
+                f"{folder.model}: expected finite weights. Received: NaN or "
+                f"infinite values in {variable.path}"
+            )
+    return Recommender(model, vocabulary, config.max_history_length)

@@ -91,7 +91,7 @@ class RecommenderTest(parameterized.TestCase):
             },
         )
 
-    def test_the_history_is_left_out(self):
+    def test_the_history_is_excluded(self):
         got = self.recommender.recommend(["10", "20", "10"], k=3)
         self.assertLen(got, 3)
         self.assertTrue({"10", "20"}.isdisjoint(r.item_id for r in got))
@@ -104,7 +104,7 @@ class RecommenderTest(parameterized.TestCase):
         self.assertLen(self.recommender.recommend(ITEM_IDS, k=5), 0)
 
     @parameterized.parameters(True, False)
-    def test_padding_in_a_history_is_passed_over(self, exclude_history):
+    def test_padding_in_a_history_is_ignored(self, exclude_history):
         padded, plain = (
             self.recommender.recommend_indices(
                 np.array(items, np.int32),
@@ -119,14 +119,13 @@ class RecommenderTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(padded, plain)
 
-    def test_what_is_popular_is_looked_for_where_it_is_asked_for(self):
+    def test_popular_items_are_found_only_where_needed(self):
         with mock.patch.object(
-            recommender_lib, "top_k", wraps=recommender_lib.top_k
-        ) as top_k:
+            recommender_lib, "top_columns", side_effect=AssertionError
+        ):
             self.recommender.recommend(["10"])
-        top_k.assert_called_once()
 
-    def test_an_empty_history_gets_what_is_popular(self):
+    def test_an_empty_history_gets_popular_items(self):
         got = self.recommender.recommend([], k=4)
         # Equal counts in the order of the vocabulary.
         self.assertEqual([r.item_id for r in got], ["20", "40", "60", "10"])
@@ -160,7 +159,7 @@ class RecommenderTest(parameterized.TestCase):
             got = items[row][items[row] > 0]
             self.assertEqual(got.tolist(), expected)
 
-    def test_only_the_newest_items_are_read_but_all_are_left_out(self):
+    def test_only_the_newest_items_are_read_but_all_are_excluded(self):
         # max_history_length is 4.
         history = ["10", "20", "30", "40", "50"]
         [got] = self.recommender.recommend(history)
@@ -282,12 +281,46 @@ class RecommenderTest(parameterized.TestCase):
         )
         self.assertEqual(self.recommender.explain([], "60"), [])
 
-    def test_follows_further_training(self):
+    def test_item_vectors_are_computed_once(self):
+        recommender = Recommender(_model(), _vocabulary(), 4)
+        tower = recommender.model.candidate_tower
+        with mock.patch.object(
+            tower, "all_candidates", wraps=tower.all_candidates
+        ) as all_candidates:
+            for _ in range(3):
+                recommender.recommend(["10"])
+                recommender.similar("10")
+                recommender.explain(["10"], "20")
+            all_candidates.assert_called_once()
+        with self.assertRaisesRegex(ValueError, "read-only"):
+            recommender.item_vectors()[2] = 0
+
+    def test_refresh_follows_further_training(self):
         recommender = Recommender(_model(), _vocabulary(), 4)
         before = recommender.scores(np.array([2, 3]), np.array([0, 2]))
+        kept = recommender.item_vectors().copy()
         recommender.model.variables[0].assign_add(np.ones((8, 3)))
+        np.testing.assert_array_equal(recommender.item_vectors(), kept)
+        recommender.refresh()
+        np.testing.assert_allclose(recommender.item_vectors(), kept + 1)
         after = recommender.scores(np.array([2, 3]), np.array([0, 2]))
         self.assertGreater(np.abs(after - before).min(), 0)
+
+    def test_lists_are_no_longer_than_the_catalog(self):
+        items, scores = self.recommender.recommend_indices(
+            np.array([2], np.int32), np.array([0, 1, 1]), k=10**15
+        )
+        self.assertEqual((items.shape, scores.shape), ((2, 6), (2, 6)))
+        self.assertLen(self.recommender.similar("20", k=10**15), 5)
+
+    def test_vectors_that_are_not_finite_are_an_error(self):
+        recommender = Recommender(_model(), _vocabulary(), 4)
+        table = recommender.model.variables[0]
+        table.assign(np.where(np.arange(24).reshape(8, 3) == 7, np.nan, table))
+        with self.assertRaisesRegex(FloatingPointError, "finite user vectors"):
+            recommender.recommend(["10"])
+        with self.assertRaisesRegex(FloatingPointError, "finite item vectors"):
+            recommender.recommend(["20"])
 
     @parameterized.parameters(0, -3)
     def test_k_must_be_positive(self, k):
@@ -346,6 +379,16 @@ class LoadTest(parameterized.TestCase):
             InputError, "model.keras: expected a model of this version"
         ):
             recsys.load(self.workdir.path)
+
+    def test_weights_that_are_not_finite(self):
+        saved = self._write()
+        for value in (np.nan, np.inf):
+            saved.model.variables[0].assign(np.full((8, 3), value))
+            saved.model.save(self.workdir.model)
+            with self.assertRaisesRegex(
+                InputError, "model.keras: expected finite weights. Received: "
+            ):
+                recsys.load(self.workdir.path)
 
     def test_a_missing_vocabulary(self):
         self._write()

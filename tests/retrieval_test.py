@@ -22,6 +22,7 @@ VECTORS = np.array([[1, 0], [3, 0], [3, 1], [0, 5], [2, 2]], np.float32)
 
 def _slow_top_k(queries, candidates, k, exclusions=None, rows=None):
     """Sorts everything, lowest row first among equals."""
+    k = min(k, len(candidates))
     found = np.full((len(queries), k), -1)
     scores = np.full((len(queries), k), -np.inf)
     for i, query in enumerate(queries):
@@ -48,6 +49,50 @@ def _whole_numbers(rng, shape, largest):
     return rng.integers(-largest, largest + 1, shape).astype(np.float32)
 
 
+def _slow_columns(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """By a full stable sort of each row."""
+    items = np.full((len(scores), k), -1)
+    best = np.full((len(scores), k), -np.inf, scores.dtype)
+    for row, values in enumerate(scores):
+        order = np.argsort(-values, kind="stable")[:k]
+        order = order[values[order] > -np.inf]
+        items[row, : len(order)] = order
+        best[row, : len(order)] = values[order]
+    return items, best
+
+
+class TopColumnsTest(parameterized.TestCase):
+    @parameterized.product(
+        num_rows=(1, 20),
+        num_columns=(5, 163, 1024),
+        k=(1, 10, 64),
+        kind=("distinct", "ties", "one value", "few finite"),
+        dtype=(np.float32, np.float64),
+    )
+    def test_equals_a_full_sort(self, num_rows, num_columns, k, kind, dtype):
+        rng = np.random.default_rng(num_columns + k)
+        scores = rng.standard_normal((num_rows, num_columns)).astype(dtype)
+        if kind == "ties":
+            scores = np.round(scores, 1)
+        elif kind == "one value":
+            scores[::2] = 0.5
+        elif kind == "few finite":
+            scores[rng.random(scores.shape) < 0.95] = -np.inf
+            scores[3:4] = -np.inf
+        before = scores.copy()
+        items, best = retrieval.top_columns(scores, k)
+        expected_items, expected_best = _slow_columns(scores, k)
+        np.testing.assert_array_equal(items, expected_items)
+        np.testing.assert_array_equal(best, expected_best)
+        self.assertEqual(best.dtype, dtype)
+        np.testing.assert_array_equal(scores, before)
+
+    def test_no_rows(self):
+        items, best = retrieval.top_columns(np.zeros((0, 400), np.float32), 10)
+        self.assertEqual(items.shape, (0, 10))
+        self.assertEqual(best.shape, (0, 10))
+
+
 class ExactTopKTest(parameterized.TestCase):
     @parameterized.product(
         sizes=[
@@ -61,13 +106,8 @@ class ExactTopKTest(parameterized.TestCase):
         largest=[1, 100],
         has_exclusions=[False, True],
         has_rows=[False, True],
-        few=[0, 2**17],
     )
-    def test_against_sorting(
-        self, sizes, largest, has_exclusions, has_rows, few
-    ):
-        for name in ("_FEW_SCORES", "_FEW_CANDIDATES"):
-            self.enterContext(mock.patch.object(exact, name, few))
+    def test_against_sorting(self, sizes, largest, has_exclusions, has_rows):
         num_queries, num_candidates, k = sizes
         rng = np.random.default_rng(num_candidates)
         queries = _whole_numbers(rng, (num_queries, 4), largest)
@@ -83,7 +123,7 @@ class ExactTopKTest(parameterized.TestCase):
         expected = _slow_top_k(queries, candidates, k, exclusions, rows)
         got = retrieval.top_k(
             queries,
-            tf.constant(candidates),
+            candidates,
             k,
             exclusions=_flat(exclusions) if has_exclusions else None,
             rows=rows,
@@ -104,14 +144,12 @@ class ExactTopKTest(parameterized.TestCase):
         ).astype(np.float32)
         exclusions = [rng.integers(1003, size=50) for _ in queries]
         with (
-            mock.patch.object(exact, "_FEW_SCORES", 0),
-            mock.patch.object(exact, "_FEW_CANDIDATES", 0),
             mock.patch.object(exact, "_SCORES_PER_CHUNK", 512),
-            mock.patch.object(exact, "_GROUPS_PER_K", 1),
+            mock.patch.object(exact, "_QUERIES_PER_BLOCK", 7),
         ):
             got = retrieval.top_k(
                 queries,
-                tf.constant(candidates),
+                candidates,
                 5,
                 exclusions=_flat(exclusions),
             )
@@ -119,8 +157,18 @@ class ExactTopKTest(parameterized.TestCase):
         np.testing.assert_array_equal(got[0], expected[0])
         np.testing.assert_array_equal(got[1], expected[1])
 
+    def test_memory_does_not_grow_with_k(self):
+        found, scores = retrieval.top_k(VECTORS, VECTORS, 10**15)
+        self.assertEqual((found.shape, scores.shape), ((5, 5), (5, 5)))
+        index = retrieval.ExactIndex(IDS, VECTORS)
+        self.assertEqual(index.top_k([[1, 0]], 10**15).scores.shape, (1, 5))
+
+    def test_a_tensor_of_candidates(self):
+        found, _ = retrieval.top_k(VECTORS[:1], tf.constant(VECTORS), 2)
+        self.assertEqual(found.tolist(), [[1, 2]])
+
     def test_no_query_or_no_candidate(self):
-        candidates = tf.constant(VECTORS)
+        candidates = VECTORS
         found, scores = retrieval.top_k(np.zeros((0, 2), "f4"), candidates, 3)
         self.assertEqual((found.shape, scores.shape), ((0, 3), (0, 3)))
         found, scores = retrieval.top_k(
@@ -248,10 +296,16 @@ class ExactIndexTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (["a"], [[1, np.inf]], "`vectors` must be finite"),
-        (["x", "y"], [[1, 0]], "must be as many. Received: 2 and 1"),
-        (["x", "x"], [[1, 0], [2, 0]], "must differ. Received twice: 'x'"),
+        (["x", "y"], [[1, 0]], "the same length. Received: 2 and 1"),
+        (
+            ["x", "x"],
+            [[1, 0], [2, 0]],
+            "must be unique. Received a duplicate: 'x'",
+        ),
         ([1], [[1, 0]], "must be of the type of the others"),
         (["x", 1], [[1, 0], [2, 0]], "all strings or all integers"),
+        ([2**63], [[1, 0]], "integers below 2.*63.*Received: 9223372036854775"),
+        (np.array([2**64 - 1], np.uint64), [[1, 0]], "integers below 2"),
         ([1.5], [[1, 0]], "all strings or all integers"),
     )
     def test_a_wrong_update_changes_nothing(self, ids, vectors, message):
@@ -310,7 +364,7 @@ class ScannIndexTest(parameterized.TestCase):
         np.testing.assert_allclose(got.scores, expected, rtol=1e-4)
 
     @parameterized.parameters(3, 700)
-    def test_what_is_excluded_is_replaced(self, num_excluded):
+    def test_excluded_candidates_are_replaced(self, num_excluded):
         best = self.exact.top_k(self.queries, num_excluded).identifiers
         arguments = {"k": 10, "exclusions": best.tolist()}
         got = self.index.top_k(self.queries, **arguments)
@@ -334,6 +388,7 @@ class ScannIndexTest(parameterized.TestCase):
         expected = self.exact.top_k(self.queries[:2], 3100)
         np.testing.assert_array_equal(got.identifiers, expected.identifiers)
         self.assertEqual(got.counts.tolist(), [3000, 3000])
+        self.assertEqual(got.scores.shape, (2, 3000))
 
     def test_searches_again_where_the_partitions_hold_too_little(self):
         # Nothing near the query is allowed: its partitions hold none.

@@ -9,8 +9,8 @@ import scipy.linalg
 import scipy.sparse
 
 from recsys.data.sequences import Sequences
-from recsys.evaluation.ranking import top_lists
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
+from recsys.retrieval import top_columns
 
 # Memory of one block of co-occurrence counts.
 _BLOCK_BYTES = 64 * 2**20
@@ -294,7 +294,7 @@ class ItemKNN:
 
 def _nearest(similarity: np.ndarray, k: int) -> scipy.sparse.csr_array:
     """Keeps the k highest positive values of each row."""
-    columns, values = top_lists(similarity, min(k, similarity.shape[1]))
+    columns, values = top_columns(similarity, min(k, similarity.shape[1]))
     rows, places = np.nonzero(values > 0)
     return scipy.sparse.coo_array(
         (values[rows, places], (rows, columns[rows, places])),

@@ -11,9 +11,8 @@ from recsys.data.splits import Queries
 from recsys.errors import InputError
 from recsys.evaluation.results import Evaluation, query_ids
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX
+from recsys.retrieval import top_columns
 
-# `top_lists` first looks at the maxima of groups of this many columns.
-_GROUP_SIZE = 8
 # Rows are ranked in chunks of about this many scores, which fit in the cache.
 _CHUNK_SCORES = 2**18
 # Memory of the scores of one batch.
@@ -175,8 +174,8 @@ class _Ranking:
             self.ranks[rows[part], :width] = ranks
             self.relevant_items[rows[part], :width] = ordered
             if k:
-                top_items, top_scores = top_lists(chunk, k)
-                self.top_items[rows[part]] = top_items
+                columns, top_scores = top_columns(chunk, k)
+                self.top_items[rows[part]] = np.maximum(columns, PADDING_INDEX)
                 self.top_scores[rows[part]] = top_scores
 
 
@@ -368,86 +367,3 @@ def num_distinct(items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     keys = np.sort(queries[known] * width + items[known])
     is_new = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
     return np.bincount(keys[is_new] // width, minlength=num_queries)
-
-
-def top_lists(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the k highest scores of each row.
-
-    Equal scores are ordered by column, so the result does not depend on the
-    machine. Columns with the score -inf are never listed.
-
-    Args:
-        scores: `[num_rows, num_columns]` float without NaN.
-        k: Length of the lists; at least 1.
-
-    Returns:
-        `[num_rows, k]` int32 columns, best first, and their `[num_rows, k]`
-        scores in the dtype of `scores`. A row with fewer than k finite scores
-        is padded with columns 0 and scores -inf.
-    """
-    width = min(k, scores.shape[1])
-    columns, few = _contenders(scores, width)
-    place = few.shape[1] - width
-    threshold = np.partition(few, place, axis=1)[:, place, np.newaxis]
-    mask = few >= threshold
-    crowded = np.flatnonzero(np.count_nonzero(mask, axis=1) > width)
-    if len(crowded):
-        # Of the columns tied at the threshold only the first are kept.
-        above = few[crowded] > threshold[crowded]
-        tied = few[crowded] == threshold[crowded]
-        room = width - np.count_nonzero(above, axis=1)[:, np.newaxis]
-        tied &= np.cumsum(tied, axis=1, dtype=np.int32) <= room
-        mask[crowded] = above | tied
-    # np.nonzero returns the columns of a row in increasing order, and the
-    # sort is stable, so ties stay ordered by column.
-    found = np.nonzero(mask)[1].reshape(len(few), width)
-    found_scores = np.take_along_axis(few, found, axis=1)
-    order = np.argsort(-found_scores, axis=1, kind="stable")
-    found = np.take_along_axis(found, order, axis=1)
-    if columns is not None:
-        found = np.take_along_axis(columns, found, axis=1)
-    items = np.full((len(few), k), PADDING_INDEX, np.int32)
-    best = np.full((len(few), k), -np.inf, scores.dtype)
-    items[:, :width] = found
-    best[:, :width] = np.take_along_axis(found_scores, order, axis=1)
-    items[np.isneginf(best)] = PADDING_INDEX
-    return items, best
-
-
-def _contenders(
-    scores: np.ndarray, width: int
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Drops most columns that cannot be among the best.
-
-    The maxima of groups of columns belong to different columns, so the
-    `width`-th highest maximum is a lower bound for the `width` best scores.
-    This takes about a sixth of the time of partitioning all columns.
-
-    Args:
-        scores: `[num_rows, num_columns]` float.
-        width: The number of best columns of each row that must be kept.
-
-    Returns:
-        `[num_rows, n]` int64 increasing columns and their scores, padded with
-        -inf; or None and all scores if too few columns could be dropped.
-    """
-    num_rows, num_columns = scores.shape
-    num_groups = num_columns // _GROUP_SIZE
-    if num_groups < 2 * width or not num_rows:
-        return None, scores
-    # Column j is in group j % num_groups; the remainder is in none.
-    grouped = scores[:, : num_groups * _GROUP_SIZE]
-    highest = grouped.reshape(num_rows, _GROUP_SIZE, num_groups).max(axis=1)
-    place = num_groups - width
-    bound = np.partition(highest, place, axis=1)[:, place, np.newaxis]
-    flat = np.flatnonzero(scores >= bound)
-    ends = np.searchsorted(flat, num_columns * np.arange(num_rows + 1))
-    counts = np.diff(ends)
-    if 2 * counts.max() > num_columns:
-        return None, scores
-    is_kept = np.arange(counts.max()) < counts[:, np.newaxis]
-    columns = np.zeros(is_kept.shape, np.int64)
-    columns[is_kept] = flat % num_columns
-    few = np.full(is_kept.shape, -np.inf, scores.dtype)
-    few[is_kept] = scores.ravel()[flat]
-    return columns, few

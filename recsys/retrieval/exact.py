@@ -1,30 +1,128 @@
-"""Exact top-k by dot product, over the candidates in chunks."""
+"""Exact top-k in NumPy: of given scores, and by dot product."""
 
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 
 # What a row holds where no candidate is left.
 NO_ROW = -1
-# Candidates are looked at in groups of so many: one maximum for each.
-_GROUP_SIZE = 16
-# Queries that go over the candidates together.
-_QUERIES_PER_BLOCK = 512
-# Scores held at once: 8 MB, which stay in the processor's cache.
+# One maximum is taken of each group of so many columns, before anything else.
+_GROUP_SIZE = 8
+# One product has so many scores (8 MB) at most, and compares so many queries.
 _SCORES_PER_CHUNK = 2**21
-# The first bound is the k-th of the groups' maxima; of few groups it is low.
-_GROUPS_PER_K = 4
-_MAX_SCORES = 2**24
-# Up to so many scores, or candidates, sorting all takes less time than leaving
-# some out.
-_FEW_SCORES = 2**17
-_FEW_CANDIDATES = 2**14
+_QUERIES_PER_BLOCK = 200
+# Lists that are kept at once, however large k is: 200 MB.
+_PLACES_PER_BLOCK = 2**24
+
+
+def top_columns(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k highest scores of each row.
+
+    The only top-k over scores in NumPy: evaluation uses it as well.
+
+    Args:
+        scores: `[num_rows, num_columns]` float without NaN.
+        k: Length of the lists, from 1.
+
+    Returns:
+        `[num_rows, k]` int64 columns, best first, the lower column first where
+        scores are equal, and their scores, `[num_rows, k]` in the type of
+        `scores`. Columns of score -inf are never listed: a row with too few
+        others, or columns, ends in columns -1 with scores -inf.
+    """
+    width = min(k, scores.shape[1])
+    columns, few = _candidates(scores, width)
+    rows = np.arange(len(few))[:, np.newaxis]
+    place = few.shape[1] - width
+    if place:
+        threshold = np.partition(few, place, axis=1)[:, place, np.newaxis]
+        mask = few >= threshold
+        crowded = np.flatnonzero(np.count_nonzero(mask, axis=1) > width)
+        if len(crowded):
+            mask[crowded] = _first_ties(few[crowded], threshold[crowded], width)
+        # Row by row and, within a row, by rising columns, so that the stable
+        # sort below leaves the lower column first where scores are equal.
+        kept = np.nonzero(mask)[1].reshape(len(few), width)
+        few = few[rows, kept]
+        columns = kept if columns is None else columns[rows, kept]
+    order = np.argsort(-few, axis=1, kind="stable")
+    best = few[rows, order]
+    found = order if columns is None else columns[rows, order]
+    if width < k:
+        missing = ((0, 0), (0, k - width))
+        best = np.pad(best, missing, constant_values=-np.inf)
+        found = np.pad(found, missing, constant_values=NO_ROW)
+    found[np.isneginf(best)] = NO_ROW
+    return found, best
+
+
+def _candidates(
+    scores: np.ndarray, width: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Leaves out most columns that cannot be among the best.
+
+    The highest scores of the groups are scores of different columns, so the
+    `width`-th highest of them is a score that the `width` best columns reach.
+    This takes about a sixth of the time of partitioning all columns.
+
+    Args:
+        scores: `[num_rows, num_columns]` float.
+        width: Length of the lists.
+
+    Returns:
+        `[num_rows, n]` int64 rising columns and their scores, -inf behind a
+        row's last; or None and all scores, where little can be left out.
+    """
+    num_rows, num_columns = scores.shape
+    num_groups = num_columns // _GROUP_SIZE
+    if num_groups < 2 * width or not num_rows or not width:
+        return None, scores
+    # Column j is in group j % num_groups; those left over are in none.
+    grouped = scores[:, : num_groups * _GROUP_SIZE]
+    highest = grouped.reshape(num_rows, _GROUP_SIZE, num_groups).max(axis=1)
+    place = num_groups - width
+    highest.partition(place, axis=1)
+    flat = np.flatnonzero(scores >= highest[:, place, np.newaxis])
+    if num_rows == 1:
+        if 2 * len(flat) > num_columns:
+            return None, scores
+        return flat[np.newaxis], scores[:, flat]
+    ends = np.searchsorted(flat, num_columns * np.arange(num_rows + 1))
+    counts = np.diff(ends)
+    if 2 * counts.max() > num_columns:
+        return None, scores
+    is_there = np.arange(counts.max()) < counts[:, np.newaxis]
+    columns = np.zeros(is_there.shape, np.int64)
+    columns[is_there] = flat % num_columns
+    few = np.full(is_there.shape, -np.inf, scores.dtype)
+    few[is_there] = scores.ravel()[flat]
+    return columns, few
+
+
+def _first_ties(
+    scores: np.ndarray, threshold: np.ndarray, width: int
+) -> np.ndarray:
+    """Marks exactly `width` columns of rows with ties at their threshold.
+
+    Args:
+        scores: `[num_rows, num_columns]` float.
+        threshold: `[num_rows, 1]`, the `width`-th highest score of each row.
+        width: How many columns to mark.
+
+    Returns:
+        `[num_rows, num_columns]` bool: all above the threshold and, of those
+        at it, the lowest columns.
+    """
+    above = scores > threshold
+    tied = scores == threshold
+    room = width - np.count_nonzero(above, axis=1)[:, np.newaxis]
+    tied &= np.cumsum(tied, axis=1, dtype=np.int32) <= room
+    return above | tied
 
 
 def top_k(
     queries: np.ndarray,
-    candidates: tf.Tensor,
+    candidates: np.ndarray,
     k: int,
     *,
     exclusions: tuple[np.ndarray, np.ndarray] | None = None,
@@ -32,43 +130,41 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the candidates with the highest dot products.
 
-    Of each chunk of candidates only the scores above a query's k-th best so
-    far are kept, so nothing is sorted but what may still be on the list, and
-    memory does not grow with the number of candidates.
+    The candidates are scored in chunks. Of each chunk only the scores above a
+    query's k-th best so far are kept, so memory does not grow with the number
+    of candidates.
 
     Args:
         queries: `[num_queries, dim]` float32, finite.
-        candidates: `[num_candidates, dim]` float32, finite.
-        k: How many for each query, from 1.
-        exclusions: Rows that a query may not get: `[total]` integers, the
-            queries' one after the other, and `[num_queries + 1]` offsets.
-            Default: none.
-        rows: `[n]` rising rows: no others are candidates. Default: all are.
+        candidates: `[num_candidates, dim]` float32, finite: an array or a
+            tensor on the CPU, which is not copied.
+        k: How many candidates for each query, from 1.
+        exclusions: Rows that each query must not get: `[total]` integers, one
+            query after the other, and `[num_queries + 1]` offsets. Default:
+            none.
+        rows: `[n]` rising rows, the only ones to consider. Default: all.
 
     Returns:
-        `[num_queries, k]` int64 rows, best first, of equal scores the lowest
-        row first, and their `[num_queries, k]` float32 scores. Where fewer
-        than k are left, a list ends in rows -1 with scores -inf.
+        `[num_queries, min(k, num_candidates)]` int64 rows, best first, the
+        lower row first where scores are equal, and their float32 scores. A
+        list with fewer candidates left ends in rows -1 with scores -inf.
     """
-    num_queries = len(queries)
-    found = np.full((num_queries, k), NO_ROW, np.int64)
-    scores = np.full((num_queries, k), -np.inf, np.float32)
-    num_candidates = candidates.shape[0] if rows is None else len(rows)
-    width = min(k, num_candidates)
-    if not num_queries or not width:
-        return found, scores
-    # No more queries than leaves room for the groups of the first bound.
-    largest = _MAX_SCORES // (_GROUPS_PER_K * _GROUP_SIZE * width)
-    step = min(max(largest, 1), _QUERIES_PER_BLOCK)
-    for begin in range(0, num_queries, step):
-        block = slice(begin, min(begin + step, num_queries))
+    queries = np.asarray(queries, np.float32)
+    candidates = np.asarray(candidates)
+    width = min(k, len(candidates))
+    step = min(_PLACES_PER_BLOCK // max(width, 1), _QUERIES_PER_BLOCK)
+    step = max(step, 1)
+    found = np.empty((len(queries), width), np.int64)
+    scores = np.empty(found.shape, np.float32)
+    for begin in range(0, len(queries), step):
+        block = slice(begin, min(begin + step, len(queries)))
         excluded = None
         if exclusions is not None:
             excluded = _by_row(*exclusions, block, rows)
-        search = _Search(queries[block], width)
-        search.run(candidates, rows, excluded)
-        found[block, :width], scores[block, :width] = search.best()
-    if rows is not None:
+        found[block], scores[block] = _search(
+            queries[block], candidates, width, excluded, rows
+        )
+    if rows is not None and len(rows):
         found = np.where(found < 0, NO_ROW, rows[found])
     return found, scores
 
@@ -78,8 +174,8 @@ def _by_row(
     offsets: np.ndarray,
     block: slice,
     rows: np.ndarray | None,
-) -> np.ndarray:
-    """Returns `[n, 2]` int64 (row, query of the block), rows rising."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `[n]` excluded rows, rising, and the block's query of each."""
     num_queries = block.stop - block.start
     lengths = np.diff(offsets[block.start : block.stop + 1])
     part = excluded[offsets[block.start] : offsets[block.stop]]
@@ -89,225 +185,96 @@ def _by_row(
         places = np.searchsorted(rows, part)
         is_there = np.append(rows, NO_ROW)[places] == part
         part, queries = places[is_there], queries[is_there]
-    # One number for each pair: far faster to sort than rows of two.
-    pairs = np.sort(part * num_queries + queries)
-    return np.stack(np.divmod(pairs, num_queries), axis=1)
+    # One number for each pair: far faster to sort than two keys.
+    excluded_rows, queries = np.divmod(
+        np.sort(part * num_queries + queries), num_queries
+    )
+    return excluded_rows, queries
 
 
-class _Search:
-    """The best candidates so far of a block of queries.
-
-    Args:
-        queries: `[num_queries, dim]` float32.
-        k: How many for each; not more than there are candidates.
-    """
-
-    def __init__(self, queries: np.ndarray, k: int) -> None:
-        self._queries = tf.constant(queries, tf.float32)
-        self._k = k
-        shape = (len(queries), k)
-        self._rows = np.full(shape, NO_ROW, np.int64)
-        self._scores = np.full(shape, -np.inf, np.float32)
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._num_pending = 0
-
-    def run(
-        self,
-        candidates: tf.Tensor,
-        rows: np.ndarray | None,
-        excluded: np.ndarray | None,
-    ) -> None:
-        """Goes over all candidates.
-
-        Args:
-            candidates: `[num_candidates, dim]` float32.
-            rows: `[n]` rows of the candidates; they are counted anew from 0.
-            excluded: `[m, 2]` int64 (row, query), rows rising.
-        """
-        num_queries = len(self._rows)
-        if excluded is None:
-            excluded = np.empty((0, 2), np.int64)
-        end = candidates.shape[0] if rows is None else len(rows)
-        if num_queries * end <= _FEW_SCORES or end <= _FEW_CANDIDATES:
-            if rows is not None:
-                candidates = tf.gather(candidates, rows)
-            self._sort(candidates, excluded)
-            return
-        least = _GROUPS_PER_K * self._k
-        step = max(_SCORES_PER_CHUNK // num_queries // _GROUP_SIZE, least)
-        for begin, stop, size in _pieces(end, step * _GROUP_SIZE):
-            if rows is None:
-                chunk = candidates[begin:stop]
-            else:
-                chunk = tf.gather(candidates, rows[begin:stop])
-            first, last = np.searchsorted(excluded[:, 0], [begin, stop])
-            few = excluded[first:last] - [begin, 0]
-            # Until all lists are full there is no bound but the chunk's own.
-            has_bound = (stop - begin) // size >= self._k
-            is_open = bool(np.isneginf(self._scores[:, -1]).any())
-            kept_rows, query, kept_scores = _above(
-                self._queries,
-                chunk,
-                few,
-                self._scores[:, -1],
-                size,
-                self._k if has_bound and is_open else 0,
-            )
-            self._pending.append(
-                (kept_rows.numpy() + begin, query.numpy(), kept_scores.numpy())
-            )
-            self._num_pending += len(self._pending[-1][0])
-            # Merging is worth it when it may double what is known.
-            if self._num_pending > num_queries * self._k or is_open:
-                self._merge()
-
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[num_queries, k]` int64 rows and float32 scores."""
-        self._merge()
-        return self._rows, self._scores
-
-    def _sort(self, candidates: tf.Tensor, excluded: np.ndarray) -> None:
-        """Does all at once."""
-        best, found = _sorted(self._queries, candidates, excluded, self._k)
-        self._scores = best.numpy()
-        self._rows = found.numpy().astype(np.int64)
-        self._rows[np.isneginf(self._scores)] = NO_ROW
-
-    def _merge(self) -> None:
-        """Puts what was kept since the last time among the best."""
-        if not self._num_pending:
-            self._pending = []
-            return
-        rows, queries, scores = map(
-            np.concatenate, zip(*self._pending, strict=True)
-        )
-        self._pending, self._num_pending = [], 0
-        # Rows rise within a query, and those of the list are lower still:
-        # top_k puts the first of equal scores first.
-        order = np.argsort(queries.astype(np.int16), kind="stable")
-        counts = np.bincount(queries, minlength=len(self._rows))
-        is_there = np.arange(counts.max()) < counts[:, np.newaxis]
-        wide_rows = np.full(is_there.shape, NO_ROW, np.int64)
-        wide_scores = np.full(is_there.shape, -np.inf, np.float32)
-        wide_rows[is_there] = rows[order]
-        wide_scores[is_there] = scores[order]
-        wide_rows = np.concatenate([self._rows, wide_rows], axis=1)
-        best, columns = tf.math.top_k(
-            np.concatenate([self._scores, wide_scores], axis=1), self._k
-        )
-        self._scores = best.numpy()
-        self._rows = np.take_along_axis(wide_rows, columns.numpy(), axis=1)
-        self._rows[np.isneginf(self._scores)] = NO_ROW
-
-
-def _pieces(end: int, step: int) -> list[tuple[int, int, int]]:
-    """Cuts rows into chunks of whole groups: begin, end and group size."""
-    whole = end - end % _GROUP_SIZE
-    pieces = [
-        (begin, min(begin + step, whole), _GROUP_SIZE)
-        for begin in range(0, whole, step)
-    ]
-    if end > whole:
-        pieces.append((whole, end, end - whole))
-    return pieces
-
-
-@tf.function(
-    autograph=False,
-    input_signature=[
-        tf.TensorSpec([None, None]),
-        tf.TensorSpec([None, None]),
-        tf.TensorSpec([None, 2], tf.int64),
-        tf.TensorSpec([], tf.int32),
-    ],
-)
-def _sorted(
-    queries: tf.Tensor, candidates: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sorts all candidates.
+def _search(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+    excluded: tuple[np.ndarray, np.ndarray] | None,
+    rows: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the best candidates of a block of queries.
 
     Args:
         queries: `[num_queries, dim]` float32.
         candidates: `[num_candidates, dim]` float32.
-        excluded: `[m, 2]` int64 (row, query).
-        k: int32 scalar, how many to return.
+        k: How many for each query.
+        excluded: `[m]` rows, rising, and the query of each.
+        rows: `[n]` rows of the candidates to consider; rows are then places
+            in this list.
 
     Returns:
-        `[num_queries, k]` float32 scores and int32 rows.
+        `[num_queries, k]` int64 rows and float32 scores.
     """
-    scores = tf.matmul(queries, candidates, transpose_b=True)
-    scores = tf.tensor_scatter_nd_update(
-        scores,
-        tf.reverse(excluded, [1]),
-        tf.fill([tf.shape(excluded)[0]], -np.inf),
-    )
-    best, rows = tf.math.top_k(scores, k)
-    return best, rows
+    num_queries = len(queries)
+    end = len(candidates) if rows is None else len(rows)
+    if not end:
+        return top_columns(np.empty((num_queries, 0), np.float32), k)
+    step = max(_SCORES_PER_CHUNK // num_queries, 4 * k)
+    buffer = np.empty(num_queries * min(step, end), np.float32)
+    pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for begin in range(0, end, step):
+        stop = min(begin + step, end)
+        scores = buffer[: num_queries * (stop - begin)]
+        scores = scores.reshape(num_queries, stop - begin)
+        chunk = (
+            candidates[begin:stop]
+            if rows is None
+            else candidates[rows[begin:stop]]
+        )
+        np.matmul(queries, chunk.T, out=scores)
+        if excluded is not None:
+            few = slice(*np.searchsorted(excluded[0], [begin, stop]))
+            scores[excluded[1][few], excluded[0][few] - begin] = -np.inf
+        if begin == 0:
+            best = top_columns(scores, k)
+            continue
+        # A score that equals the bound is not needed: there are k candidates
+        # of lower rows.
+        kept = np.flatnonzero(scores > best[1][:, -1:])
+        owners, columns = np.divmod(kept, stop - begin)
+        pending.append((columns + begin, owners, scores.ravel()[kept]))
+        if sum(len(each[0]) for each in pending) > num_queries * k:
+            best = _merged(*best, pending)
+            pending = []
+    return _merged(*best, pending) if pending else best
 
 
-@tf.function(
-    autograph=False,
-    input_signature=[
-        tf.TensorSpec([None, None]),
-        tf.TensorSpec([None, None]),
-        tf.TensorSpec([None, 2], tf.int64),
-        tf.TensorSpec([None]),
-        tf.TensorSpec([], tf.int32),
-        tf.TensorSpec([], tf.int32),
-    ],
-)
-def _above(
-    queries: tf.Tensor,
-    chunk: tf.Tensor,
-    excluded: tf.Tensor,
-    bound: tf.Tensor,
-    group_size: tf.Tensor,
-    k: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Scores a chunk and keeps what may be among the k best.
+def _merged(
+    best_rows: np.ndarray,
+    best_scores: np.ndarray,
+    pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges further candidates into the best so far.
 
     Args:
-        queries: `[num_queries, dim]` float32.
-        chunk: `[n, dim]` float32 candidates.
-        excluded: `[m, 2]` int64 (row in the chunk, query).
-        bound: `[num_queries]` float32; only higher scores are kept.
-        group_size: int32 scalar that divides n.
-        k: int32 scalar; above 0, the k-th highest of the groups' maxima is a
-            bound too: so many scores of the chunk reach it. There must be so
-            many groups.
+        best_rows: `[num_queries, k]` int64.
+        best_scores: `[num_queries, k]` float32.
+        pending: Rows, queries and scores of others, all of higher rows; of
+            each query by rising row.
 
     Returns:
-        `[kept]` int64 rows in the chunk, rising for each query, int64 queries
-        and float32 scores.
+        `[num_queries, k]` rows and scores.
     """
-    num_queries = tf.shape(queries)[0]
-    # With the candidates in front: far faster when the queries are few.
-    scores = tf.matmul(chunk, queries, transpose_b=True)
-    scores = tf.tensor_scatter_nd_update(
-        scores, excluded, tf.fill([tf.shape(excluded)[0]], -np.inf)
+    num_queries, k = best_rows.shape
+    rows, queries, scores = map(np.concatenate, zip(*pending, strict=True))
+    order = np.argsort(queries.astype(np.int16), kind="stable")
+    counts = np.bincount(queries, minlength=num_queries)
+    is_there = np.arange(counts.max(initial=0)) < counts[:, np.newaxis]
+    wide_rows = np.full(is_there.shape, NO_ROW, np.int64)
+    wide_scores = np.full(is_there.shape, -np.inf, np.float32)
+    wide_rows[is_there] = rows[order]
+    wide_scores[is_there] = scores[order]
+    # The order of columns is that of rows among equal scores.
+    wide_rows = np.concatenate([best_rows, wide_rows], axis=1)
+    columns, scores = top_columns(
+        np.concatenate([best_scores, wide_scores], axis=1), k
     )
-    grouped = tf.reshape(scores, [-1, group_size, num_queries])
-    highest = tf.reduce_max(grouped, axis=1)
-    least = tf.cond(
-        k > 0,
-        lambda: tf.math.top_k(tf.transpose(highest), k)[0][:, -1],
-        lambda: tf.fill([num_queries], -np.inf),
-    )
-    may_be = (highest > bound) & (highest >= least)
-    group, query = tf.unstack(tf.where(may_be), axis=1)
-    size = tf.cast(group_size, tf.int64)
-    rows = group[:, tf.newaxis] * size + tf.range(size)
-    width = tf.cast(num_queries, tf.int64)
-    places = rows * width + query[:, tf.newaxis]
-    few = tf.gather(tf.reshape(scores, [-1]), places)
-    # A score that equals the k-th maximum is needed, one that equals the
-    # bound is not: candidates of lower rows are on the list already.
-    kept = tf.where(
-        (few > tf.gather(bound, query)[:, tf.newaxis])
-        & (few >= tf.gather(least, query)[:, tf.newaxis])
-    )
-    return (
-        tf.gather_nd(rows, kept),
-        tf.gather(query, kept[:, 0]),
-        tf.gather_nd(few, kept),
-    )
+    rows = np.take_along_axis(wide_rows, columns, axis=1)
+    return np.where(columns < 0, NO_ROW, rows), scores

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow as tf
 
+from recsys import files
 from recsys.errors import InputError
 from recsys.retrieval import exact
+
+# Room for candidates to come, as a share of those that are there.
+_SPARE = 0.25
+_ABOUT = "index.json"
+
+Ids = Sequence[str] | Sequence[int] | np.ndarray
 
 
 class Identifiers:
@@ -24,44 +29,44 @@ class Identifiers:
         values: `[num_candidates]`, all different.
 
     Raises:
-        InputError: They are of another type, or one is there twice.
+        InputError: They have another type, or one is duplicated.
     """
 
-    def __init__(self, values: Sequence[str] | Sequence[int] | np.ndarray):
+    def __init__(self, values: Ids) -> None:
         self.values = as_array(values)
         self._rows: dict[str | int, int] | None = None
-        if len(np.unique(self.values)) != len(self.values):
-            kept, counts = np.unique(self.values, return_counts=True)
+        kept, counts = np.unique(self.values, return_counts=True)
+        if len(kept) != len(self.values):
             raise InputError(
-                "`identifiers` must differ. Received twice: "
+                "`identifiers` must be unique. Received a duplicate: "
                 f"{kept[counts > 1][0].item()!r}"
             )
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, values: Iterable[str | int]) -> np.ndarray:
-        """Returns the int64 rows of identifiers, -1 for what is none."""
-        if self._rows is None:
-            # Made when it is first needed: it is large, and searching alone
-            # needs none.
-            ids = self.values.tolist()
-            self._rows = dict(zip(ids, range(len(ids)), strict=True))
-        return np.array([self._rows.get(v, -1) for v in values], np.int64)
+    def rows(
+        self, values: Iterable[str | int], *, strict: bool = False
+    ) -> np.ndarray:
+        """Returns the int64 rows of identifiers, -1 for an unknown one.
 
-    def strict_rows(self, values: Iterable[str | int]) -> np.ndarray:
-        """Returns the int64 rows of identifiers.
+        Args:
+            values: The identifiers.
+            strict: Whether an unknown one is an error.
 
         Raises:
-            InputError: There is no such candidate.
+            InputError: `strict`, and there is no such candidate.
         """
+        if self._rows is None:
+            # Built on first use: it is large, and plain searches need none.
+            ids = self.values.tolist()
+            self._rows = dict(zip(ids, range(len(ids)), strict=True))
         values = list(values)
-        rows = self.rows(values)
-        if (rows < 0).any():
-            unknown = values[int(np.argmax(rows < 0))]
+        rows = np.array([self._rows.get(v, -1) for v in values], np.int64)
+        if strict and (rows < 0).any():
             raise InputError(
-                "`identifiers` must be of candidates. Received an unknown "
-                f"one: {unknown!r}"
+                "`identifiers` must be those of candidates. Received an "
+                f"unknown one: {values[int(np.argmax(rows < 0))]!r}"
             )
         return rows
 
@@ -75,29 +80,32 @@ class Identifiers:
             )
 
 
-def as_array(
-    values: Sequence[str] | Sequence[int] | np.ndarray,
-    others: np.ndarray | None = None,
-) -> np.ndarray:
+def as_array(values: Ids, others: np.ndarray | None = None) -> np.ndarray:
     """Returns identifiers as a flat array of int64 or of strings.
 
     Args:
         values: The identifiers.
-        others: Some of the same type, which an empty list does not tell.
+        others: Identifiers whose type an empty list takes.
 
     Raises:
-        InputError: They are neither all strings nor all integers.
+        InputError: They are neither all strings nor all integers, or an
+            integer does not fit into 64 bits with a sign.
     """
     array = np.asarray(values)
     if others is not None and array.shape == (0,):
         return others[:0]
-    # NumPy makes text of everything when there is some text.
+    # NumPy turns everything into text if there is some text.
     is_text = array.dtype.kind in "OU" and all(
         isinstance(value, str) for value in values
     )
     if array.ndim == 1 and is_text:
         return array.astype(np.str_)
     if array.ndim == 1 and array.dtype.kind in "iu":
+        if len(array) and array.max() > np.iinfo(np.int64).max:
+            raise InputError(
+                "`identifiers` must be integers below 2**63, or strings. "
+                f"Received: {array.max()}"
+            )
         return array.astype(np.int64)
     raise InputError(
         "`identifiers` must be all strings or all integers, in one "
@@ -105,19 +113,15 @@ def as_array(
     )
 
 
-# Room for candidates to come, as a share of those that are there.
-_SPARE = 0.25
-
-
 @dataclasses.dataclass(frozen=True)
 class TopK:
     """The candidates found for each query.
 
     Attributes:
-        identifiers: `[num_queries, k]`, best first; behind a query's last,
-            an empty string or -1.
-        scores: `[num_queries, k]` float32 dot products; -inf there.
-        counts: `[num_queries]` int64: how many were found. Fewer than k when
+        identifiers: `[num_queries, min(k, num_candidates)]`, best first;
+            after a query's last, an empty string or -1.
+        scores: The same shape, float32 dot products; -inf after the last.
+        counts: `[num_queries]` int64, the candidates found: fewer than k if
             exclusions and mask leave no more.
     """
 
@@ -138,42 +142,38 @@ class TopK:
 
 
 class ExactIndex:
-    """Candidates that are searched by comparing with every one.
+    """Candidates that are searched by scoring every one.
 
     Args:
         identifiers: `[num_candidates]` strings or integers, all different.
         vectors: `[num_candidates, dim]` floats.
 
     Raises:
-        InputError: An identifier is there twice, a vector has a NaN or an
-            infinite value, or the numbers of both differ.
+        InputError: An identifier is duplicated, a vector has a NaN or an
+            infinite value, or the two have different lengths.
     """
 
-    kind = "exact"
+    kind: ClassVar[str] = "exact"
+    _kinds: ClassVar[dict[str, type[ExactIndex]]] = {}
 
-    def __init__(
-        self,
-        identifiers: Sequence[str] | Sequence[int] | np.ndarray,
-        vectors: np.ndarray,
-    ) -> None:
+    def __init_subclass__(cls) -> None:
+        ExactIndex._kinds[cls.kind] = cls
+
+    def __init__(self, identifiers: Ids, vectors: np.ndarray) -> None:
         self._identifiers = Identifiers(identifiers)
-        vectors = check_vectors("vectors", vectors)
-        if len(vectors) != len(self._identifiers):
-            raise InputError(
-                "`identifiers` and `vectors` must be as many. Received: "
-                f"{len(self._identifiers)} and {len(vectors)}"
-            )
-        self._table = tf.Variable(vectors, shape=[None, vectors.shape[1]])
+        # With room behind the last; a copy, which the caller cannot change.
+        self._table = np.array(check_vectors("vectors", vectors))
+        _check_lengths(self._identifiers.values, self._table)
 
     @property
     def identifiers(self) -> np.ndarray:
-        """`[num_candidates]`, in the order of the rows of a mask."""
+        """`[num_candidates]`, in the order of the entries of a mask."""
         return self._identifiers.values
 
     @property
     def vectors(self) -> np.ndarray:
-        """`[num_candidates, dim]` float32."""
-        return self._candidates().numpy()
+        """`[num_candidates, dim]` float32, a copy."""
+        return np.array(self._candidates())
 
     def __len__(self) -> int:
         return len(self._identifiers)
@@ -186,46 +186,46 @@ class ExactIndex:
         exclusions: Sequence[Iterable[str | int]] | None = None,
         mask: np.ndarray | None = None,
     ) -> TopK:
-        """Finds the best candidates of each query.
+        """Finds the best candidates for each query.
 
         Args:
             queries: `[num_queries, dim]` floats.
-            k: How many for each, from 1.
-            exclusions: For each query, the identifiers that it may not get;
-                those that are no candidates are passed over. Default: none.
-            mask: `[num_candidates]` bool: the candidates of all queries, in
+            k: How many candidates for each query, from 1.
+            exclusions: For each query, the identifiers that it must not get;
+                unknown ones are ignored. Default: none.
+            mask: `[num_candidates]` bool, the candidates of all queries, in
                 the order of `identifiers`. Default: all.
 
         Returns:
-            The candidates; of equal scores the lower row comes first. A list
-            is shorter than k only when no more candidates are left.
+            The candidates, in the order of rows where scores are equal. A
+            list is shorter than k only if no more candidates are left.
 
         Raises:
             InputError: An argument does not fit the index, or a query has a
                 NaN or an infinite value.
         """
-        queries = check_vectors("queries", queries, self._dim)
+        queries = check_vectors("queries", queries, self._table.shape[1])
         if k < 1:
             raise InputError(f"`k` must be at least 1. Received: {k}")
         found, scores = self._search(
             queries,
-            k,
+            min(k, len(self)),
             self._excluded_rows(exclusions, len(queries)),
             self._allowed_rows(mask),
         )
         ids = self.identifiers
-        nothing = "" if ids.dtype.kind == "U" else -1
         is_there = found >= 0
-        named = np.full(found.shape, nothing, ids.dtype)
+        counts = np.count_nonzero(is_there, axis=1)
+        if is_there.all() and len(ids):
+            return TopK(ids[found], scores, counts)
+        named = np.full(
+            found.shape, "" if ids.dtype.kind == "U" else -1, ids.dtype
+        )
         named[is_there] = ids[found[is_there]]
-        return TopK(named, scores, np.count_nonzero(is_there, axis=1))
+        return TopK(named, scores, counts)
 
     def similar(
-        self,
-        identifiers: Sequence[str] | Sequence[int] | np.ndarray,
-        k: int,
-        *,
-        mask: np.ndarray | None = None,
+        self, identifiers: Ids, k: int, *, mask: np.ndarray | None = None
     ) -> TopK:
         """Finds the candidates whose vectors are most like a candidate's.
 
@@ -241,17 +241,14 @@ class ExactIndex:
             InputError: An identifier is unknown, or as for `top_k`.
         """
         ids = as_array(identifiers, self.identifiers).tolist()
-        rows = self._identifiers.strict_rows(ids)
-        vectors = tf.gather(self._table, rows).numpy()
+        vectors = self._table[self._identifiers.rows(ids, strict=True)]
         return self.top_k(vectors, k, exclusions=[[i] for i in ids], mask=mask)
 
-    def mask(
-        self, identifiers: Sequence[str] | Sequence[int] | np.ndarray
-    ) -> np.ndarray:
-        """Makes the mask of an allow-list.
+    def mask(self, identifiers: Ids) -> np.ndarray:
+        """Makes the mask for an allow-list.
 
         Args:
-            identifiers: Of the candidates to allow.
+            identifiers: Those of the candidates to allow.
 
         Returns:
             `[num_candidates]` bool.
@@ -261,15 +258,11 @@ class ExactIndex:
         """
         mask = np.zeros(len(self), bool)
         ids = as_array(identifiers, self.identifiers).tolist()
-        mask[self._identifiers.strict_rows(ids)] = True
+        mask[self._identifiers.rows(ids, strict=True)] = True
         return mask
 
-    def update(
-        self,
-        identifiers: Sequence[str] | Sequence[int] | np.ndarray,
-        vectors: np.ndarray,
-    ) -> None:
-        """Adds candidates, and replaces the vectors of those that are there.
+    def update(self, identifiers: Ids, vectors: np.ndarray) -> None:
+        """Adds candidates, and replaces the vectors of existing ones.
 
         New candidates get the rows behind the others.
 
@@ -281,12 +274,8 @@ class ExactIndex:
             InputError: As for the constructor; nothing is changed then.
         """
         ids = Identifiers(as_array(identifiers, self.identifiers)).values
-        vectors = check_vectors("vectors", vectors, self._dim)
-        if len(ids) != len(vectors):
-            raise InputError(
-                "`identifiers` and `vectors` must be as many. Received: "
-                f"{len(ids)} and {len(vectors)}"
-            )
+        vectors = check_vectors("vectors", vectors, self._table.shape[1])
+        _check_lengths(ids, vectors)
         if ids.dtype.kind != self.identifiers.dtype.kind:
             raise InputError(
                 "`identifiers` must be of the type of the others, "
@@ -302,21 +291,28 @@ class ExactIndex:
         """Writes the index into a folder; `recsys.retrieval.load` reads it.
 
         Args:
-            path: The folder; made where it is missing.
+            path: The folder; created if it does not exist.
         """
         folder = pathlib.Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         # The description comes last: without it there is no index.
-        description = folder / "index.json"
-        description.unlink(missing_ok=True)
+        (folder / _ABOUT).unlink(missing_ok=True)
         np.save(folder / "identifiers.npy", self.identifiers)
-        np.save(folder / "vectors.npy", self.vectors)
-        about = {"kind": self.kind, **self._save_more(folder)}
-        description.write_text(json.dumps(about) + "\n", "utf-8")
+        np.save(folder / "vectors.npy", self._candidates())
+        files.write_json(
+            folder / _ABOUT, {"kind": self.kind, **self._save_more(folder)}
+        )
 
     def _save_more(self, folder: pathlib.Path) -> dict[str, Any]:
-        """Writes what a subclass has beside the vectors; describes it."""
+        """Writes what a subclass adds to the vectors, and describes it."""
         return {}
+
+    @classmethod
+    def _restore(
+        cls, arrays: tuple[np.ndarray, np.ndarray], path: pathlib.Path
+    ) -> ExactIndex:
+        """Makes the index from its identifiers, vectors and folder."""
+        return cls(*arrays)
 
     def _search(
         self,
@@ -333,19 +329,16 @@ class ExactIndex:
     def _write(self, rows: np.ndarray, vectors: np.ndarray, size: int) -> None:
         """Writes vectors to rows, of which those from `size` on are new."""
         needed = max(size, int(rows.max(initial=-1)) + 1)
-        capacity = int(self._table.shape[0] or tf.shape(self._table)[0])
-        if needed > capacity:
-            room = int(needed * (1 + _SPARE)) - size
-            spare = tf.zeros([room, self._dim])
-            self._table.assign(tf.concat([self._table[:size], spare], 0))
-        self._table.scatter_nd_update(rows[:, np.newaxis], vectors)
+        if needed > len(self._table):
+            table = np.zeros(
+                (int(needed * (1 + _SPARE)), self._table.shape[1]), np.float32
+            )
+            table[:size] = self._table[:size]
+            self._table = table
+        self._table[rows] = vectors
 
-    def _candidates(self) -> tf.Tensor:
+    def _candidates(self) -> np.ndarray:
         return self._table[: len(self)]
-
-    @property
-    def _dim(self) -> int:
-        return self._table.shape[1]
 
     def _excluded_rows(
         self,
@@ -367,13 +360,12 @@ class ExactIndex:
             )
         lists = [list(each) for each in exclusions]
         rows = self._identifiers.rows(itertools.chain.from_iterable(lists))
-        lengths = np.array(list(map(len, lists)), np.int64)
-        owners = np.repeat(np.arange(num_queries), lengths)[rows >= 0]
-        counts = np.bincount(owners, minlength=num_queries)
+        owners = np.repeat(np.arange(num_queries), list(map(len, lists)))
+        counts = np.bincount(owners[rows >= 0], minlength=num_queries)
         return rows[rows >= 0], np.append(0, np.cumsum(counts))
 
     def _allowed_rows(self, mask: np.ndarray | None) -> np.ndarray | None:
-        """Returns the rising rows that a mask leaves."""
+        """Returns the rising rows that a mask allows."""
         if mask is None:
             return None
         mask = np.asarray(mask)
@@ -385,18 +377,58 @@ class ExactIndex:
         return np.flatnonzero(mask)
 
 
+ExactIndex._kinds[ExactIndex.kind] = ExactIndex
+
+
+def load(path: str | os.PathLike[str]) -> ExactIndex:
+    """Reads an index.
+
+    Args:
+        path: The folder that `save` wrote.
+
+    Returns:
+        An `ExactIndex` or `ScannIndex`, as it was saved.
+
+    Raises:
+        InputError: There is no index, or ScaNN is needed but not installed.
+    """
+    folder = pathlib.Path(path)
+    try:
+        kind = files.read_json_object(folder / _ABOUT, kind=str)["kind"]
+        arrays = (
+            np.load(folder / "identifiers.npy"),
+            np.load(folder / "vectors.npy"),
+        )
+        index_class = ExactIndex._kinds[kind]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(
+            f"`path` must be a folder with an index. Received: {folder} "
+            f"({error})"
+        ) from error
+    return index_class._restore(arrays, folder)
+
+
+def _check_lengths(identifiers: np.ndarray, vectors: np.ndarray) -> None:
+    if len(identifiers) != len(vectors):
+        raise InputError(
+            "`identifiers` and `vectors` must have the same length. "
+            f"Received: {len(identifiers)} and {len(vectors)}"
+        )
+
+
 def check_vectors(
     name: str, vectors: np.ndarray, dim: int | None = None
 ) -> np.ndarray:
-    """Returns vectors as float32 that can be compared.
+    """Returns vectors as float32, after checking them.
 
     Args:
-        name: What the message calls them.
+        name: The argument's name, for the message.
         vectors: `[n, dim]` floats.
-        dim: How long they must be. Default: any length.
+        dim: The length that they must have. Default: any.
 
     Raises:
-        InputError: The shape does not fit, or a value is not finite.
+        InputError: The shape does not fit, or a value is not finite in
+            float32.
     """
     array = np.ascontiguousarray(vectors, np.float32)
     if array.ndim != 2 or (dim is not None and array.shape[1] != dim):
@@ -404,7 +436,7 @@ def check_vectors(
             f"`{name}` must have the shape [n, {dim or 'dim'}]. Received: "
             f"{array.shape}"
         )
-    # The sum is not finite when any value is not: no array of flags needed.
+    # The sum is not finite if a value is not: no array of flags is needed.
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = ~np.isfinite(array.sum(axis=1))
     for row in np.flatnonzero(suspect):

@@ -5,48 +5,48 @@ from __future__ import annotations
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from recsys import files
 from recsys.errors import InputError
-from recsys.retrieval.index import ExactIndex
+from recsys.retrieval.index import ExactIndex, Ids
 
-# With fewer candidates the exact search is faster than any index, and there
-# is too little to learn one from.
+# With fewer candidates an exact search is faster than any index, and there is
+# too little to train one on.
 _FEWEST_CANDIDATES = 1_000
-# Above this share of the candidates, what would have to be fetched so that
-# enough is left costs more than comparing with every allowed one.
+# Above this share of the candidates, fetching enough of them costs more than
+# scoring every allowed one.
 _LARGEST_FETCH = 0.002
-# Candidates whose exact scores are computed, per candidate that is asked for.
+# Candidates that are scored exactly, per requested candidate.
 _REORDERED_PER_K = 5
-# Values below 1 favour the error in the direction of the vector, which is
-# what changes a dot product (Guo et al., 2020, arXiv:1908.10396).
+# Weighs errors along the vector, which change its dot products, above others
+# (Guo et al., 2020, arXiv:1908.10396).
 _ANISOTROPIC_THRESHOLD = 0.2
 _TRAINING_SAMPLE = 100_000
-# Where an index that is saved has what ScaNN has learned.
-SEARCHER = "scann"
+# The trained part of a saved index.
+_SEARCHER = "scann"
 
 
 class ScannIndex(ExactIndex):
     """Candidates that are searched in the most promising partitions only.
 
-    Takes and gives what `ExactIndex` does. What exclusions and masks take
-    away is fetched in addition; where that would be too much, or turns out
-    to be too little, the allowed candidates are searched exactly. A list is
-    therefore as long as that of `ExactIndex`.
+    A drop-in replacement for `ExactIndex`. It fetches as many more candidates
+    as exclusions and masks may remove; where that would be too many, or turns
+    out to be too few, the allowed candidates are searched exactly. Lists are
+    therefore as long as those of `ExactIndex`.
 
     Args:
         identifiers: As for `ExactIndex`.
         vectors: As for `ExactIndex`.
         num_leaves: Partitions. Default: twice the square root of the number
             of candidates.
-        leaves_to_search: Partitions that are searched for a query: the more,
-            the higher the recall and the time. Default: a twentieth.
-        searcher: The folder where ScaNN put what it has learned of these very
-            vectors. Default: it learns anew.
+        leaves_to_search: Partitions to search for a query: more of them give
+            a higher recall and take more time. Default: a twentieth.
+        searcher: The folder into which ScaNN saved a searcher of these very
+            vectors. Default: a new one is trained.
 
     Raises:
         InputError: As for `ExactIndex`, or ScaNN is not installed.
@@ -56,7 +56,7 @@ class ScannIndex(ExactIndex):
 
     def __init__(
         self,
-        identifiers: Sequence[str] | Sequence[int] | np.ndarray,
+        identifiers: Ids,
         vectors: np.ndarray,
         *,
         num_leaves: int | None = None,
@@ -83,7 +83,7 @@ class ScannIndex(ExactIndex):
             self._searcher = self._scann.load_searcher(str(searcher))
 
     def _build(self) -> None:
-        """Learns the partitions, when there is enough to learn from."""
+        """Trains the partitions if there are enough candidates."""
         if len(self) < _FEWEST_CANDIDATES:
             return
         leaves = min(self._num_leaves, len(self))
@@ -118,13 +118,10 @@ class ScannIndex(ExactIndex):
         if excluded is not None:
             fetch += int(np.diff(excluded[1]).max(initial=0))
         if rows is not None:
-            # Half more than the average, since the allowed may be rarer
-            # among the best; if it is too little, the search is repeated.
+            # Half more than the average, since allowed candidates may be
+            # rarer among the best; if they are too few, see below.
             fetch = int(1.5 * fetch * len(self) / max(len(rows), 1))
-        # A list that is longer than the index ends with what is not there.
-        too_many = k > len(self) or (
-            fetch > max(_LARGEST_FETCH * len(self), 2 * k)
-        )
+        too_many = fetch > max(_LARGEST_FETCH * len(self), 2 * k)
         if self._searcher is None or too_many or not len(queries):
             return super()._search(queries, k, excluded, rows)
         found, scores = self._fetch(queries, min(fetch, len(self)))
@@ -145,19 +142,19 @@ class ScannIndex(ExactIndex):
         """Returns `[num_queries, fetch]` int64 rows and float32 scores."""
         found, scores = self._searcher.search_batched_parallel(
             queries,
-            final_num_neighbours=fetch,
-            pre_reorder_num_neighbours=_REORDERED_PER_K * fetch,
+            final_num_neighbors=fetch,
+            pre_reorder_num_neighbors=_REORDERED_PER_K * fetch,
             leaves_to_search=self._leaves_to_search,
         )
         found = found.astype(np.int64)
-        # What the partitions did not hold comes as NaN.
+        # Places that the partitions could not fill are NaN.
         scores = np.where(np.isnan(scores), -np.inf, scores)
         return found, scores.astype(np.float32)
 
     def _write(self, rows: np.ndarray, vectors: np.ndarray, size: int) -> None:
         super()._write(rows, vectors, size)
         if self._searcher is not None and len(rows):
-            # For ScaNN, no row means one behind the last.
+            # ScaNN appends where the row is None.
             order = np.argsort(rows)
             self._searcher.searcher.upsert(
                 [int(r) if r < size else None for r in rows[order]],
@@ -167,13 +164,13 @@ class ScannIndex(ExactIndex):
 
     def update(
         self,
-        identifiers: Sequence[str] | Sequence[int] | np.ndarray,
+        identifiers: Ids,
         vectors: np.ndarray,
     ) -> None:
         """Adds or replaces candidates; see `ExactIndex.update`.
 
         The partitions stay as they are: after many changes, in particular
-        of another distribution, a new index has a higher recall.
+        with another distribution, a new index has a higher recall.
         """
         super().update(identifiers, vectors)
         if self._searcher is None:
@@ -181,24 +178,43 @@ class ScannIndex(ExactIndex):
 
     def _save_more(self, folder: pathlib.Path) -> dict[str, Any]:
         if self._searcher is not None:
-            (folder / SEARCHER).mkdir(exist_ok=True)
-            self._searcher.serialize(str(folder / SEARCHER), relative_path=True)
+            (folder / _SEARCHER).mkdir(exist_ok=True)
+            self._searcher.serialize(
+                str(folder / _SEARCHER), relative_path=True
+            )
         return {
             "num_leaves": self._num_leaves,
             "leaves_to_search": self._leaves_to_search,
             "has_searcher": self._searcher is not None,
         }
 
+    @classmethod
+    def _restore(
+        cls, arrays: tuple[np.ndarray, np.ndarray], path: pathlib.Path
+    ) -> ExactIndex:
+        about = files.read_json_object(
+            path / "index.json",
+            num_leaves=int,
+            leaves_to_search=int,
+            has_searcher=bool,
+        )
+        return cls(
+            *arrays,
+            num_leaves=about["num_leaves"],
+            leaves_to_search=about["leaves_to_search"],
+            searcher=path / _SEARCHER if about["has_searcher"] else None,
+        )
+
 
 def import_scann() -> ModuleType:
-    """Imports ScaNN's searcher of NumPy arrays.
+    """Imports ScaNN's searcher for NumPy arrays.
 
     Raises:
         InputError: ScaNN is not installed.
     """
     # ScaNN 1.4.2 also loads operations that were built for TensorFlow 2.20
-    # and fail with any other. None in their place says that they are missing,
-    # which it takes for an installation without TensorFlow.
+    # and fail with any other version. With None in their place it takes them
+    # as missing, as in an installation without TensorFlow.
     operations = "scann.scann_ops.py.scann_ops"
     is_ours = operations not in sys.modules
     if is_ours:
@@ -222,7 +238,7 @@ def _remove(
     excluded: tuple[np.ndarray, np.ndarray] | None,
     rows: np.ndarray | None,
 ) -> None:
-    """Makes what a query may not get row -1 with score -inf."""
+    """Sets what a query must not get to row -1 with score -inf."""
     removed = np.isneginf(scores)
     if excluded is not None:
         values, offsets = excluded

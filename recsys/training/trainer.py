@@ -291,6 +291,8 @@ class Trainer:
             lists=False,
             exclude_history=self._config.excludes_history,
         )
+        # Training changes the vectors, and needs their memory.
+        self._recommender.refresh()
         return {
             f"validation_{name}": value
             for name, value in evaluation.metrics(metrics).items()
