@@ -10,7 +10,7 @@ import pathlib
 import time
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,34 +21,23 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import UNKNOWN_INDEX
 
-# Histories that are read, encoded and written together. Many, because short
-# and long ones are encoded in batches of their own.
+if TYPE_CHECKING:
+    from recsys.recommender import Recommender
+
+# Histories that are read, encoded and written together: many, because short
+# and long ones are encoded in separate batches; but no more than have so many
+# items between them, or get so many.
 _LINES_PER_CHUNK = 8192
-# Not by isinstance: True would be an integer.
+_ITEMS_PER_CHUNK = 2**20
+# Not by isinstance: True would pass as an integer.
 _STRINGS = frozenset({str})
 _IDS = frozenset({str, int})
 _EXPECTED = 'expected {"query_id": "…", "history": ["item id", …]}'
 
 
-class Recommender(Protocol):
-    """What recommends: `recsys.recommender.Recommender`, or a stand-in."""
-
-    vocabulary: Vocabulary
-
-    def recommend_indices(
-        self,
-        items: np.ndarray,
-        offsets: np.ndarray,
-        k: int,
-        *,
-        exclude_history: bool,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `recsys.recommender.Recommender.recommend_indices`."""
-
-
 @dataclasses.dataclass
-class Report:
-    """What was met in a file of histories.
+class Summary:
+    """What was found in a file of histories.
 
     Attributes:
         num_queries: Lines.
@@ -56,7 +45,7 @@ class Report:
         num_with_unknown: Histories with such an id.
         num_without_known: Histories that are empty or have only such ids.
         num_short: Lists with fewer than k items.
-        seconds: How long it took.
+        seconds: The time that it took.
     """
 
     num_queries: int = 0
@@ -66,7 +55,7 @@ class Report:
     num_short: int = 0
     seconds: float = 0.0
 
-    def summary(self, k: int) -> str:
+    def text(self, k: int) -> str:
         """Returns lines for the user.
 
         Args:
@@ -80,7 +69,7 @@ class Report:
         if self.num_unknown:
             lines.append(
                 f"{self.num_unknown:,} unknown ids in "
-                f"{self.num_with_unknown:,} histories, passed over"
+                f"{self.num_with_unknown:,} histories, ignored"
             )
         if self.num_without_known:
             lines.append(
@@ -96,14 +85,14 @@ class Report:
 
 
 def check_files(histories: pathlib.Path, output: pathlib.Path) -> None:
-    """Finds mistakes in the paths before any work is done.
+    """Checks the paths before the slow part.
 
     Args:
         histories: The file to read.
         output: The file to write.
 
     Raises:
-        InputError: One cannot be what it is meant for.
+        InputError: One of them cannot be used.
     """
     if not histories.exists() or histories.is_dir():
         raise InputError(
@@ -128,44 +117,48 @@ def recommend_file(
     k: int,
     *,
     exclude_history: bool = True,
-) -> Report:
+) -> Summary:
     """Answers every line of a file.
 
     Args:
         recommender: The model.
         histories: One query per line: JSON, `{"query_id": "…", "history":
-            ["item id", …]}`, or ids with blanks between, oldest first. A
-            query without an id is named by the number of its line. The first
-            line that is not blank decides which of the two the file is; a
-            blank line is nothing in the one and an empty history in the
-            other.
+            ["item id", …]}`, or ids separated by blanks, oldest first. A
+            query without an id gets the number of its line. The first line
+            that is not blank decides which of the two the file is; a blank
+            line is ignored in JSON and an empty history otherwise.
         output: Gets `{"query_id", "items", "scores"}` per query, in the same
-            order; appears when all are answered.
+            order; written when all are answered.
         k: How many items for each query, at most.
-        exclude_history: Whether items of a history are left out.
+        exclude_history: Whether items of a history are excluded.
 
     Returns:
-        What was met.
+        What was found.
 
     Raises:
         InputError: A line is malformed.
+        FloatingPointError: A score is NaN or infinite.
         OSError: A file could not be read or written.
     """
     began = time.perf_counter()
-    report = Report()
-    # More than all items cannot be listed, however large k is.
-    length = min(k, recommender.vocabulary.num_items)
+    summary = Summary()
+    num_listed = min(k, recommender.vocabulary.num_items)
     with _open_output(output) as out, histories.open("rb") as lines:
         queries = read_queries(lines, str(histories))
-        chunks = _chunks(recommender.vocabulary, queries, report)
+        chunks = _chunks(recommender.vocabulary, queries, num_listed, summary)
         for names, items, offsets in _ahead(chunks):
             found, scores = recommender.recommend_indices(
-                items, offsets, length, exclude_history=exclude_history
+                items, offsets, k, exclude_history=exclude_history
             )
-            report.num_short += int(np.count_nonzero((found > 0).sum(1) < k))
+            if not np.isfinite(scores[found > 0]).all():
+                raise FloatingPointError(
+                    f"{histories}: the model's scores must be finite. "
+                    "Received: NaN or infinity"
+                )
+            summary.num_short += int(np.count_nonzero((found > 0).sum(1) < k))
             _write(out, names, recommender.vocabulary, found, scores)
-    report.seconds = time.perf_counter() - began
-    return report
+    summary.seconds = time.perf_counter() - began
+    return summary
 
 
 _Chunk = tuple[list[str], np.ndarray, np.ndarray]
@@ -174,16 +167,29 @@ _Chunk = tuple[list[str], np.ndarray, np.ndarray]
 def _chunks(
     vocabulary: Vocabulary,
     queries: Iterator[tuple[str, list[str]]],
-    report: Report,
+    num_listed: int,
+    summary: Summary,
 ) -> Iterator[_Chunk]:
     """Yields query ids, flat items and offsets of many queries at a time."""
-    while chunk := list(itertools.islice(queries, _LINES_PER_CHUNK)):
-        items, offsets = _encode(vocabulary, [ids for _, ids in chunk], report)
-        yield [name for name, _ in chunk], items, offsets
+    names: list[str] = []
+    histories: list[list[str]] = []
+    largest = min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
+    num_items = 0
+    for name, history in queries:
+        if len(names) == largest or (
+            names and num_items + len(history) > _ITEMS_PER_CHUNK
+        ):
+            yield names, *_encode(vocabulary, histories, summary)
+            names, histories, num_items = [], [], 0
+        names.append(name)
+        histories.append(history)
+        num_items += len(history)
+    if names:
+        yield names, *_encode(vocabulary, histories, summary)
 
 
 def _ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
-    """Reads the next chunk while the one before it is worked on."""
+    """Reads the next chunk while the previous one is answered."""
     with futures.ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, chunks, None)
         while chunk := coming.result():
@@ -218,7 +224,7 @@ def read_queries(
                 continue
             is_json = text[:1] in b'{["'
             if not is_json:
-                # The blank lines so far were empty histories after all.
+                # So the blank lines so far were empty histories.
                 yield from ((str(n + 1), []) for n in range(num_blank))
         if not is_json:
             yield str(number), _decoded(text, source, number).split()
@@ -243,11 +249,17 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
         query = json.loads(text)
         history = query["history"]
         query_id = query.get("query_id", number)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError,  # Also numbers of thousands of digits.
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise _malformed(text, source, number) from error
     if type(history) is not list:
         raise _malformed(text, source, number)
-    # Nearly all ids are strings; only the others are looked at one by one.
+    # Nearly all ids are strings; others are checked one by one.
     if not _STRINGS.issuperset(map(type, history)):
         if not _IDS.issuperset(map(type, history)):
             raise _malformed(text, source, number)
@@ -256,7 +268,7 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
         raise _malformed(text, source, number)
     query_id = str(query_id)
     try:
-        # JSON can spell half of a pair of surrogates, which is no text.
+        # JSON can spell half of a surrogate pair, which is not text.
         "".join([query_id, *history]).encode()
     except UnicodeEncodeError as error:
         raise _malformed(text, source, number) from error
@@ -272,11 +284,11 @@ def _malformed(text: bytes, source: str, number: int) -> InputError:
 
 
 def _encode(
-    vocabulary: Vocabulary, histories: list[list[str]], report: Report
+    vocabulary: Vocabulary, histories: list[list[str]], summary: Summary
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns flat `[total]` int32 indices and `[n + 1]` int64 offsets.
 
-    Counts what there is to be said of them.
+    Adds their counts to the summary.
     """
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
     ids = list(itertools.chain.from_iterable(histories))
@@ -284,10 +296,10 @@ def _encode(
     known = items != UNKNOWN_INDEX
     rows = np.repeat(np.arange(len(histories)), lengths)
     num_known = np.bincount(rows[known], minlength=len(histories))
-    report.num_queries += len(histories)
-    report.num_unknown += int(np.count_nonzero(~known))
-    report.num_with_unknown += int(np.count_nonzero(num_known < lengths))
-    report.num_without_known += int(np.count_nonzero(num_known == 0))
+    summary.num_queries += len(histories)
+    summary.num_unknown += int(np.count_nonzero(~known))
+    summary.num_with_unknown += int(np.count_nonzero(num_known < lengths))
+    summary.num_without_known += int(np.count_nonzero(num_known == 0))
     return items, offsets_of(lengths)
 
 
@@ -301,7 +313,7 @@ def _write(
     """Writes a line per query."""
     is_item = found > 0
     ids = vocabulary.decode(found[is_item]).tolist()
-    # Beyond six decimals float32 holds noise, which would double the file.
+    # Further decimals of a float32 are noise and would double the file.
     values = scores[is_item].astype(np.float64).round(6).tolist()
     ends = np.cumsum(is_item.sum(axis=1)).tolist()
     lines = []
@@ -319,7 +331,7 @@ def _write(
 
 @contextlib.contextmanager
 def _open_output(path: pathlib.Path) -> Iterator[IO[str]]:
-    """Opens the output: whole or not there, unless it is a pipe or device."""
+    """Opens the output, atomically unless it is a pipe or a device."""
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8") as out:
             yield out

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import recsys
 from recsys.command_line import (
     Command,
     add_model_flag,
@@ -13,10 +16,11 @@ from recsys.command_line import (
     model_folder,
 )
 from recsys.errors import InputError
+from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 
 if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
-    from recsys.recommender import Recommender
+    from recsys.recommender import Recommendation, Recommender
 
 # Items of the history that --explain names for each recommendation.
 _NUM_INFLUENCES = 3
@@ -24,7 +28,7 @@ _NUM_INFLUENCES = 3
 COMMAND = Command(
     "recsys.recommend",
     "Recommends items for one history, named by titles or ids, or for each "
-    "line of a file; or finds items like one.",
+    "line of a file; or finds items similar to one.",
     [
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         '      --history="Toy Story (1995)" --history="Alien (1979)" --explain',
@@ -44,26 +48,26 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     bool,
     "explain",
-    "Whether to say which items of the history moved each score most: by how "
-    "much it would differ without them.",
+    "Whether to print the items of the history that changed each score most, "
+    "compared with the score without them.",
     group="One history",
     default=False,
 )
 COMMAND.add_flag(
     str,
     "similar_to",
-    "An item, by title or id: the items whose vectors are most like its own.",
+    "An item, by title or id, to find the items with the most similar vectors.",
     group="Similar items",
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "histories",
     'A file with one query per line: {"query_id": "…", "history": '
-    '["item id", …]}, or ids with blanks between; oldest first.',
+    '["item id", …]}, or ids separated by blanks; oldest first.',
     group="Many histories",
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "output",
     'The file that gets a line {"query_id", "items", "scores"} per query.',
     group="Many histories",
@@ -72,7 +76,7 @@ COMMAND.add_flag(int, "k", "How many items, at most.", group="All", default=10)
 COMMAND.add_flag(
     bool,
     "exclude_history",
-    "Whether items of the history are left out.",
+    "Whether items of the history are excluded.",
     group="All",
     default=True,
 )
@@ -89,41 +93,37 @@ def main(values: dict[str, Any]) -> int:
     """
     path = model_folder(values)
     _check(values)
-    # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys.data.vocabulary import Vocabulary
-    from recsys.workdir import Workdir
-
-    folder = Workdir(path)
-    folder.read_config()
+    # Errors that need no TensorFlow are reported before it is loaded.
+    folder = recsys.workdir.Workdir(path)
+    config = folder.read_config()
+    vocabulary = recsys.data.vocabulary.Vocabulary.load(folder.vocabulary)
+    items: list[int] = []
     if values["histories"] is not None:
-        _recommend_file(folder.path, values)
-        return 0
-    vocabulary = Vocabulary.load(folder.vocabulary)
-    if values["similar_to"] is not None:
-        item = vocabulary.find(values["similar_to"])
-        load_tensorflow()
-        from recsys.recommender import load
-
-        _show_similar(load(folder.path), item, values["k"])
-        return 0
-    texts = [text for text in values["history"] or [] if text.strip()]
-    history = [_find(vocabulary, text) for text in texts]
+        recsys.histories.check_files(*_files(values))
+    elif values["similar_to"] is not None:
+        items = [vocabulary.find(values["similar_to"])]
+    else:
+        texts = [text for text in values["history"] or [] if text.strip()]
+        items = [_find(vocabulary, text) for text in texts]
     load_tensorflow()
-
-    from recsys.recommender import load
-
-    _recommend_one(
-        load(folder.path),
-        history,
-        values["k"],
-        values["exclude_history"],
-        values["explain"],
-    )
+    recommender = recsys.recommender.restore(folder, config, vocabulary)
+    if values["histories"] is not None:
+        summary = recsys.histories.recommend_file(
+            recommender,
+            *_files(values),
+            values["k"],
+            exclude_history=values["exclude_history"],
+        )
+        print(summary.text(values["k"]), file=sys.stderr)
+    elif values["similar_to"] is not None:
+        _print_similar(recommender, items[0], values["k"])
+    else:
+        _print_recommended(recommender, items, values)
     return 0
 
 
 def _check(values: dict[str, Any]) -> None:
-    """Raises InputError for flags that do not go together."""
+    """Raises InputError for flags that contradict each other."""
     if values["k"] < 1:
         raise InputError(f"--k must be at least 1. Received: {values['k']}")
     if values["similar_to"] is not None:
@@ -152,127 +152,97 @@ def _check(values: dict[str, Any]) -> None:
         )
 
 
+def _files(values: dict[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
+    return pathlib.Path(values["histories"]), pathlib.Path(values["output"])
+
+
 def _find(vocabulary: Vocabulary, text: str) -> int:
     """Returns the index of an item of the history.
 
-    A title that no item has is likely to be a slip, and an error that
-    suggests others. An id may be of an item that came later than the model:
-    it is the unknown item, and said.
+    A title that no item has is probably a typo, and an error that suggests
+    others. An id may belong to an item newer than the model: it is the
+    unknown item, and reported.
     """
-    from recsys.ids import UNKNOWN_INDEX
-
     try:
         return vocabulary.find(text)
     except InputError:
         if vocabulary.titles is not None and not text.strip().isdigit():
             raise
-    print(f"unknown item, passed over: {text!r}", file=sys.stderr)
+    print(f"unknown item, ignored: {text!r}", file=sys.stderr)
     return UNKNOWN_INDEX
 
 
-def _recommend_one(
-    recommender: Recommender,
-    history: list[int],
-    k: int,
-    exclude_history: bool,
-    explain: bool,
+def _print_recommended(
+    recommender: Recommender, history: list[int], values: dict[str, Any]
 ) -> None:
-    """Prints a numbered list."""
-    import numpy as np
-
+    """Prints recommendations for a history of vocabulary indices."""
     vocabulary = recommender.vocabulary
-    known = np.array([index for index in history if index > 1], np.int32)
-    if len(known):
+    known = [index for index in history if index >= FIRST_ITEM_INDEX]
+    if known:
         titles = ", ".join(vocabulary.describe(index) for index in known)
-        print(f"After {titles}:\n")
+        print(f"After {_printable(titles)}:\n")
     else:
         print(
             "No known item in the history (name some by --history=…): the "
             "most popular items, scored by their interactions:\n"
         )
-    items, scores = recommender.recommend_indices(
-        known,
-        np.array([0, len(known)], np.int64),
-        min(k, vocabulary.num_items),
-        exclude_history=exclude_history,
+    ids = vocabulary.decode(known).tolist()
+    found = recommender.recommend(
+        ids, values["k"], exclude_history=values["exclude_history"]
     )
-    found = items[0][items[0] > 0]
-    notes = None
-    if explain and len(known):
+    notes: list[str] = []
+    if values["explain"] and known:
         notes = [
             "; ".join(
                 f"{influence.change:+.4f} {influence.title}"
                 for influence in influences[:_NUM_INFLUENCES]
             )
-            for influences in recommender.explain_indices(known, found)
+            for influences in recommender.explain_indices(
+                vocabulary.encode(ids),
+                vocabulary.encode([each.item_id for each in found]),
+            )
         ]
-    _show(
-        [vocabulary.describe(index) for index in found],
-        vocabulary.decode(found).tolist(),
-        scores[0][: len(found)].tolist(),
-        notes,
-    )
-    if len(found) < k:
+    _print_list(found, notes)
+    if len(found) < values["k"]:
         print(
-            f"\nOnly {len(found)} of k={k}: no more items are left to "
-            "recommend."
+            f"\nOnly {len(found)} of k={values['k']}: no more items are left "
+            "to recommend."
         )
 
 
-def _show_similar(recommender: Recommender, item: int, k: int) -> None:
-    """Prints the items whose vectors are most like an item's."""
+def _print_similar(recommender: Recommender, item: int, k: int) -> None:
+    """Prints the items whose vectors are most similar to an item's."""
     vocabulary = recommender.vocabulary
-    found = recommender.similar(
-        vocabulary.decode([item])[0], min(k, vocabulary.num_items)
-    )
-    print(f"Like {vocabulary.describe(item)}, by the cosine of vectors:\n")
-    _show(
-        [each.title for each in found],
-        [each.item_id for each in found],
-        [each.score for each in found],
-    )
+    found = recommender.similar(vocabulary.decode([item])[0], k)
+    title = _printable(vocabulary.describe(item))
+    print(f"Like {title}, by the cosine of vectors:\n")
+    _print_list(found)
     if len(found) < k:
         print(f"\nOnly {len(found)} of k={k}: there are no more items.")
 
 
-def _show(
-    names: list[str],
-    ids: list[str],
-    scores: list[float],
-    notes: list[str] | None = None,
-) -> None:
-    """Prints numbered items, with a note under each where there are some."""
-    rank_width = len(str(len(names)))
+def _print_list(found: list[Recommendation], notes: Sequence[str] = ()) -> None:
+    """Prints numbered items, each with its note below it if there are any."""
+    rank_width = len(str(len(found)))
+    names = [_printable(each.title) for each in found]
     width = max(map(len, names), default=0)
-    for place, (name, item_id, score) in enumerate(
-        zip(names, ids, scores, strict=True)
-    ):
+    for place, (name, item) in enumerate(zip(names, found, strict=True)):
         print(
-            f"{place + 1:>{rank_width}}  {name:<{width}}  id {item_id:<8}  "
-            f"{score:.4f}"
+            f"{place + 1:>{rank_width}}  {name:<{width}}  "
+            f"id {_printable(item.item_id):<8}  {item.score:.4f}"
         )
-        if notes is not None:
-            print(f"{'':>{rank_width}}    {notes[place]}")
+        if notes:
+            print(f"{'':>{rank_width}}    {_printable(notes[place])}")
 
 
-def _recommend_file(workdir: pathlib.Path, values: dict[str, Any]) -> None:
-    from recsys import histories
-
-    source = pathlib.Path(values["histories"])
-    output = pathlib.Path(values["output"])
-    histories.check_files(source, output)
-    load_tensorflow()
-
-    from recsys.recommender import load
-
-    report = histories.recommend_file(
-        load(workdir),
-        source,
-        output,
-        values["k"],
-        exclude_history=values["exclude_history"],
+def _printable(text: str) -> str:
+    """Escapes characters that could control a terminal."""
+    return "".join(
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else ascii(character)[1:-1]
+        for character in text
     )
-    print(report.summary(values["k"]), file=sys.stderr)
 
 
 if __name__ == "__main__":

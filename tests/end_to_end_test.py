@@ -472,7 +472,7 @@ class BundledTest(absltest.TestCase):
             self.assertEqual(code, 0, err)
             self.assertStartsWith(out, "No known item in the history")
             self.assertIn("Forrest Gump (1994)", out)
-        self.assertIn("unknown item, passed over: '123456789'", err)
+        self.assertIn("unknown item, ignored: '123456789'", err)
 
     def test_recommend_more_than_there_is(self):
         code, out, err = run(

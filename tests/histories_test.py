@@ -21,6 +21,9 @@ class Latest:
 
     vocabulary = Vocabulary(["a", "b", "c", "7"])
 
+    def __init__(self):
+        self.sizes = []
+
     def recommend_indices(self, items, offsets, k, *, exclude_history):
         found = np.zeros((len(offsets) - 1, k), np.int32)
         for row in range(len(offsets) - 1):
@@ -32,7 +35,10 @@ class Latest:
             ][:k]
             found[row, : len(left)] = left
         scores = np.where(found > 0, found, -np.inf).astype(np.float32)
-        return found, scores
+        self.sizes.append(len(items))
+        return found[:, : self.vocabulary.num_items], scores[
+            :, : self.vocabulary.num_items
+        ]
 
 
 class ReadQueriesTest(parameterized.TestCase):
@@ -83,6 +89,11 @@ class ReadQueriesTest(parameterized.TestCase):
         b'{"history": ["\xed\xa0\x80"]}',
         b'{"query_id": "\\ud800", "history": []}',
         b"a b",
+        b"[" * 100_000,
+        b'{"history": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"history": [' + b"1" * 5_000 + b"]}",
+        b'{"history": [1e999, NaN, Infinity]}',
+        b'{"query_id": 1e999, "history": []}',
     )
     def test_malformed(self, line):
         lines = [b'{"history": ["a"]}\n', b"\n", line]
@@ -106,16 +117,16 @@ class RecommendFileTest(parameterized.TestCase):
         self.output = self.folder / "output"
 
     def recommend(self, text, k, **options):
-        """Returns the answers and the report."""
+        """Returns the answers and the summary."""
         self.histories.write_text(text)
-        report = histories.recommend_file(
+        summary = histories.recommend_file(
             Latest(), self.histories, self.output, k, **options
         )
         lines = self.output.read_text().splitlines()
-        return [json.loads(line) for line in lines], report
+        return [json.loads(line) for line in lines], summary
 
     def test_answers(self):
-        answers, report = self.recommend("a 7\n\nx b\ny z\n", 2)
+        answers, summary = self.recommend("a 7\n\nx b\ny z\n", 2)
         self.assertEqual(
             answers,
             [
@@ -125,28 +136,28 @@ class RecommendFileTest(parameterized.TestCase):
                 {"query_id": "4", "items": ["7", "c"], "scores": [5.0, 4.0]},
             ],
         )
-        self.assertEqual(report.num_queries, 4)
-        self.assertEqual(report.num_unknown, 3)
-        self.assertEqual(report.num_with_unknown, 2)
-        self.assertEqual(report.num_without_known, 2)
-        self.assertEqual(report.num_short, 0)
+        self.assertEqual(summary.num_queries, 4)
+        self.assertEqual(summary.num_unknown, 3)
+        self.assertEqual(summary.num_with_unknown, 2)
+        self.assertEqual(summary.num_without_known, 2)
+        self.assertEqual(summary.num_short, 0)
         self.assertContainsSubsequence(
-            report.summary(2).split("\n"),
+            summary.text(2).split("\n"),
             [
-                "3 unknown ids in 2 histories, passed over",
+                "3 unknown ids in 2 histories, ignored",
                 "2 histories without a known item got the most popular "
                 "items, scored by their interactions",
             ],
         )
 
     def test_more_than_is_left(self):
-        answers, report = self.recommend("a b c 7\na b c\n\n", 1000)
+        answers, summary = self.recommend("a b c 7\na b c\n\n", 1000)
         self.assertEqual(
             [answer["items"] for answer in answers],
             [[], ["7"], ["7", "c", "b", "a"]],
         )
-        self.assertEqual(report.num_short, 3)
-        self.assertIn("3 lists have fewer than k=1000", report.summary(1000))
+        self.assertEqual(summary.num_short, 3)
+        self.assertIn("3 lists have fewer than k=1000", summary.text(1000))
 
     def test_history_included(self):
         answers, _ = self.recommend("7\n", 1, exclude_history=False)
@@ -158,9 +169,37 @@ class RecommendFileTest(parameterized.TestCase):
         self.enter_context(
             absltest.mock.patch.object(histories, "_LINES_PER_CHUNK", 7)
         )
-        answers, report = self.recommend(text, 2)
+        answers, summary = self.recommend(text, 2)
         self.assertEqual(answers, expected)
-        self.assertEqual(report.num_queries, 50)
+        self.assertEqual(summary.num_queries, 50)
+
+    def test_long_histories_are_answered_in_smaller_chunks(self):
+        self.enter_context(
+            absltest.mock.patch.object(histories, "_ITEMS_PER_CHUNK", 10)
+        )
+        recommender = Latest()
+        self.histories.write_text("a b c\n" * 7 + "a b " * 20 + "\nc\nc\n")
+        histories.recommend_file(recommender, self.histories, self.output, 2)
+        # Three lines of three; at most five, for two items are listed.
+        self.assertEqual(recommender.sizes, [9, 9, 3, 40, 2])
+        recommender = Latest()
+        self.histories.write_text("a\n" * 12)
+        histories.recommend_file(recommender, self.histories, self.output, 2)
+        self.assertEqual(recommender.sizes, [5, 5, 2])
+
+    @parameterized.parameters(np.nan, np.inf)
+    def test_a_score_that_is_not_finite_is_an_error(self, value):
+        self.histories.write_text("a\n")
+        recommender = Latest()
+        recommender.recommend_indices = lambda *_, **__: (
+            np.array([[2, 3]]),
+            np.array([[value, 1]], np.float32),
+        )
+        with self.assertRaisesRegex(FloatingPointError, "must be finite"):
+            histories.recommend_file(
+                recommender, self.histories, self.output, 2
+            )
+        self.assertFalse(self.output.exists())
 
     def test_mistake_leaves_the_output_alone(self):
         self.output.write_text("before")
