@@ -1,4 +1,4 @@
-"""`python -m recsys.export`: a trained model for where Python is not."""
+"""`python -m recsys.export`: a trained model for other environments."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import shlex
 import sys
 from typing import Any
 
+import recsys
 from recsys.command_line import (
     Command,
     add_model_flag,
     load_tensorflow,
     model_folder,
+    required_path,
 )
 from recsys.errors import InputError
-from recsys.serving.formats import FORMATS, check_output, write_export
+from recsys.serving import FORMATS, check_output
 
 COMMAND = Command(
     "recsys.export",
-    "Writes a trained model as files that need nothing of this package, each "
-    "read again and compared with the model: "
-    + "; ".join(f"{name} ({each.summary})" for name, each in FORMATS.items())
+    "Writes a trained model as files that do not need this package, each read "
+    "back and compared with the model: "
+    + "; ".join(f"{name} ({summary})" for name, summary in FORMATS.items())
     + ".",
     [
         "python -m recsys.export --workdir=runs/movielens-small \\\n"
@@ -31,7 +33,7 @@ COMMAND = Command(
 )
 add_model_flag(COMMAND)
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "output",
     "The folder that gets a folder for each format. An earlier export there "
     "is replaced.",
@@ -40,14 +42,14 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     str,
     "formats",
-    "Which formats, with commas between.",
+    "Which formats, separated by commas.",
     group="Export",
     default=",".join(FORMATS),
 )
 COMMAND.add_flag(
     bool,
     "exclude_history",
-    "Whether items of a history are left out of what is recommended for it.",
+    "Whether items of a history are excluded from its recommendations.",
     group="Export",
     default=True,
 )
@@ -62,32 +64,28 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    folder = model_folder(values)
-    if not values["output"]:
-        raise InputError("--output must name a folder. Received: none")
+    path = model_folder(values)
+    output = required_path(values, "output")
     names = _format_names(values["formats"])
-    output = pathlib.Path(values["output"])
+    # Errors that need no TensorFlow are reported before it is loaded.
     check_output(output)
-    # What needs no TensorFlow comes first, so that mistakes are told at once.
-    from recsys.workdir import Workdir
-
-    workdir = Workdir(folder)
-    config = workdir.read_config()
+    folder = recsys.workdir.Workdir(path)
+    config = folder.read_config()
+    vocabulary = recsys.data.vocabulary.Vocabulary.load(folder.vocabulary)
     load_tensorflow()
 
-    from recsys import __version__
-    from recsys.recommender import load
+    from recsys.serving import formats
 
-    write_export(
-        load(workdir.path),
+    formats.write_export(
+        recsys.recommender.restore(folder, config, vocabulary),
         output,
         names,
         exclude_history=values["exclude_history"],
-        about={"recsys": __version__, "data": config.data},
+        about={"data": config.data},
     )
     print(
         f"The model is in {shlex.quote(str(output))} as {', '.join(names)}; "
-        "each answers as the model does."
+        "each format gives the model's answers."
     )
     return 0
 

@@ -25,14 +25,14 @@ from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import MismatchError
 from recsys.recommender import Recommender
-from recsys.serving import check, formats, litert, saved_model
+from recsys.serving import formats, saved_model, vectors
 from recsys.workdir import Workdir
 
 NUM_ITEMS = 30
 DIM = 4
 MAX_LENGTH = 6
 # Ids that a careless table would confuse.
-IDS = [f"id {i}" for i in range(NUM_ITEMS - 2)] + ["0", "é\n"]
+IDS = [f"id {i}" for i in range(NUM_ITEMS - 3)] + ["0", "a\\tb", "é\n"]
 COUNTS = [(7 * i) % NUM_ITEMS for i in range(NUM_ITEMS)]
 
 
@@ -255,7 +255,7 @@ class ExportTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(
             got["embedding"].numpy(),
-            [self.table[6], np.zeros(DIM), np.zeros(DIM), self.table[30]],
+            [self.table[6], np.zeros(DIM), np.zeros(DIM), self.table[29]],
         )
         self.assertEqual(
             got["is_known"].numpy().tolist(), [True, False, False, True]
@@ -331,9 +331,10 @@ print(*[each.decode() for each in answer["item_ids"][0].numpy()], sep="|")
         lines = (self.output / "litert" / "items.tsv").read_text().split("\n")
         self.assertEqual(lines[0], "index\titem_id\ttitle")
         self.assertEqual(lines[6], "7\tid 5\tFilm 5")
-        self.assertEqual(lines[NUM_ITEMS], f"{NUM_ITEMS + 1}\té \tFilm 29")
+        self.assertEqual(lines[NUM_ITEMS], f"{NUM_ITEMS + 1}\té\\n\tFilm 29")
+        self.assertEqual(lines[NUM_ITEMS - 1], f"{NUM_ITEMS}\ta\\\\tb\tFilm 28")
         for indices, history in (
-            ([5, 0, 1, 11, 0, 30], ["id 3", "id 9", "0"]),
+            ([5, 0, 1, 11, 0, 29], ["id 3", "id 9", "0"]),
             ([0, 0, 1, 1, 0, 0], []),
         ):
             answer = run_device(history=np.array([indices], np.int32))
@@ -565,10 +566,12 @@ class OtherModelsTest(parameterized.TestCase):
         )
 
     def test_a_recurrent_encoder_on_a_device(self):
-        recommender = make_recommender(recsys.GRUEncoder())
-        path = self.folder / "model.tflite"
-        litert.write_litert(recommender, path)
-        litert.check_litert(recommender, path)
+        formats.write_export(
+            make_recommender(recsys.GRUEncoder()),
+            self.folder / "out",
+            ["litert"],
+        )
+        self.assertTrue((self.folder / "out/litert/recommend.tflite").exists())
 
 
 class MistakesTest(parameterized.TestCase):
@@ -604,22 +607,55 @@ class MistakesTest(parameterized.TestCase):
             lambda served: original(served) * 1.01,
         ):
             result = self.run_export(formats="numpy,saved_model")
-        self.assert_fails(result, 1, "SavedModel: scores differ .* by ")
+        self.assert_fails(result, 1, "saved_model: scores differ .* by ")
+        self.assertEqual(list(self.output.parent.iterdir()), [])
+
+    @parameterized.parameters(
+        ("numpy", "read_numpy"),
+        ("parquet", "read_parquet"),
+        ("projector", "read_projector"),
+    )
+    def test_other_vectors_or_ids_are_noticed(self, name, function):
+        read = getattr(vectors, function)
+
+        def wrong(what, change):
+            return lambda *args: {
+                **(answers := read(*args)),
+                what: change(answers[what]),
+            }
+
+        for what, change, message in (
+            ("item_vectors", lambda v: v + 1, f"{name}: item_vectors differ"),
+            ("item_vectors", lambda v: v[1:], f"{name}: expected item_vectors"),
+            ("item_ids", lambda v: v[::-1], f"{name}: item_ids differ"),
+        ):
+            with mock.patch.object(vectors, function, wrong(what, change)):
+                self.assert_fails(self.run_export(formats=name), 1, message)
         self.assertEqual(list(self.output.parent.iterdir()), [])
 
     def test_other_items_are_noticed(self):
-        answers = check.ask_model(make_recommender(), exclude_history=True)
-        answers.check_lists(answers.items, answers.scores, "right")
-        moved = (answers.items - 1) % NUM_ITEMS + 2
-        moved[answers.items == 0] = 0
-        with self.assertRaisesRegex(MismatchError, "wrong: items differ"):
-            answers.check_lists(moved, answers.scores, "wrong")
-        fewer = answers.items.copy()
+        recommender = make_recommender()
+        answers = formats.ask_model(recommender, exclude_history=True)
+        items, scores = recommender.recommend_indices(
+            np.concatenate(answers.histories),
+            np.cumsum([0, *map(len, answers.histories)]),
+            20,
+        )
+        right = {"items": items, "scores": scores}
+        answers.check("right", right)
+        moved = np.where(items > 0, (items - 1) % NUM_ITEMS + 2, 0)
+        with self.assertRaisesRegex(MismatchError, "wrong: scores of items"):
+            answers.check("wrong", {**right, "items": moved})
+        fewer = items.copy()
         fewer[0, -1] = 0
-        with self.assertRaisesRegex(MismatchError, "short: lists of other"):
-            answers.check_lists(fewer, answers.scores, "short")
+        with self.assertRaisesRegex(MismatchError, "short: scores have other"):
+            answers.check("short", {**right, "items": fewer})
+        twice = items.copy()
+        twice[0, 1] = twice[0, 0]
+        with self.assertRaisesRegex(MismatchError, "an item is listed twice"):
+            answers.check("twice", {**right, "items": twice})
         with self.assertRaisesRegex(MismatchError, "scores differ .* by nan"):
-            answers.check_lists(answers.items, answers.scores * np.nan, "nan")
+            answers.check("nan", {**right, "scores": scores * np.nan})
 
     def test_an_earlier_export_stays_until_the_new_one_is_good(self):
         self.assertEqual(self.run_export()[0], 0)
@@ -629,6 +665,56 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual((self.output / "export.json").read_bytes(), before)
         self.assertEqual(self.run_export(formats="parquet")[0], 0)
         self.assertFalse((self.output / "numpy").exists())
+
+    def test_another_program_s_export_json_is_not_ours(self):
+        self.output.mkdir(parents=True)
+        for text in ('{"tool": "another"}', "[]", "no JSON", "[" * 100_000):
+            (self.output / "export.json").write_text(text)
+            self.assert_fails(self.run_export(), 2, "no export.json of recsys")
+            self.assertEqual((self.output / "export.json").read_text(), text)
+
+    @parameterized.parameters("thesis.tex", "numpy/thesis.tex", "a/b/.hidden")
+    def test_a_file_beside_an_export_is_not_deleted(self, name):
+        self.assertEqual(self.run_export()[0], 0)
+        path = self.output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("years of work")
+        self.assert_fails(self.run_export(), 2, f"earlier export.*with {name}")
+        self.assertEqual(path.read_text(), "years of work")
+
+    def test_an_export_of_an_earlier_version_is_replaced(self):
+        self.assertEqual(self.run_export()[0], 0)
+        manifest = self.output / "export.json"
+        about = json.loads(manifest.read_text())
+        self.assertEqual(about["recsys"], recsys.__version__)
+        self.assertEqual(
+            about.pop("files"),
+            ["numpy/item_ids.npy", "numpy/titles.npy", "numpy/vectors.npy"],
+        )
+        manifest.write_text(json.dumps(about))
+        self.assertEqual(self.run_export(formats="parquet")[0], 0)
+        self.assertIn("parquet", json.loads(manifest.read_text())["formats"])
+
+    def test_a_link_stays_a_link(self):
+        self.output.parent.mkdir()
+        target = self.folder / "target"
+        self.output.symlink_to(target)
+        for name in ("numpy", "parquet"):  # New, then replaced.
+            self.assertEqual(self.run_export(formats=name)[0], 0)
+            self.assertTrue(self.output.is_symlink())
+            self.assertTrue((target / name).is_dir())
+        self.assertCountEqual(
+            [path.name for path in target.iterdir()],
+            ["parquet", "export.json"],
+        )
+
+    def test_leftovers_of_a_killed_export_are_removed(self):
+        self.output.parent.mkdir()
+        dead = self.output.parent / ".recsys-99999999-out"
+        dead.mkdir()
+        (dead / "half").write_text("an export")
+        self.assertEqual(self.run_export()[0], 0)
+        self.assertEqual(list(self.output.parent.iterdir()), [self.output])
 
     def test_somebody_s_folder_is_not_replaced(self):
         self.output.mkdir(parents=True)
@@ -642,7 +728,7 @@ class MistakesTest(parameterized.TestCase):
         (["--output="], "--output must name a folder"),
         (["--workdir="], "--workdir must name a trained model"),
         (["--workdir=/nowhere"], "no such folder"),
-        ([f"--output={__file__}/x"], "--output must be a folder"),
+        ([f"--output={__file__}/x"], "--output must be a"),
     )
     def test_arguments(self, arguments, message):
         self.assert_fails(self.run_export(*arguments), 2, message)

@@ -218,12 +218,13 @@ class ItemFeatures(keras.layers.Layer):
         weights = tf.cast(weights, table.dtype)
         shape = tf.shape(weights)
         flat = tf.reshape(weights, [-1])
-        places = tf.where(flat != 0)[:, 0]
+        # In 32 bits, which LiteRT can divide.
+        places = tf.cast(tf.where(flat != 0)[:, 0], tf.int32)
         rows = tf.gather(table, tf.gather(tf.reshape(values, [-1]), places))
         rows *= tf.gather(flat, places)[:, tf.newaxis]
         sums = tf.math.unsorted_segment_sum(
             rows,
-            places // tf.cast(shape[-1], places.dtype),
+            places // shape[-1],
             tf.reduce_prod(shape[:-1]),
         )
         dim = self.embedding_dim

@@ -1,127 +1,33 @@
-"""All formats of an export, written, read again and compared, or none."""
+"""Writes the formats of an export, and compares each with the model."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
+import numpy as np
+
+import recsys
 from recsys import files
-from recsys.errors import InputError
+from recsys.errors import MismatchError
+from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
+from recsys.recommender import Recommender
+from recsys.serving import (
+    FORMATS,
+    MANIFEST,
+    check_output,
+    litert,
+    saved_model,
+    vectors,
+)
 
-if TYPE_CHECKING:
-    from recsys.recommender import Recommender
-
-
-# In every export. A folder without it is somebody's own.
-MANIFEST = "export.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """One format.
-
-    Attributes:
-        name: Its name, and that of its folder.
-        summary: What it is, for `--help` and for the manifest.
-        write: Writes and checks it, given the model, a new folder and whether
-            items of the history are left out.
-    """
-
-    name: str
-    summary: str
-    write: Callable[[Recommender, pathlib.Path, bool], None]
-
-
-def _saved_model(
-    recommender: Recommender, folder: pathlib.Path, exclude_history: bool
-) -> None:
-    from recsys.serving import saved_model
-
-    saved_model.write_saved_model(
-        recommender, folder, exclude_history=exclude_history
-    )
-    saved_model.check_saved_model(
-        recommender, folder, exclude_history=exclude_history
-    )
-
-
-def _litert(
-    recommender: Recommender, folder: pathlib.Path, exclude_history: bool
-) -> None:
-    from recsys.serving import litert
-
-    path = folder / "recommend.tflite"
-    litert.write_litert(recommender, path, exclude_history=exclude_history)
-    litert.write_index_table(recommender, folder / "items.tsv")
-    litert.check_litert(recommender, path, exclude_history=exclude_history)
-
-
-def _parquet(
-    recommender: Recommender, folder: pathlib.Path, exclude_history: bool
-) -> None:
-    from recsys.serving import vectors
-
-    vectors.write_parquet(recommender, folder)
-    vectors.check_parquet(recommender, folder)
-
-
-def _numpy(
-    recommender: Recommender, folder: pathlib.Path, exclude_history: bool
-) -> None:
-    from recsys.serving import vectors
-
-    vectors.write_numpy(recommender, folder)
-    vectors.check_numpy(recommender, folder)
-
-
-def _projector(
-    recommender: Recommender, folder: pathlib.Path, exclude_history: bool
-) -> None:
-    from recsys.serving import vectors
-
-    vectors.write_projector(recommender, folder)
-    vectors.check_projector(recommender, folder)
-
-
-FORMATS = {
-    each.name: each
-    for each in (
-        Format(
-            "saved_model", "TensorFlow alone, raw ids in and out", _saved_model
-        ),
-        Format("litert", "devices, indices in and out", _litert),
-        Format("parquet", "item ids, titles and vectors", _parquet),
-        Format("numpy", "item ids, titles and vectors", _numpy),
-        Format("projector", "TensorBoard's embedding projector", _projector),
-    )
-}
-
-
-def check_output(output: pathlib.Path) -> None:
-    """Checks that an export may be written, without writing anything.
-
-    Args:
-        output: The folder.
-
-    Raises:
-        InputError: It cannot, or would replace something else.
-    """
-    # Not above: `--help` names the formats, without NumPy and Arrow.
-    from recsys.files import can_write, is_new_or_empty
-
-    if not is_new_or_empty(output) and not (output / MANIFEST).is_file():
-        raise InputError(
-            "--output must be a new or empty folder, or an earlier export, "
-            f"which is replaced. Received: {str(output)!r}"
-        )
-    # It is made beside, and moved there when it is complete.
-    if not can_write(output.absolute().parent):
-        raise InputError(
-            "--output must be a folder that can be written. "
-            f"Received: {str(output)!r}"
-        )
+# Differences that rounding explains, as a share of the largest value.
+_TOLERANCE = 1e-4
+_HALF_PRECISION_TOLERANCE = 2e-2
+_LIST_LENGTH = 20
 
 
 def write_export(
@@ -130,39 +36,218 @@ def write_export(
     names: Collection[str],
     *,
     exclude_history: bool = True,
-    about: dict[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes an export, a folder with one for each format.
+    """Writes an export, a folder with a folder for each format.
 
     Args:
         recommender: The model with its vocabulary.
-        output: The folder. It appears, or is replaced, when everything is
-            written and answers as the model does.
-        names: Which formats, names in `FORMATS`.
-        exclude_history: Whether items of a history are left out of what is
-            recommended for it.
-        about: What else to tell in `export.json`.
+        output: The folder, or a link to it. It appears, or is replaced, when
+            all formats are written and give the model's answers.
+        names: Names of formats, from `recsys.serving.FORMATS`.
+        exclude_history: Whether items of the history are excluded from its
+            recommendations.
+        about: Further entries of `export.json`.
 
     Raises:
-        InputError: The folder would replace something else.
-        MismatchError: A format does not answer as the model does.
+        InputError: The folder has contents that are not an earlier export.
+        MismatchError: A format does not give the model's answers.
         OSError: A file could not be written.
     """
     check_output(output)
-    output = output.absolute()
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
+    answers = ask_model(recommender, exclude_history=exclude_history)
     with files.atomic_path(output, is_ours=True) as temporary:
         temporary.mkdir()
         for name in names:
-            (temporary / name).mkdir()
-            FORMATS[name].write(recommender, temporary / name, exclude_history)
+            folder = temporary / name
+            folder.mkdir()
+            write, read = _functions(name, exclude_history, answers.histories)
+            write(recommender, folder)
+            answers.check(name, read(recommender, folder))
+        written = sorted(
+            path.relative_to(temporary).as_posix()
+            for path in temporary.rglob("*")
+            if path.is_file()
+        )
         files.write_json(
             temporary / MANIFEST,
             {
+                "recsys": recsys.__version__,
                 **(about or {}),
                 "num_items": recommender.vocabulary.num_items,
                 "max_history_length": recommender.max_history_length,
                 "exclude_history": exclude_history,
-                "formats": {name: FORMATS[name].summary for name in names},
+                "formats": {name: FORMATS[name] for name in names},
+                "files": written,
             },
         )
+
+
+_Write = Callable[[Recommender, pathlib.Path], None]
+_Read = Callable[[Recommender, pathlib.Path], dict[str, np.ndarray]]
+
+
+def _functions(
+    name: str, exclude_history: bool, histories: list[np.ndarray]
+) -> tuple[_Write, _Read]:
+    """Returns what writes a format and what reads its answers.
+
+    They take the model and the folder. The answers are arrays by name, as in
+    `Answers.arrays`, and `items`, the indices of the items that have `scores`.
+    """
+    if name == "saved_model":
+        return (
+            functools.partial(
+                saved_model.write_saved_model, exclude_history=exclude_history
+            ),
+            functools.partial(
+                saved_model.ask_saved_model, histories=histories, k=_LIST_LENGTH
+            ),
+        )
+    if name == "litert":
+        return (
+            functools.partial(
+                litert.write_litert, exclude_history=exclude_history
+            ),
+            functools.partial(litert.ask_litert, histories=histories),
+        )
+    return {
+        "parquet": (vectors.write_parquet, vectors.read_parquet),
+        "numpy": (vectors.write_numpy, vectors.read_numpy),
+        "projector": (vectors.write_projector, vectors.read_projector),
+    }[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The model's answers for some histories.
+
+    Attributes:
+        histories: Vocabulary indices, some of unknown items.
+        arrays: The answers: `scores`, `[num_histories, k]` float32, -inf
+            behind the last; `user_vectors`, `[num_histories, embedding_dim]`
+            float32; `item_vectors`, `[num_items, embedding_dim]` float32; and
+            `item_ids`, `[num_items]` str.
+        popularity: `[num_items]` float32.
+        tolerance: The largest difference allowed in vectors and scores, as a
+            share of the largest value.
+    """
+
+    histories: list[np.ndarray]
+    arrays: dict[str, np.ndarray]
+    popularity: np.ndarray
+    tolerance: float
+
+    def check(self, name: str, received: Mapping[str, np.ndarray]) -> None:
+        """Compares the answers of an export with the model's.
+
+        Items whose scores differ only by rounding may change places.
+
+        Args:
+            name: The export's name, for messages.
+            received: Some of `arrays`, and `items`, vocabulary indices like
+                `scores`, 0 behind the last.
+
+        Raises:
+            MismatchError: They differ.
+        """
+        expected = dict(self.arrays)
+        received = dict(received)
+        items = received.pop("items", None)
+        if items is not None:
+            width = expected["scores"].shape[1]
+            items = items[:, :width]
+            scores = np.where(items > 0, received["scores"][:, :width], -np.inf)
+            received["scores"] = scores
+            received["scores of items"] = scores
+            expected["scores of items"] = self._scores_of(items)
+            for row in items:
+                listed = row[row > 0]
+                if len(np.unique(listed)) < len(listed):
+                    raise MismatchError(f"{name}: an item is listed twice")
+        for what, values in received.items():
+            own = expected[what]
+            if values.shape != own.shape:
+                raise MismatchError(
+                    f"{name}: expected {what} of the shape {own.shape}. "
+                    f"Received: {values.shape}"
+                )
+            if values.dtype.kind == "f":
+                self._check_close(f"{name}: {what}", values, own)
+            elif not np.array_equal(values, own):
+                raise MismatchError(f"{name}: {what} differ from the model's")
+
+    def _scores_of(self, items: np.ndarray) -> np.ndarray:
+        """Returns the model's scores of listed items, -inf for none."""
+        rows = items - FIRST_ITEM_INDEX
+        scores = np.einsum(
+            "nd,nkd->nk",
+            self.arrays["user_vectors"],
+            self.arrays["item_vectors"][rows],
+        )
+        for place, history in enumerate(self.histories):
+            if (history < FIRST_ITEM_INDEX).all():
+                scores[place] = self.popularity[rows[place]]
+        return np.where(items > 0, scores, -np.inf)
+
+    def _check_close(
+        self, what: str, values: np.ndarray, own: np.ndarray
+    ) -> None:
+        """Raises MismatchError if floats differ by more than rounding."""
+        finite = np.isfinite(own)
+        if not np.array_equal(np.isneginf(values), ~finite):
+            raise MismatchError(f"{what} have other lengths than the model's")
+        if not finite.any():
+            return
+        allowed = self.tolerance * max(float(np.abs(own[finite]).max()), 1e-6)
+        difference = float(np.abs(values[finite] - own[finite]).max())
+        # Not `>`, which a NaN would pass.
+        if not difference <= allowed:
+            raise MismatchError(
+                f"{what} differ from the model's by {difference:.3g}, more "
+                f"than rounding explains ({allowed:.3g})"
+            )
+
+
+def ask_model(recommender: Recommender, *, exclude_history: bool) -> Answers:
+    """Asks the model about some random histories.
+
+    They are empty, short, and as long as the model reads, with and without
+    unknown items.
+
+    Args:
+        recommender: The model.
+        exclude_history: Whether items of the history are excluded.
+
+    Returns:
+        Its answers.
+    """
+    rng = np.random.default_rng(0)
+    length = recommender.max_history_length
+    vocabulary = recommender.vocabulary
+    histories = [
+        rng.integers(FIRST_ITEM_INDEX, vocabulary.size, n, np.int32)
+        for n in (0, 1, min(5, length), length // 2, length)
+    ]
+    mixed = histories[-1].copy()
+    mixed[::2] = UNKNOWN_INDEX
+    histories += [np.array([UNKNOWN_INDEX], np.int32), mixed]
+    flat = np.concatenate(histories)
+    offsets = np.cumsum([0, *map(len, histories)])
+    _, scores = recommender.recommend_indices(
+        flat, offsets, _LIST_LENGTH, exclude_history=exclude_history
+    )
+    is_half = recommender.model.history_tower.compute_dtype != "float32"
+    return Answers(
+        histories=histories,
+        arrays={
+            "scores": scores,
+            "user_vectors": recommender.user_vectors(flat, offsets),
+            "item_vectors": recommender.item_vectors()[FIRST_ITEM_INDEX:],
+            "item_ids": vocabulary.item_ids,
+        },
+        popularity=recommender.popularity[FIRST_ITEM_INDEX:],
+        tolerance=_HALF_PRECISION_TOLERANCE if is_half else _TOLERANCE,
+    )

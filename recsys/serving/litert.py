@@ -1,12 +1,13 @@
 """A LiteRT file: a history in, the best items out, on a device.
 
-It knows indices, not raw ids: strings are no business of its built-in
-operations. A table of both is written beside it.
+It takes and returns indices, since its built-in operations have no strings. A
+table of indices and ids is written next to it.
 """
 
 from __future__ import annotations
 
 import os
+import pathlib
 import warnings
 from collections.abc import Iterable
 
@@ -16,32 +17,34 @@ import tensorflow as tf
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX
 from recsys.recommender import Recommender
 from recsys.serving import vectors
-from recsys.serving.check import ask_model
+from recsys.serving.saved_model import best_items
 
-# How many items it lists. A graph of fixed shapes needs a fixed number; whoever
-# needs fewer takes the first of them.
+# Length of the lists. A graph of fixed shapes needs a fixed number; whoever
+# needs fewer items takes the first of them.
 NUM_LISTED = 100
+_MODEL = "recommend.tflite"
+_TABLE = "items.tsv"
 
 
 def write_litert(
     recommender: Recommender,
-    path: str | os.PathLike[str],
+    folder: pathlib.Path,
     *,
     exclude_history: bool = True,
 ) -> None:
-    """Writes the file.
+    """Writes `recommend.tflite`, and `items.tsv` with the items by index.
 
-    Its one input is `history`, `[1, max_history_length]` int32: vocabulary
-    indices, oldest first, 0 for padding anywhere and 1 for unknown items. Its
-    outputs are `items`, `[1, n]` int32, and `scores`, `[1, n]` float32, best
-    first, with item 0 where none is left, and `user_embedding`,
-    `[1, embedding_dim]` float32. n is `NUM_LISTED` or all items, if these are
-    fewer.
+    The model has one input, `history`, `[1, max_history_length]` int32:
+    vocabulary indices, oldest first, 0 for padding anywhere and 1 for unknown
+    items. Its outputs are `items`, `[1, n]` int32, and `scores`, `[1, n]`
+    float32, best first, with item 0 where none is left, and `user_embedding`,
+    `[1, embedding_dim]` float32. n is `NUM_LISTED`, or the number of items if
+    that is smaller.
 
     Args:
         recommender: The model with its vocabulary.
-        path: The file to write.
-        exclude_history: Whether items of the history are left out.
+        folder: The folder to write into.
+        exclude_history: Whether items of the history are excluded.
     """
     function = _device_function(recommender, exclude_history)
     holder = tf.Module()
@@ -49,24 +52,11 @@ def write_litert(
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [function.get_concrete_function()], holder
     )
-    # Constants: a variable would have to be initialized on the device.
+    # As constants: variables would have to be initialized on the device.
     converter.experimental_enable_resource_variables = False
-    # No operation that TensorFlow itself would have to be there for.
+    # No operation that needs TensorFlow itself.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    content = converter.convert()
-    with open(path, "wb") as file:
-        file.write(content)
-
-
-def write_index_table(
-    recommender: Recommender, path: str | os.PathLike[str]
-) -> None:
-    """Writes which index stands for which item: TSV with a heading.
-
-    Args:
-        recommender: The model with its vocabulary.
-        path: The file to write.
-    """
+    (folder / _MODEL).write_bytes(converter.convert())
     vocabulary = recommender.vocabulary
     columns: dict[str, Iterable[object]] = {
         "index": range(FIRST_ITEM_INDEX, vocabulary.size),
@@ -74,52 +64,51 @@ def write_index_table(
     }
     if vocabulary.titles is not None:
         columns["title"] = vocabulary.titles
-    vectors.write(path, columns)
+    vectors.write_table(folder / _TABLE, columns)
 
 
-def check_litert(
+def ask_litert(
     recommender: Recommender,
-    path: str | os.PathLike[str],
-    *,
-    exclude_history: bool = True,
-) -> None:
-    """Runs the file and compares it with the model.
+    folder: pathlib.Path,
+    histories: list[np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Runs the file for some histories.
 
     Args:
-        recommender: The model with its vocabulary.
-        path: What `write_litert` wrote.
-        exclude_history: As when it was written.
+        recommender: The model that it was made from.
+        folder: The folder of `write_litert`.
+        histories: Vocabulary indices of each.
 
-    Raises:
-        MismatchError: It answers otherwise.
+    Returns:
+        `items`, `scores`, `user_vectors` and `item_ids`; see
+        `recsys.serving.formats.Answers`.
     """
-    length = recommender.max_history_length
-    answers = ask_model(
-        recommender, exclude_history=exclude_history, longest=length
-    )
     with warnings.catch_warnings():
-        # Of the interpreter's move to a package of its own.
+        # About the interpreter's move to a package of its own.
         warnings.simplefilter("ignore", UserWarning)
         interpreter = tf.lite.Interpreter(
-            os.fspath(path),
-            # The others announce themselves on standard error.
+            os.fspath(folder / _MODEL),
+            # Other resolvers print to standard error.
             experimental_op_resolver_type=(
                 tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             ),
         )
     run = interpreter.get_signature_runner()
     outputs = []
-    for history in answers.histories:
-        padded = np.zeros((1, length), np.int32)
+    for history in histories:
+        padded = np.zeros((1, recommender.max_history_length), np.int32)
         padded[0, : len(history)] = history
         outputs.append(run(history=padded))
-    items, scores, vectors = (
-        np.concatenate([output[name] for output in outputs])
-        for name in ("items", "scores", "user_embedding")
-    )
-    width = answers.items.shape[1]
-    answers.check_lists(items[:, :width], scores[:, :width], "LiteRT")
-    answers.check(vectors, answers.user_vectors, "LiteRT: user vectors")
+    names = {
+        "items": "items",
+        "scores": "scores",
+        "user_vectors": "user_embedding",
+    }
+    answers = {
+        name: np.concatenate([output[theirs] for output in outputs])
+        for name, theirs in names.items()
+    }
+    return {**answers, "item_ids": vectors.read_ids(folder / _TABLE)}
 
 
 def _device_function(
@@ -129,9 +118,6 @@ def _device_function(
     model = recommender.model
     length = recommender.max_history_length
     num_listed = min(NUM_LISTED, recommender.vocabulary.num_items)
-    # Enough candidates that the history's items can be taken out of them.
-    num_candidates = num_listed + length * exclude_history
-    num_candidates = min(num_candidates, recommender.vocabulary.num_items)
     popularity = recommender.popularity[np.newaxis]
     baked = None
     if model.candidate_tower.item_features is not None:
@@ -151,18 +137,9 @@ def _device_function(
             tf.matmul(vector, table, transpose_b=True),
             popularity,
         )
-        # Padding and unknown are cut off, not marked: one pass less.
-        best = tf.math.top_k(scores[:, FIRST_ITEM_INDEX:], num_candidates)
-        items, scores = best.indices + FIRST_ITEM_INDEX, best.values
-        if exclude_history:
-            seen = tf.reduce_any(
-                items[:, :, tf.newaxis] == ids[:, tf.newaxis], axis=2
-            )
-            items = tf.where(seen, PADDING_INDEX, items)
-            scores = tf.where(seen, tf.float32.min, scores)
-            best = tf.math.top_k(scores, num_listed)
-            items = tf.gather(items, best.indices, batch_dims=1)
-            scores = best.values
+        items, scores = best_items(
+            scores, ids if exclude_history else None, num_listed
+        )
         return {"items": items, "scores": scores, "user_embedding": vector}
 
     return recommend
@@ -179,7 +156,7 @@ def _known_first(history: tf.Tensor) -> tf.Tensor:
     """
     length = history.shape[1]
     is_known = history >= FIRST_ITEM_INDEX
-    # Places as floats, which LiteRT's top-k is sure to take.
+    # Places as floats, which every LiteRT's top-k takes.
     place = tf.range(length, dtype=tf.float32)
     place = tf.where(is_known, place, place + length)
     order = tf.math.top_k(-place, length).indices

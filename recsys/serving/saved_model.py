@@ -1,14 +1,14 @@
 """A SavedModel that takes and returns raw ids, for TensorFlow alone.
 
-It has one signature for each thing that is asked of a model, all over batches
-of strings, which is also what TensorFlow Serving's REST interface needs: every
-input and output has the batch as its first axis, and scores are finite, since
-JSON has no infinity.
+It has one signature for each kind of request, all over batches of strings, as
+TensorFlow Serving's REST interface needs: every input and output has the batch
+as its first axis, and scores are finite, since JSON has no infinity.
 """
 
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -17,9 +17,8 @@ import tensorflow as tf
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 from recsys.recommender import Recommender
-from recsys.serving.check import LIST_LENGTH, ask_model
 
-# The score of a place in a list for which no item was left.
+# The score of a place in a list where no item is left.
 NO_SCORE = tf.float32.min
 
 _STRINGS = tf.TensorSpec([None], tf.string)
@@ -30,16 +29,16 @@ _NUMBERS = tf.TensorSpec([None], tf.int32)
 class ServedModel:
     """The model as functions of tensors of raw ids.
 
-    An id that the vocabulary does not have, and "" as padding, count for
-    nothing wherever they stand.
+    Ids that are not in the vocabulary, and "" as padding, are ignored
+    anywhere.
 
     Args:
         recommender: The model with its vocabulary.
-        exclude_history: Whether `recommend` leaves out items of the history.
+        exclude_history: Whether `recommend` excludes items of the history.
 
     Attributes:
-        resources: The variables and the vocabulary, which a SavedModel has to
-            be told of; the item table is in it once.
+        resources: The variables and the vocabulary, which a SavedModel must
+            track; the item table is in it once.
     """
 
     def __init__(self, recommender: Recommender, exclude_history: bool) -> None:
@@ -60,12 +59,12 @@ class ServedModel:
         self._norms = tf.constant(np.linalg.norm(vectors, axis=1))
         self._baked: tf.Variable | None = None
         if model.candidate_tower.item_features is not None:
-            # Features of all items would else be computed at each request.
+            # Otherwise each request would compute the features of all items.
             self._baked = tf.Variable(
                 vectors, trainable=False, name="item_vectors"
             )
         self.resources = tf.Module(name="recsys")
-        # The variables alone: the layers would bring what Keras adds to them.
+        # The variables alone: layers would add what Keras keeps in them.
         self.resources.held = [
             self._index,
             *(variable.value for variable in model.history_tower.variables),
@@ -73,7 +72,7 @@ class ServedModel:
         ]
 
     def signatures(self) -> dict[str, Callable]:
-        """Returns the functions by name; a request without one recommends."""
+        """Returns the functions by name; the default is `recommend`."""
         recommend = _signature(
             self.recommend,
             history=_ROWS_OF_STRINGS,
@@ -101,12 +100,12 @@ class ServedModel:
 
         Args:
             history: `[batch, length]` string, oldest first.
-            exclude: `[batch, n]` or `[1, n]` string, items to leave out.
+            exclude: `[batch, n]` or `[1, n]` string, items to exclude.
             k: `[batch]` or `[1]` int32, how many items, from 1.
 
         Returns:
-            `item_ids` and `scores`, `[batch, width]` with the largest k as
-            the width, or the number of items if that is smaller; "" and
+            `item_ids` and `scores`, `[batch, width]`, where the width is the
+            largest k, or the number of items if that is smaller; "" and
             `NO_SCORE` where k is smaller or no item is left.
         """
         seen = self._index.lookup(history)
@@ -122,7 +121,7 @@ class ServedModel:
         )
         if self._exclude_history:
             excluded = tf.concat([excluded, seen], axis=1)
-        return self._best(scores, excluded, k)
+        return self._listed(scores, excluded, k)
 
     def user_embedding(self, history: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encodes histories.
@@ -159,7 +158,7 @@ class ServedModel:
     def similar_items(
         self, item_ids: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Finds the items whose vectors have the highest cosine.
+        """Finds the items with the most similar vectors, by their cosine.
 
         Args:
             item_ids: `[batch]` string.
@@ -177,8 +176,8 @@ class ServedModel:
             norms,
         )
         is_known = (indices >= FIRST_ITEM_INDEX)[:, tf.newaxis]
-        scores = tf.where(is_known, cosines, -np.inf)
-        return self._best(scores, indices[:, tf.newaxis], k)
+        scores = tf.where(is_known, cosines, NO_SCORE)
+        return self._listed(scores, indices[:, tf.newaxis], k)
 
     def _vectors(self) -> tf.Tensor:
         """Returns `[vocabulary_size, embedding_dim]` float32."""
@@ -192,41 +191,59 @@ class ServedModel:
         vectors = self._history_tower(history_ids, training=False)
         return tf.cast(vectors, tf.float32)
 
-    def _best(
+    def _listed(
         self, scores: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Lists the items with the highest scores.
+        """Returns the outputs of `recommend`.
 
         Args:
             scores: `[batch, vocabulary_size]` float32.
             excluded: `[batch, n]` int64 indices.
             k: `[batch]` or `[1]` int32.
-
-        Returns:
-            See `recommend`.
         """
         tf.debugging.assert_positive(k, message="`k` must be positive.")
-        num_rows = tf.shape(scores)[0]
-        k = tf.broadcast_to(k, [num_rows])
-        never = tf.tile([[PADDING_INDEX, UNKNOWN_INDEX]], [num_rows, 1])
-        columns = tf.concat([tf.cast(excluded, tf.int32), never], axis=1)
-        rows = tf.range(num_rows)[:, tf.newaxis]
-        places = tf.stack(
-            [tf.broadcast_to(rows, tf.shape(columns)), columns], 2
-        )
-        scores = tf.tensor_scatter_nd_update(
-            scores, places, tf.fill(tf.shape(columns), -np.inf)
-        )
-        # The largest of no k at all, in an empty batch, is below 0.
+        k = tf.broadcast_to(k, tf.shape(scores)[:1])
+        # The largest k of an empty batch is below 0.
         width = tf.clip_by_value(tf.reduce_max(k), 0, tf.shape(self._ids)[0])
-        best = tf.math.top_k(scores, width)
-        is_item = tf.range(width)[tf.newaxis] < k[:, tf.newaxis]
-        is_item &= best.values > -np.inf
-        row = tf.where(is_item, best.indices - FIRST_ITEM_INDEX, 0)
+        items, scores = best_items(scores, tf.cast(excluded, tf.int32), width)
+        is_item = (tf.range(width) < k[:, tf.newaxis]) & (items > 0)
+        row = tf.where(is_item, items - FIRST_ITEM_INDEX, 0)
         return {
             "item_ids": tf.where(is_item, tf.gather(self._ids, row), ""),
-            "scores": tf.where(is_item, best.values, NO_SCORE),
+            "scores": tf.where(is_item, scores, NO_SCORE),
         }
+
+
+def best_items(
+    scores: tf.Tensor, excluded: tf.Tensor | None, k: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the items with the highest scores, in a graph.
+
+    Uses only operations that LiteRT has, too.
+
+    Args:
+        scores: `[batch, vocabulary_size]` float32.
+        excluded: `[batch, n]` int32 indices; None for none.
+        k: int32 scalar, from 0 to the number of items.
+
+    Returns:
+        `[batch, k]` int32 indices, best first, the lower index first where
+        scores are equal, and their scores; 0 and `NO_SCORE` where no item is
+        left.
+    """
+    if excluded is not None:
+        rows = tf.range(tf.shape(excluded)[0])[:, tf.newaxis]
+        places = tf.stack([tf.zeros_like(excluded) + rows, excluded], axis=2)
+        hits = tf.scatter_nd(
+            places, tf.ones_like(excluded, tf.float32), tf.shape(scores)
+        )
+        scores = tf.where(hits > 0, NO_SCORE, scores)
+    # Padding and unknown are not candidates.
+    best = tf.math.top_k(scores[:, FIRST_ITEM_INDEX:], k)
+    items = tf.where(
+        best.values > NO_SCORE, best.indices + FIRST_ITEM_INDEX, PADDING_INDEX
+    )
+    return items, best.values
 
 
 def _signature(function: Callable, **inputs: tf.TensorSpec) -> Callable:
@@ -242,7 +259,7 @@ def _signature(function: Callable, **inputs: tf.TensorSpec) -> Callable:
 
 def write_saved_model(
     recommender: Recommender,
-    path: str | os.PathLike[str],
+    folder: pathlib.Path,
     *,
     exclude_history: bool = True,
 ) -> None:
@@ -250,69 +267,50 @@ def write_saved_model(
 
     Args:
         recommender: The model with its vocabulary.
-        path: The folder to write.
-        exclude_history: Whether `recommend` leaves out items of the history.
+        folder: The folder to write.
+        exclude_history: Whether `recommend` excludes items of the history.
     """
     served = ServedModel(recommender, exclude_history)
     tf.saved_model.save(
-        served.resources, os.fspath(path), signatures=served.signatures()
+        served.resources, os.fspath(folder), signatures=served.signatures()
     )
 
 
-def check_saved_model(
+def ask_saved_model(
     recommender: Recommender,
-    path: str | os.PathLike[str],
-    *,
-    exclude_history: bool = True,
-) -> None:
-    """Loads a SavedModel and compares it with the model.
+    folder: pathlib.Path,
+    histories: list[np.ndarray],
+    k: int,
+) -> dict[str, np.ndarray]:
+    """Loads the SavedModel and asks it about some histories.
 
     Args:
-        recommender: The model with its vocabulary.
-        path: What `write_saved_model` wrote.
-        exclude_history: As when it was written.
+        recommender: The model that it was made from.
+        folder: The folder of `write_saved_model`.
+        histories: Vocabulary indices of each.
+        k: Length of the lists.
 
-    Raises:
-        MismatchError: It answers otherwise.
+    Returns:
+        `items`, `scores` and `user_vectors`; see
+        `recsys.serving.formats.Answers`.
     """
-    loaded = tf.saved_model.load(os.fspath(path))
-    answers = ask_model(recommender, exclude_history=exclude_history)
+    signatures = tf.saved_model.load(os.fspath(folder)).signatures
     vocabulary = recommender.vocabulary
-    history = _padded_ids(vocabulary, answers.histories)
-    recommended = loaded.signatures["recommend"](
-        history=history,
-        exclude=tf.constant([[""]]),
-        k=tf.constant([LIST_LENGTH]),
+    history = _padded_ids(vocabulary, histories)
+    listed = signatures["recommend"](
+        history=history, exclude=tf.constant([[""]]), k=tf.constant([k])
     )
-    answers.check_lists(
-        _indices(vocabulary, recommended["item_ids"]),
-        recommended["scores"].numpy(),
-        "SavedModel",
-    )
-    encoded = loaded.signatures["user_embedding"](history=history)
-    answers.check(
-        encoded["embedding"].numpy(),
-        answers.user_vectors,
-        "SavedModel: user vectors",
-    )
-    items = np.unique(answers.items[answers.items > 0])
-    ids = tf.constant(vocabulary.decode(items).tolist())
-    vectors = answers.item_vectors[items]
-    encoded = loaded.signatures["item_embedding"](item_ids=ids)
-    answers.check(
-        encoded["embedding"].numpy(), vectors, "SavedModel: item vectors"
-    )
-    similar = loaded.signatures["similar_items"](
-        item_ids=ids, k=tf.constant([LIST_LENGTH])
-    )
-    found = _indices(vocabulary, similar["item_ids"])
-    answers.check(
-        similar["scores"].numpy()[found > 0],
-        _cosines(vectors[:, np.newaxis], answers.item_vectors[found])[
-            found > 0
-        ],
-        "SavedModel: similarities",
-    )
+    ids = [
+        [each.decode() for each in row] for row in listed["item_ids"].numpy()
+    ]
+    items = vocabulary.encode(np.array(ids, object))
+    return {
+        "items": np.where(items == UNKNOWN_INDEX, PADDING_INDEX, items),
+        "scores": listed["scores"].numpy(),
+        "user_vectors": signatures["user_embedding"](history=history)[
+            "embedding"
+        ].numpy(),
+    }
 
 
 def _padded_ids(
@@ -335,23 +333,3 @@ def _padded_ids(
         for history in histories
     ]
     return tf.ragged.constant(rows, dtype=tf.string).to_tensor()
-
-
-def _indices(vocabulary: Vocabulary, item_ids: tf.Tensor) -> np.ndarray:
-    """Returns the indices of raw ids, padding for ""."""
-    texts = np.array(
-        [[each.decode() for each in row] for row in item_ids.numpy()], object
-    )
-    return np.where(
-        texts == "", PADDING_INDEX, vocabulary.encode(texts.tolist())
-    )
-
-
-def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
-    return np.divide(
-        (left * right).sum(axis=-1),
-        norms,
-        where=norms > 0,
-        out=np.zeros_like(norms),
-    )
