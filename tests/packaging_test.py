@@ -1,4 +1,4 @@
-"""What gets installed, what it asks for, and what `import recsys` costs."""
+"""What is installed, what it depends on, and what `import recsys` loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Returns the declared dependencies, by extra; "" has those of all."""
+    """Returns the declared dependencies by extra; "" has the required ones."""
     config = setup_cfg()
     declared = {"": config["options"]["install_requires"]}
     declared |= config["options.extras_require"]
@@ -39,7 +39,7 @@ def requirements() -> dict[str, list[Requirement]]:
 
 
 def run_python(code: str) -> str:
-    """Returns what `code` prints in a Python of its own, in the checkout."""
+    """Returns what `code` prints in a new Python process in the checkout."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -103,7 +103,7 @@ class MetadataTest(absltest.TestCase):
             for name in imported_packages(path):
                 if name in sys.stdlib_module_names or name == "recsys":
                     continue
-                # An extra that is not installed goes by its own name.
+                # A package of an extra that is not installed keeps its own name.
                 found = {canonicalize_name(h) for h in homes.get(name, [name])}
                 self.assertTrue(found & declared, f"{path} imports {name}")
 
@@ -145,7 +145,7 @@ class ConstraintsTest(absltest.TestCase):
             for requirement in extra:
                 self.assertRegex(str(requirement.specifier), r"<\d")
 
-    def test_what_the_dependencies_need_is_pinned_too(self):
+    def test_transitive_dependencies_are_pinned_too(self):
         pinned = self.pinned()
         for name in sorted(pinned):
             try:
@@ -187,7 +187,9 @@ class ContentsTest(absltest.TestCase):
         }
         self.assertEqual(modules - self.files, set())
 
-    def test_holds_the_bundled_data_with_its_terms_and_the_report_s_style(self):
+    def test_holds_the_bundled_data_with_its_terms_and_the_report_template(
+        self,
+    ):
         data = {file for file in self.files if not file.endswith(".py")}
         self.assertEqual(
             data,
@@ -209,7 +211,7 @@ class ContentsTest(absltest.TestCase):
 
 class RepositoryTest(absltest.TestCase):
     def test_names_no_registry_host_and_no_private_path(self):
-        """What is in the repository works on any machine."""
+        """The contents of the repository work on any machine."""
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True
         )

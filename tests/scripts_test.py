@@ -1,4 +1,4 @@
-"""The set-up scripts, run with a stand-in for Python that installs nothing."""
+"""The setup scripts, run with a stand-in for Python that installs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Answers what the scripts ask of Python and notes each call in a file.
+# Answers the scripts' probes of Python and records each call in a file.
 STAND_IN = """#!/bin/bash
 case "$*" in
   "-c import sys"* | "-c import ensurepip"*) exit "${PROBE_STATUS-0}" ;;
@@ -45,7 +45,7 @@ class ScriptsTest(parameterized.TestCase):
         python.chmod(0o755)
 
     def run_script(self, name, *arguments, **environment):
-        """Returns the finished process and the calls that it made."""
+        """Returns the finished process and the calls it made."""
         self.calls.write_text("")
         process = subprocess.run(
             [self.checkout / "scripts" / name, *arguments],
@@ -64,10 +64,12 @@ class ScriptsTest(parameterized.TestCase):
     def state(self):
         return (self.checkout / ".venv" / "recsys-state").read_text()
 
-    def test_test_makes_the_environment_once(self):
+    def test_test_creates_the_environment_once(self):
         process, calls = self.run_script("test", "-k", "name")
         self.assertEqual(process.returncode, 0, process.stderr)
-        self.assertStartsWith(process.stderr, "Making an environment in .venv")
+        self.assertStartsWith(
+            process.stderr, "Creating an environment in .venv"
+        )
         self.assertEqual(calls[0], f"-m venv {self.checkout / '.venv'}")
         self.assertLen([call for call in calls if "-m pip" in call], 2)
         self.assertEndsWith(calls[2], f"{self.checkout}[lint,test]")
@@ -88,45 +90,45 @@ class ScriptsTest(parameterized.TestCase):
         )
         self.assertNotIn("pip speaks", process.stdout + process.stderr)
 
-    def test_quickstart_uses_the_environment_of_the_tests(self):
+    def test_quickstart_reuses_the_environment_of_the_tests(self):
         self.run_script("test")
         _, calls = self.run_script("quickstart")
         self.assertLen(calls, 3)
         _, calls = self.run_script("test")
         self.assertEqual(calls, ["-m pytest"])
 
-    def test_tests_add_to_the_environment_of_quickstart(self):
+    def test_tests_extend_the_environment_of_quickstart(self):
         self.run_script("quickstart")
         process, calls = self.run_script("test")
-        self.assertStartsWith(process.stderr, "Bringing the environment")
+        self.assertStartsWith(process.stderr, "Updating the environment")
         self.assertLen(calls, 3)
 
     @parameterized.parameters("setup.cfg", "pyproject.toml", "constraints.txt")
-    def test_changed_file_brings_the_environment_up_to_date(self, name):
+    def test_a_changed_file_updates_the_environment(self, name):
         self.run_script("test")
         with (self.checkout / name).open("a") as file:
             file.write("# changed\n")
         process, calls = self.run_script("test")
-        self.assertStartsWith(process.stderr, "Bringing the environment")
+        self.assertStartsWith(process.stderr, "Updating the environment")
         self.assertLen(calls, 3)
 
-    def test_killed_installation_is_made_again(self):
+    def test_a_killed_installation_is_redone(self):
         process, _ = self.run_script("test", KILL_AT_PIP="1")
         self.assertNotEqual(process.returncode, 0)
         self.assertEqual(self.state(), "installing\n")
         process, calls = self.run_script("test")
-        self.assertIn("incomplete: making it again", process.stderr)
+        self.assertIn("incomplete; creating it again", process.stderr)
         self.assertStartsWith(calls[0], "-m venv")
         self.assertEqual(calls[-1], "-m pytest")
 
-    def test_environment_without_its_python_is_made_again(self):
+    def test_an_environment_without_its_python_is_recreated(self):
         self.run_script("test")
         (self.checkout / ".venv" / "bin" / "python").unlink()
         process, calls = self.run_script("test")
-        self.assertIn("incomplete: making it again", process.stderr)
+        self.assertIn("incomplete; creating it again", process.stderr)
         self.assertEqual(calls[-1], "-m pytest")
 
-    def test_failed_pip_is_shown_and_tried_again(self):
+    def test_a_failure_of_pip_is_shown_and_retried(self):
         process, calls = self.run_script("test", PIP_STATUS="1")
         self.assertEqual(process.returncode, 1)
         self.assertIn("pip speaks", process.stderr)
@@ -135,7 +137,7 @@ class ScriptsTest(parameterized.TestCase):
         process, calls = self.run_script("test")
         self.assertEqual(calls[-1], "-m pytest")
 
-    def test_failed_update_keeps_the_environment(self):
+    def test_a_failed_update_keeps_the_environment(self):
         self.run_script("test")
         before = self.state()
         with (self.checkout / "setup.cfg").open("a") as file:
@@ -145,7 +147,7 @@ class ScriptsTest(parameterized.TestCase):
         self.assertEqual(self.state(), before)
 
     @parameterized.parameters("quickstart", "test", "lint")
-    def test_missing_python_is_said(self, name):
+    def test_missing_python_is_reported(self, name):
         for candidate in ("python3", "python"):
             shutil.copy(
                 self.checkout / "tools" / "python3.11",
@@ -153,12 +155,12 @@ class ScriptsTest(parameterized.TestCase):
             )
         process, calls = self.run_script(name, PROBE_STATUS="1")
         self.assertEqual(process.returncode, 1)
-        self.assertStartsWith(process.stderr, "Python 3.11 is needed")
+        self.assertStartsWith(process.stderr, "Python 3.11 is required")
         self.assertEqual(calls, [])
         self.assertFalse((self.checkout / ".venv").exists())
 
     @parameterized.parameters("quickstart", "lint")
-    def test_unknown_argument_is_an_error(self, name):
+    def test_an_unknown_argument_is_an_error(self, name):
         process, calls = self.run_script(name, "--fast")
         self.assertEqual(process.returncode, 1)
         self.assertEndsWith(process.stderr, "Received: --fast\n")
