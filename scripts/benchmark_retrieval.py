@@ -6,11 +6,11 @@ Run it from the checkout, on an otherwise idle machine, with the extra
     python scripts/benchmark_retrieval.py
     python scripts/benchmark_retrieval.py --candidates=10000000
 
-The candidates are synthetic: clusters of normal vectors, the same at every
+The candidates are synthetic: clusters of normal vectors, the same in every
 run; queries are from the same clusters. Exact search and faiss take turns, so
-that both meet the same machine, and their lists are compared; times are the
-medians. The recall of ScaNN is against the exact lists, its time is that of a
-query in a batch of 1,000.
+that both see the same machine, and their lists are compared; times are medians.
+The recall of ScaNN is relative to the exact lists, and its time is that of one
+query in a batch of 1,000. OPENBLAS_CORETYPE, if it is set, may slow NumPy down.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     int,
     "threads",
-    "Threads of all three, and cores. Default: all that the process has.",
+    "Threads, and cores, of all three. Default: all that the process has.",
     group="Run",
 )
 COMMAND.add_flag(
@@ -90,7 +90,7 @@ def main(values: dict[str, Any]) -> int:
             raise InputError(
                 f"--candidates must be at least 1000. Received: {size}"
             )
-    # Before any of them starts its threads: each takes one for every core.
+    # Before any of them starts its threads, one for every core.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     try:
         import faiss  # noqa: F401
@@ -126,12 +126,12 @@ def _clusters(num_candidates: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `[num_candidates, dim]` candidates and `[1000, dim]` queries."""
     rng = np.random.default_rng(0)
     num_clusters = max(num_candidates // _CANDIDATES_PER_CLUSTER, 1)
-    centres = rng.standard_normal((num_clusters, dim), np.float32)
+    centers = rng.standard_normal((num_clusters, dim), np.float32)
 
     def draw(num: int) -> np.ndarray:
         vectors = rng.standard_normal((num, dim), np.float32)
         vectors *= 0.5
-        vectors += centres[rng.integers(num_clusters, size=num)]
+        vectors += centers[rng.integers(num_clusters, size=num)]
         return vectors
 
     return draw(num_candidates), draw(max(_BATCH_SIZES))
@@ -140,7 +140,7 @@ def _clusters(num_candidates: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 def _measure_exact(
     candidates: np.ndarray, queries: np.ndarray, repeats: int
 ) -> list[dict[str, float]]:
-    """Compares with faiss, which takes turns."""
+    """Compares exact search with faiss, in turns."""
     import faiss
 
     from recsys.retrieval import ExactIndex
@@ -179,7 +179,7 @@ def _measure_exact(
 def _measure_scann(
     candidates: np.ndarray, queries: np.ndarray, repeats: int
 ) -> dict[str, float]:
-    """Measures recall against the exact lists, and time."""
+    """Measures the recall relative to the exact lists, and the time."""
     from recsys.retrieval import ExactIndex, ScannIndex
 
     identifiers = np.arange(len(candidates))

@@ -1,4 +1,4 @@
-"""Writes random histories over a model's items, to time batch recommend with.
+"""Writes random histories of a model's items, to time batch recommendations.
 
     python scripts/make_histories.py --workdir=runs/movielens-small \
         --num_histories=50000 --output=histories.jsonl
@@ -6,8 +6,8 @@
         --histories=histories.jsonl --output=recommended.jsonl
 
 The lengths are log-normal with a median of 67 and a mean of about 105, like
-those of MovieLens; the items are drawn evenly. The second command says how many
-histories it answered in a second.
+those of MovieLens; the items are drawn uniformly. The second command prints how
+many histories it answered per second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHORTEST, _LONGEST = 5, 1500
 
 COMMAND = Command(
     "make_histories",
-    "Writes random histories over a model's items, the same at every run.",
+    "Writes random histories of a model's items, the same in every run.",
     [
         "scripts/make_histories.py --workdir=runs/movielens-small \\\n"
         "      --num_histories=50000 --output=histories.jsonl"
