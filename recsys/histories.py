@@ -337,7 +337,7 @@ def _open_output(path: pathlib.Path) -> Iterator[IO[str]]:
             yield out
         return
     with (
-        files.atomic_path(path) as temporary,
+        files.atomic_path(path.resolve()) as temporary,  # A link stays one.
         temporary.open("w", encoding="utf-8") as out,
     ):
         yield out

@@ -533,7 +533,7 @@ class RestTest(absltest.TestCase):
 
 
 class OtherModelsTest(parameterized.TestCase):
-    """Each is compared with the model by the check of the export itself."""
+    """Models that the export itself compares with its formats."""
 
     def setUp(self):
         super().setUp()
@@ -564,6 +564,19 @@ class OtherModelsTest(parameterized.TestCase):
         np.testing.assert_allclose(
             got["embedding"].numpy(), table[2:4] + rows, rtol=1e-6
         )
+
+    def test_features_of_the_history_on_a_device(self):
+        features = recsys.ItemFeatures(
+            NUM_ITEMS + 2, DIM, num_values=3, values_per_item=2
+        )
+        rng = np.random.default_rng(0)
+        features.set_features(
+            rng.integers(3, size=(NUM_ITEMS, 2)), rng.random((NUM_ITEMS, 2))
+        )
+        formats.write_export(
+            make_recommender(features=features), self.folder / "out", ["litert"]
+        )
+        self.assertTrue((self.folder / "out/litert/recommend.tflite").exists())
 
     def test_a_recurrent_encoder_on_a_device(self):
         formats.write_export(
@@ -599,7 +612,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertLen(result[2].splitlines(), 1)
         self.assertRegex(result[2], message)
 
-    def test_a_format_that_answers_otherwise_leaves_nothing(self):
+    def test_a_format_with_other_answers_leaves_nothing(self):
         original = saved_model.ServedModel._vectors
         with mock.patch.object(
             saved_model.ServedModel,
@@ -666,7 +679,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(self.run_export(formats="parquet")[0], 0)
         self.assertFalse((self.output / "numpy").exists())
 
-    def test_another_program_s_export_json_is_not_ours(self):
+    def test_the_export_json_of_another_program_is_not_ours(self):
         self.output.mkdir(parents=True)
         for text in ('{"tool": "another"}', "[]", "no JSON", "[" * 100_000):
             (self.output / "export.json").write_text(text)
@@ -716,7 +729,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(self.run_export()[0], 0)
         self.assertEqual(list(self.output.parent.iterdir()), [self.output])
 
-    def test_somebody_s_folder_is_not_replaced(self):
+    def test_a_foreign_folder_is_not_replaced(self):
         self.output.mkdir(parents=True)
         (self.output / "thesis.tex").write_text("years of work")
         self.assert_fails(self.run_export(), 2, "--output must be a new or")

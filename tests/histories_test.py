@@ -208,6 +208,12 @@ class RecommendFileTest(parameterized.TestCase):
         self.assertEqual(self.output.read_text(), "before")
         self.assertCountEqual(os.listdir(self.folder), ["histories", "output"])
 
+    def test_a_link_stays_a_link(self):
+        self.output.symlink_to(self.folder / "target")
+        self.recommend("a\n", 1)
+        self.assertTrue(self.output.is_symlink())
+        self.assertStartsWith((self.folder / "target").read_text(), "{")
+
     def test_into_a_pipe(self):
         os.mkfifo(self.output)
         answers = []

@@ -8,9 +8,10 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
+from commands import run
 
 import recsys
-from recsys import files
+from recsys import files, recommend
 from recsys import recommender as recommender_lib
 from recsys.config import TrainConfig
 from recsys.data import pipeline
@@ -347,8 +348,8 @@ class LoadTest(parameterized.TestCase):
             pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         )
 
-    def _write(self) -> Recommender:
-        model, vocabulary = _model(), _vocabulary()
+    def _write(self, vocabulary: Vocabulary | None = None) -> Recommender:
+        model, vocabulary = _model(), vocabulary or _vocabulary()
         files.write_json(
             self.workdir.config, TrainConfig(max_history_length=4).to_dict()
         )
@@ -389,6 +390,45 @@ class LoadTest(parameterized.TestCase):
                 InputError, "model.keras: expected finite weights. Received: "
             ):
                 recsys.load(self.workdir.path)
+
+    def test_recommending_with_weights_that_are_not_finite(self):
+        saved = self._write()
+        saved.model.variables[0].assign(np.full((8, 3), np.nan))
+        saved.model.save(self.workdir.model)
+        flag = f"--workdir={self.workdir.path}"
+        histories = self.workdir.path / "histories"
+        histories.write_text("10\n")
+        output = self.workdir.path / "output"
+        for arguments in (
+            ["--history=10"],
+            ["--similar_to=10"],
+            [f"--histories={histories}", f"--output={output}"],
+        ):
+            code, out, err = run(recommend, flag, *arguments)
+            self.assertEqual((code, out), (2, ""))
+            self.assertLen(err.splitlines(), 1)
+            self.assertIn("model.keras: expected finite weights", err)
+        self.assertFalse(output.exists())
+
+    def test_titles_and_ids_cannot_control_the_terminal(self):
+        ids = ["10", "20", "30", "40", "50", "6\x9b2J\n"]
+        titles = [f"\x1b]0;owned\x07\xa0film\u202e {i}" for i in ids]
+        self._write(
+            Vocabulary(ids, pa.table({"item_id": ids, "title": titles}))
+        )
+        for arguments in (
+            ["--history=10", "--explain"],
+            ["--similar_to=10"],
+            ["--history="],
+        ):
+            code, out, err = run(
+                recommend, f"--workdir={self.workdir.path}", *arguments
+            )
+            self.assertEqual((code, err), (0, ""))
+            for character in "\x1b\x07\u202e\x9b":
+                self.assertNotIn(character, out)
+            self.assertIn(r"\x1b]0;owned\x07" + "\xa0film" + r"\u202e", out)
+            self.assertIn(r"id 6\x9b2J\n", out)
 
     def test_a_missing_vocabulary(self):
         self._write()

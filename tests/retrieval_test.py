@@ -133,8 +133,7 @@ class ExactTopKTest(parameterized.TestCase):
 
     @parameterized.parameters(False, True)
     def test_many_chunks(self, rising):
-        # Of rising scores every one is better than all before: the most that
-        # is ever kept.
+        # Of rising scores, each is better than all before: the most is kept.
         rng = np.random.default_rng(0)
         candidates = _whole_numbers(rng, (1003, 4), 3)
         if rising:
@@ -199,7 +198,7 @@ class ExactIndexTest(parameterized.TestCase):
             result.identifiers.tolist(), [["c", "e"], ["b", "c"], ["b", "e"]]
         )
 
-    def test_fewer_than_k_are_left_and_it_is_said(self):
+    def test_lists_are_shorter_where_fewer_are_left(self):
         result = self.index.top_k(
             [[1, 0], [1, 0]], 4, exclusions=[["a", "b", "c"], IDS]
         )
@@ -390,8 +389,8 @@ class ScannIndexTest(parameterized.TestCase):
         self.assertEqual(got.counts.tolist(), [3000, 3000])
         self.assertEqual(got.scores.shape, (2, 3000))
 
-    def test_searches_again_where_the_partitions_hold_too_little(self):
-        # Nothing near the query is allowed: its partitions hold none.
+    def test_searches_again_if_the_partitions_hold_too_few(self):
+        # Nothing near the query is allowed, so its partitions hold nothing.
         mask = self.vectors @ self.queries[0] < 0
         with mock.patch.object(scann, "_LARGEST_FETCH", 1.0):
             got = self.index.top_k(self.queries[:1], 300, mask=mask)
@@ -443,7 +442,7 @@ class ScannIndexTest(parameterized.TestCase):
 
 
 class WithoutScannTest(absltest.TestCase):
-    def test_says_how_to_install_it(self):
+    def test_the_error_says_how_to_install_it(self):
         with (
             mock.patch.dict("sys.modules", {"scann": None}),
             mock.patch.dict("sys.modules", {"scann.scann_ops.py": None}),
