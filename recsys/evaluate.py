@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import recsys
 from recsys.command_line import (
@@ -18,6 +18,9 @@ from recsys.command_line import (
 )
 from recsys.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
 from recsys.errors import InputError
+
+if TYPE_CHECKING:
+    from recsys.data.prepare import PreparedData
 
 COMMAND = Command(
     "recsys.evaluate",
@@ -103,6 +106,17 @@ COMMAND.add_flag(
 )
 
 
+# Flags that do not change the results.
+_HARMLESS = (
+    "workdir",
+    "audit",
+    "slices",
+    "again",
+    "report",
+    "write_rankings",
+)
+
+
 def main(values: dict[str, Any]) -> int:
     """Evaluates a stored model, prints the table and writes metrics.json.
 
@@ -128,15 +142,11 @@ def main(values: dict[str, Any]) -> int:
         names = [n.strip() for n in values["baselines"].split(",") if n.strip()]
     comparison.check_baselines(names)
     _check_protocol(values["protocol"])
-    rival, report, lists = (
-        None if values[name] is None else pathlib.Path(values[name])
-        for name in ("compare", "report", "write_rankings")
-    )
-    if rival is not None:
+    if rival := _path(values, "compare"):
         run.check_rival(rival, config)
-    if report is not None:
+    if report := _path(values, "report"):
         run.check_report(report)
-    if lists is not None:
+    if lists := _path(values, "write_rankings"):
         _check_lists(lists)
     asked = run.evaluation_data(
         config,
@@ -144,11 +154,8 @@ def main(values: dict[str, Any]) -> int:
         given_fields(values),
         values["protocol"],
     )
-    if values["audit"]:
-        found = recsys.evaluation.audit(asked.data.split)
-        print(f"{found}\n", flush=True)
-        if not found.passed:
-            return EXIT_FAILED
+    if values["audit"] and not _audit(asked.data):
+        return EXIT_FAILED
     load_tensorflow()
     results = run.evaluate_workdir(
         folder,
@@ -160,22 +167,32 @@ def main(values: dict[str, Any]) -> int:
         rival=rival,
     )
     print(results.text(slices=values["slices"]))
-    harmless = (
-        "workdir",
-        "audit",
-        "slices",
-        "again",
-        "report",
-        "write_rankings",
-    )
     results.write_metrics(
-        {n: v for n, v in values.items() if v and n not in harmless}
+        {n: v for n, v in values.items() if v and n not in _HARMLESS}
     )
-    if lists is not None:
+    if lists:
         results.write_rankings(lists)
-    if report is not None:
+    if report:
         print(f"\nThe report is in {results.write_report(report)}.")
     return 0
+
+
+def _path(values: dict[str, Any], name: str) -> pathlib.Path | None:
+    """Returns the path that a flag names.
+
+    Raises:
+        InputError: It is empty.
+    """
+    if values[name] == "":
+        raise InputError(f"--{name} must name a path. Received: ''")
+    return None if values[name] is None else pathlib.Path(values[name])
+
+
+def _audit(data: PreparedData) -> bool:
+    """Prints the audit of the split and returns whether it passed."""
+    found = recsys.evaluation.audit(data.split)
+    print(f"{found}\n", flush=True)
+    return found.passed
 
 
 def _check_protocol(protocol: str | None) -> None:

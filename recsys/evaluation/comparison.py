@@ -13,7 +13,7 @@ from recsys import baselines as baselines_lib
 from recsys.data.sequences import TrainingSequences
 from recsys.data.splits import Split
 from recsys.errors import InputError
-from recsys.evaluation import Evaluation, Recommender, evaluate, results_table
+from recsys.evaluation import Evaluation, evaluate, results_table
 
 BASELINES: dict[str, Any] = baselines_lib.BASELINES
 DEFAULT_BASELINES = ("popularity", "markov", "ease")
@@ -97,7 +97,7 @@ class Results:
 
 
 def compare_with_baselines(
-    recommender: Recommender,
+    model: Scorer,
     split: Split,
     vocabulary_size: int,
     *,
@@ -109,15 +109,15 @@ def compare_with_baselines(
     """Evaluates a model and baselines fitted to the same training set.
 
     Args:
-        recommender: The model.
-        split: The test queries are asked, or the validation queries where
-            nothing is tested.
+        model: The model.
+        split: The test queries are used, or the validation queries where the
+            split has no test queries.
         vocabulary_size: Rows of the item table.
         baselines: Names in `BASELINES`.
-        tune_all: Whether the settings of every baseline that has a grid in
-            `recsys.baselines.GRIDS` are chosen on the validation queries, not
+        tune_all: Whether to choose the settings of every baseline that has a
+            grid in `recsys.baselines.GRIDS` on the validation queries, not
             only those of `IMPLICIT_BASELINES`.
-        exclude_history: Whether items of a query's history are left out of
+        exclude_history: Whether items of a query's history are excluded from
             its candidates.
         lists: Whether the model's evaluation holds its lists.
 
@@ -130,16 +130,10 @@ def compare_with_baselines(
     """
     check_baselines(baselines)
     queries, part = split.reported
-
-    def measure(one: Recommender, with_lists: bool) -> Evaluation:
-        return evaluate(
-            one,
-            queries,
-            protocol=split.protocol,
-            exclude_history=exclude_history,
-            lists=with_lists,
-        )
-
+    options: dict[str, Any] = {
+        "protocol": split.protocol,
+        "exclude_history": exclude_history,
+    }
     measured = {}
     skipped = {}
     tuned = {}
@@ -148,24 +142,34 @@ def compare_with_baselines(
         if reason is not None:
             skipped[name] = reason
             continue
-        baseline = BASELINES[name]
-        grid = baselines_lib.GRIDS.get(baseline)
-        if grid and (tune_all or name in IMPLICIT_BASELINES):
-            tuned[name] = baselines_lib.tune(
-                baseline.fit,
-                split.train.read_all(),
-                vocabulary_size,
-                split.validation,
-                grid,
-                protocol=split.protocol,
-                exclude_history=exclude_history,
-            )
-            fitted = tuned[name].recommender
+        found = None
+        if tune_all or name in IMPLICIT_BASELINES:
+            found = _tune(name, split, vocabulary_size, options)
+        if found is None:
+            fitted = BASELINES[name].fit(split.train, vocabulary_size)
         else:
-            fitted = baseline.fit(split.train, vocabulary_size)
-        measured[name] = measure(fitted, with_lists=False)
-    model = measure(recommender, with_lists=lists)
-    return Results(model, measured, skipped, part, tuned=tuned)
+            tuned[name], fitted = found, found.recommender
+        measured[name] = evaluate(fitted, queries, lists=False, **options)
+    evaluation = evaluate(model, queries, lists=lists, **options)
+    return Results(evaluation, measured, skipped, part, tuned=tuned)
+
+
+def _tune(
+    name: str, split: Split, vocabulary_size: int, options: dict[str, Any]
+) -> baselines_lib.Tuned | None:
+    """Tunes a baseline on the validation queries; None if it has no grid."""
+    baseline = BASELINES[name]
+    grid = baselines_lib.GRIDS.get(baseline)
+    if not grid:
+        return None
+    return baselines_lib.tune(
+        baseline.fit,
+        split.train.read_all(),
+        vocabulary_size,
+        split.validation,
+        grid,
+        **options,
+    )
 
 
 def check_baselines(names: Collection[str]) -> None:
@@ -184,8 +188,8 @@ def check_baselines(names: Collection[str]) -> None:
     for name in names:
         if name in IMPLICIT_BASELINES and not _has_implicit():
             raise InputError(
-                f"--baselines={name} needs the extra [baselines] (pip install "
-                "'recsys[baselines]'). Received: no package `implicit`"
+                f"--baselines={name} needs the extra [baselines] (from "
+                "a checkout: pip install '.[baselines]'). Received: no package `implicit`"
             )
 
 

@@ -495,56 +495,61 @@ def evaluate_workdir(
     Raises:
         InputError: A rankings file or a workdir cannot be used.
     """
-    data = asked.data
-    split = data.split
-    options: dict[str, Any] = {
-        "protocol": split.protocol,
-        "exclude_history": config.excludes_history,
-    }
-
-    def read(path: pathlib.Path) -> Evaluation:
-        queries, _ = split.reported
-        return read_rankings(path, queries, data.vocabulary, **options)
-
+    data, excludes = asked.data, config.excludes_history
     # Files are read first: their errors are reported before the slow part.
-    others = [read(path) for path in rankings]
-    compared = None
+    others = [_read_lists(path, data, excludes) for path in rankings]
     if rival is not None and not rival.is_dir():
-        compared = read(rival)
+        others.append(_read_lists(rival, data, excludes))
     recommender = _load(folder.path, data.vocabulary)
     results = compare_with_baselines(
         recommender,
-        split,
+        data.split,
         data.vocabulary.size,
         baselines=baselines,
         tune_all=tune_baselines,
-        exclude_history=config.excludes_history,
+        exclude_history=excludes,
         lists=True,
     )
-    if rival is not None and compared is None:
-        compared = dataclasses.replace(
-            evaluate(
-                _load(rival, data.vocabulary), split.reported[0], **options
-            ),
-            name=str(rival),
-        )
-    comparison: dict[str, Comparison] = {}
-    if compared is not None:
-        others.append(compared)
-        metrics = [parse_metric(name) for name in TABLE_METRICS]
-        comparison = compare(results.model, compared, metrics)
-    return EvaluationRun(
+    if rival is not None and rival.is_dir():
+        others.append(_measure_rival(rival, data, excludes))
+    is_other = isinstance(recommender, OtherCatalog)
+    run = EvaluationRun(
         folder,
         config,
         data,
         dataclasses.replace(results, others=tuple(others)),
         asked.notes,
-        None
-        if isinstance(recommender, OtherCatalog)
-        else recommender.item_vectors(),
+        None if is_other else recommender.item_vectors(),
         rival,
-        comparison,
     )
+    if rival is not None:
+        metrics = [parse_metric(name) for name in TABLE_METRICS]
+        run.comparison = compare(results.model, others[-1], metrics)
+    return run
+
+
+def _read_lists(
+    path: pathlib.Path, data: PreparedData, exclude_history: bool
+) -> Evaluation:
+    return read_rankings(
+        path,
+        data.split.reported[0],
+        data.vocabulary,
+        protocol=data.split.protocol,
+        exclude_history=exclude_history,
+    )
+
+
+def _measure_rival(
+    workdir: pathlib.Path, data: PreparedData, exclude_history: bool
+) -> Evaluation:
+    found = evaluate(
+        _load(workdir, data.vocabulary),
+        data.split.reported[0],
+        protocol=data.split.protocol,
+        exclude_history=exclude_history,
+    )
+    return dataclasses.replace(found, name=str(workdir))
 
 
 def _load(workdir: pathlib.Path, vocabulary: Vocabulary) -> Any:
