@@ -13,7 +13,7 @@ from recsys import baselines as baselines_lib
 from recsys.data.sequences import TrainingSequences
 from recsys.data.splits import Split
 from recsys.errors import InputError
-from recsys.evaluation import Evaluation, evaluate, results_table
+from recsys.evaluation import Evaluation, Scorer, evaluate, results_table
 
 BASELINES: dict[str, Any] = baselines_lib.BASELINES
 DEFAULT_BASELINES = ("popularity", "markov", "ease")
@@ -189,7 +189,8 @@ def check_baselines(names: Collection[str]) -> None:
         if name in IMPLICIT_BASELINES and not _has_implicit():
             raise InputError(
                 f"--baselines={name} needs the extra [baselines] (from "
-                "a checkout: pip install '.[baselines]'). Received: no package `implicit`"
+                "a checkout: pip install '.[baselines]'). Received: no "
+                "package `implicit`"
             )
 
 
