@@ -125,7 +125,7 @@ class FilterInteractionsTest(parameterized.TestCase):
         )
         self.assertEqual(_rows(kept), rows[:4])
 
-    def test_ids_are_in_order_of_first_appearance_again(self):
+    def test_ids_are_renumbered_by_first_appearance(self):
         rows = [("u", "a", 2, 1.0), ("v", "b", 1, 5.0), ("u", "a", 3, 5.0)]
         kept = filter_interactions(_log(rows), min_rating=5)
         self.assertEqual(kept.user_ids.tolist(), ["v", "u"])

@@ -76,7 +76,7 @@ class ParseColumnsTest(parameterized.TestCase):
             ],
         ),
     )
-    def test_what_is_written(self, text, expected):
+    def test_parse_columns(self, text, expected):
         self.assertEqual(
             parse_columns(text, ITEMS),
             [FeatureColumn(*fields) for fields in expected],
@@ -91,11 +91,11 @@ class ParseColumnsTest(parameterized.TestCase):
         ("brand,brand", "each column once. Received: 'brand,brand'$"),
         (",", "at least one column. Received: ','"),
     )
-    def test_mistakes(self, text, message):
+    def test_parse_columns_errors(self, text, message):
         with self.assertRaisesRegex(InputError, message):
             parse_columns(text, ITEMS)
 
-    def test_auto_without_anything_to_go_by(self):
+    def test_auto_without_usable_columns(self):
         with self.assertRaisesRegex(
             InputError, "at least one column. Received: 'auto' .* of item_id$"
         ):
@@ -111,7 +111,7 @@ class ParseColumnsTest(parameterized.TestCase):
         ),
         ({"title": ["Alien", None], "year": [None, 3]}, ["year", "title"]),
     )
-    def test_auto_passes_over_what_tells_nothing(self, columns, expected):
+    def test_auto_skips_columns_without_values(self, columns, expected):
         found = parse_columns("auto", pa.table(columns))
         self.assertEqual([column.name for column in found], expected)
 
@@ -134,7 +134,7 @@ class ParseColumnsTest(parameterized.TestCase):
 
 
 class ItemEncoderTest(parameterized.TestCase):
-    def test_values_that_too_few_items_have_are_left_out(self):
+    def test_rare_values_are_dropped(self):
         encoder, encoded = encode("genres,brand")
         # "War" and "A" occur twice, "Drama" and "B" once.
         self.assertEqual(encoder.names, ["", "genres=War", "brand=A"])
@@ -159,7 +159,7 @@ class ItemEncoderTest(parameterized.TestCase):
         self.assertEqual(encoded.values.shape, (4, 2))
         self.assertEqual(encoded.vectors.shape, (4, 0))
 
-    def test_numbers_lie_between_knots(self):
+    def test_numbers_interpolate_between_knots(self):
         fit_on = pa.table({"price": [0.0, 10.0]})
         encoder = ItemEncoder.fit(fit_on, parse_columns("price", fit_on))
         # Quantiles of two numbers are a line: 16 knots, 2/3 apart.
@@ -173,7 +173,7 @@ class ItemEncoderTest(parameterized.TestCase):
         # Beyond the knots: at the last.
         self.assertEqual(encoded[2:], [{"price=0": 1}, {"price=10": 1}, {}])
 
-    def test_one_number_only(self):
+    def test_a_single_number(self):
         encoder, encoded = encode("n", *[pa.table({"n": [5, 5, None]})] * 2)
         self.assertEqual(named(encoder, encoded), [{"n=5": 1}, {"n=5": 1}, {}])
 
@@ -192,7 +192,7 @@ class ItemEncoderTest(parameterized.TestCase):
             named(encoder, encoded), [{"day=0": 1}, {"day=100": 1}]
         )
 
-    def test_whole_numbers_that_no_float_holds(self):
+    def test_integers_beyond_the_precision_of_floats(self):
         items = pa.table({"n": [2**53 + 1, None]})
         encoder, encoded = encode("n", items, items)
         self.assertEqual(named(encoder, encoded), [{"n=9.0072e+15": 1}, {}])
@@ -209,7 +209,7 @@ class ItemEncoderTest(parameterized.TestCase):
         both = {"tags=a": 0.7071, "tags=b": 0.7071}
         self.assertEqual(named(encoder, encoded), [both, {}, both])
 
-    def test_vectors_that_are_not_finite_are_unknown(self):
+    def test_vectors_that_are_not_finite_are_missing(self):
         items = pa.table(
             {"x": [[1.0, 5.0], [np.nan, 7.0], [np.inf, 0.0], [3.0, 5.0]]}
         )
@@ -219,12 +219,12 @@ class ItemEncoderTest(parameterized.TestCase):
             encoded.vectors, [[-1, 0], [0, 0], [0, 0], [1, 0]]
         )
 
-    def test_vectors_of_nothing_but_nan(self):
+    def test_vectors_of_nan_only(self):
         items = pa.table({"x": [[np.nan, np.nan], [np.nan, 1.0]]})
-        with self.assertRaisesRegex(InputError, "tell items apart"):
+        with self.assertRaisesRegex(InputError, "that several items share"):
             encode("x", items, items)
 
-    def test_vectors_are_centred_and_scaled(self):
+    def test_vectors_are_centered_and_scaled(self):
         encoder, encoded = encode("image")
         # Mean (1, 1); squared lengths 1, 1 and 2 around it, 4/3 on average.
         scale = np.sqrt(4 / 3)
@@ -255,7 +255,7 @@ class ItemEncoderTest(parameterized.TestCase):
             [{"title=toy": 0.7071, "title=story": 0.7071}],
         )
 
-    def test_many_values_of_one_item_are_cut(self):
+    def test_values_of_an_item_are_limited(self):
         tags = "|".join(f"t{i:03}" for i in range(MAX_VALUES + 5))
         items = pa.table({"tags": [tags, tags]})
         encoder, encoded = encode("tags:multi", items, items)
@@ -292,9 +292,9 @@ class ItemEncoderTest(parameterized.TestCase):
         ("brand:numeric", "kind `numeric`.*Received: a column of string$"),
         ("image:categorical", "kind `categorical`.*a column of list<"),
         ("brand:vector", "kind `vector`.*a column of string$"),
-        ("tags:categorical", "tell items apart.*enough of 4 items have$"),
+        ("tags:categorical", "several items share.*none among 4 items$"),
     )
-    def test_columns_that_do_not_fit(self, text, message):
+    def test_columns_of_wrong_types(self, text, message):
         with self.assertRaisesRegex(InputError, message):
             encode(text)
 

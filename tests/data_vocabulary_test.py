@@ -75,7 +75,7 @@ class VocabularyTest(parameterized.TestCase):
         self.assertIsNone(Vocabulary(["a"]).titles)
 
     @parameterized.parameters("item_ids", "titles")
-    def test_arrays_cannot_be_written(self, name: str):
+    def test_arrays_are_read_only(self, name: str):
         with self.assertRaisesRegex(ValueError, "read-only"):
             getattr(_films(), name)[0] = "other"
 
@@ -109,7 +109,7 @@ class VocabularyTest(parameterized.TestCase):
         ):
             vocabulary.encode(["x", "a", "b"], strict=True)
 
-    def test_half_a_pair_of_surrogates_is_no_id(self):
+    def test_unpaired_surrogates_are_an_error(self):
         # What Python makes of bytes of the command line that are no UTF-8.
         text = "caf\udce9"
         for ids in ([text], np.array([text]), np.array([text], object)):
@@ -119,7 +119,7 @@ class VocabularyTest(parameterized.TestCase):
             _films().find(text)
 
     @parameterized.parameters(([1.5],), ([b"x"],), ([["x", None]],))
-    def test_encode_wants_strings(self, ids):
+    def test_encode_takes_strings(self, ids):
         with self.assertRaisesRegex(TypeError, "`ids` must be strings"):
             _films().encode(ids)
 
@@ -130,13 +130,13 @@ class VocabularyTest(parameterized.TestCase):
         self.assertEqual(_films().decode([]).shape, (0,))
 
     @parameterized.parameters(0, 1, 6, -1)
-    def test_decode_rejects_what_is_no_item(self, index: int):
+    def test_decode_rejects_other_indices(self, index: int):
         with self.assertRaisesRegex(
             ValueError, f"`indices` must be from 2 to 5. Received: {index}$"
         ):
             _films().decode([2, index])
 
-    def test_decode_wants_integers(self):
+    def test_decode_takes_integers(self):
         with self.assertRaisesRegex(TypeError, "float64$"):
             _films().decode([2.0])
 
@@ -204,7 +204,7 @@ class FindTest(parameterized.TestCase):
         ):
             self.vocabulary.find("The Matrx")
 
-    def test_nothing_close(self):
+    def test_no_similar_title(self):
         with self.assertRaisesRegex(
             InputError, "named by its id or title. Received: 'zzzzzz'$"
         ):

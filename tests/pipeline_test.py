@@ -86,7 +86,7 @@ class TrainDatasetTest(parameterized.TestCase):
                 users = _user_of(sequences, np.append(real, targets.max()))
                 self.assertLen(set(users.tolist()), 1)
 
-    def test_context_fills_rows_but_is_not_learned_twice(self):
+    def test_context_is_not_a_target_again(self):
         # One user of 20 with windows of 8: every row but the first holds 8
         # items although the cuts leave the last one fewer targets.
         sequences = _sequences((20,))
@@ -102,7 +102,7 @@ class TrainDatasetTest(parameterized.TestCase):
                     context += np.count_nonzero(targets == 0)
         self.assertGreater(context, 0)
 
-    def test_same_seed_and_epoch_same_batches(self):
+    def test_equal_seed_and_epoch_give_equal_batches(self):
         first, again = (_batches(_sequences(), seed=5, epoch=2) for _ in "ab")
         self.assertEqual(len(first), len(again))
         for one, other in zip(first, again):
@@ -114,7 +114,7 @@ class TrainDatasetTest(parameterized.TestCase):
             )
 
     @parameterized.parameters({"seed": 6, "epoch": 2}, {"seed": 5, "epoch": 3})
-    def test_another_epoch_or_seed_other_batches(self, **other):
+    def test_epochs_and_seeds_differ(self, **other):
         first = _batches(_sequences(), seed=5, epoch=2)
         second = _batches(_sequences(), **other)
         self.assertNotEqual(
@@ -123,7 +123,7 @@ class TrainDatasetTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(1, 4, 1000)
-    def test_entered_at_a_step_the_rest_is_identical(self, step):
+    def test_resuming_at_a_step_gives_the_same_batches(self, step):
         whole = _batches(_sequences(), epoch=1)
         rest = _batches(_sequences(), epoch=1, first_step=step)
         self.assertLen(rest, max(0, len(whole) - step))
@@ -157,7 +157,7 @@ class TrainDatasetTest(parameterized.TestCase):
         self.assertCountEqual(counts, [4, 1])
         self.assertEqual({b["target_ids"].shape for b in batches}, {(4, 1)})
 
-    def test_does_not_wait_for_the_tuning_thread(self):
+    def test_autotune_is_off(self):
         sequences = _sequences()
         plan = pipeline.plan_epoch(
             sequences, max_length=8, positions_per_batch=32, seed=0, epoch=0

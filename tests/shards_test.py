@@ -81,7 +81,7 @@ def asked(queries, vocabulary) -> dict[str, tuple]:
 def assert_same_data(
     test, sharded: PreparedData, whole: PreparedData, same_order: bool = True
 ) -> None:
-    """Checks that shards hold what the way in memory holds."""
+    """Checks that shards equal data prepared in memory."""
     tables = [sharded.vocabulary.items, whole.vocabulary.items]
     if not same_order:
         tables = [table.sort_by("item_id") for table in tables]
@@ -112,7 +112,7 @@ class PreparationTest(parameterized.TestCase):
         ("leave_last_out", {"repeats": "last", "num_shards": 7}),
         ("leave_last_out", {"repeats": "all", "num_shards": 50}),
     )
-    def test_equals_the_way_in_memory(self, split, options):
+    def test_equals_preparation_in_memory(self, split, options):
         whole = prepare_in_memory(
             split=split, repeats=options.get("repeats", "first")
         )
@@ -170,7 +170,7 @@ class PreparationTest(parameterized.TestCase):
         whole = prepare_in_memory("movielens-small")
         assert_same_data(self, sharded, whole)
 
-    def test_asks_as_many_users_as_told(self):
+    def test_number_of_queried_users(self):
         folder = _folder(self)
         some = prepare_folder(folder / "some", num_queries=50)
         every = prepare_folder(folder / "all")
@@ -189,7 +189,7 @@ class PreparationTest(parameterized.TestCase):
             prepare_folder(folder / "out", str(path))
 
     @parameterized.parameters("2020-01-01 10:00:00", "1577836800.5")
-    def test_dates_are_not_compared_with_numbers(self, time):
+    def test_dates_and_numbers_do_not_mix(self, time):
         log = _folder(self)
         (log / "a.csv").write_text(
             f"user,item,timestamp\na,x,{time}\na,y,{time}\n"
@@ -202,7 +202,7 @@ class PreparationTest(parameterized.TestCase):
         ):
             prepare_folder(log / "out", str(log))
 
-    def test_dates_and_fractions_of_a_second_are_one_kind(self):
+    def test_dates_and_fractions_of_a_second_mix(self):
         log = _folder(self)
         (log / "a.csv").write_text(
             "user,item,timestamp\na,x,2020-01-01\na,y,2020-01-03\n"
@@ -226,7 +226,7 @@ class PreparationTest(parameterized.TestCase):
         ):
             prepare_folder(log / "out", str(log))
 
-    def test_items_of_many_blocks_are_kept_once(self):
+    def test_items_of_many_blocks_are_merged(self):
         folder = _folder(self)
         path = folder / "log.csv"
         rows = [f"{row % 99},{row % 5},{row}" for row in range(2_000)]
@@ -251,7 +251,7 @@ class PreparationTest(parameterized.TestCase):
         self.assertGreater(len(kept), 5)
         self.assertLess(max(kept), 30)
 
-    def test_no_rating_is_high_enough(self):
+    def test_min_rating_above_all_ratings(self):
         folder = _folder(self)
         with self.assertRaisesRegex(InputError, "two items"):
             prepare_folder(folder, "movielens-small", min_rating=6.0)
@@ -290,12 +290,12 @@ class ShardedTrainingTest(parameterized.TestCase):
             expected.update(itertools.pairwise(items))
         self.assertEqual(pairs, expected)
 
-    def test_the_plan_counts_the_steps(self):
+    def test_length_of_the_plan(self):
         plan = self._plan(self.train)
         self.assertGreater(len(plan.num_batches), 2)
         self.assertLen(self._batches(self.train), len(plan))
 
-    def test_entered_anywhere_the_rest_is_identical(self):
+    def test_resuming_anywhere_gives_the_same_batches(self):
         every = self._batches(self.train, epoch=1)
         border = self._plan(self.train, 1).num_batches[0]
         for step in (1, border - 1, border, border + 1, len(every) - 1):
@@ -305,7 +305,7 @@ class ShardedTrainingTest(parameterized.TestCase):
                 for name in one:
                     np.testing.assert_array_equal(one[name], other[name])
 
-    def test_groups_are_drawn_anew_for_each_epoch(self):
+    def test_groups_differ_between_epochs(self):
         orders = [
             np.concatenate(self._plan(self.train, epoch).groups).tolist()
             for epoch in range(3)
@@ -315,7 +315,7 @@ class ShardedTrainingTest(parameterized.TestCase):
         self.assertNotEqual(orders[0], orders[1])
         self.assertNotEqual(orders[1], orders[2])
 
-    def test_one_group_reads_no_more_than_it_needs(self):
+    def test_skipped_groups_are_not_read(self):
         plan = self._plan(self.train)
         read = []
 
@@ -330,7 +330,7 @@ class ShardedTrainingTest(parameterized.TestCase):
         list(pipeline.train_dataset(spy, plan, first_step=last))
         self.assertEqual(read, [plan.groups[-1].tolist()])
 
-    def test_one_shard_gives_the_batches_of_memory(self):
+    def test_one_shard_gives_the_batches_of_sequences_in_memory(self):
         folder = _folder(self)
         one = prepare_folder(folder, num_shards=1).split.train
         whole = prepare_in_memory().split.train
@@ -349,7 +349,7 @@ class BuildDataTest(parameterized.TestCase):
         {"min_item_count": 5},
         {"user_column": "user"},
     )
-    def test_a_configuration_must_fit_the_shards(self, **fields):
+    def test_fields_that_contradict_the_shards(self, **fields):
         folder = _folder(self)
         prepare_folder(folder)
         build_data(TrainConfig(data=str(folder)))

@@ -76,7 +76,7 @@ class LeaveLastOutTest(parameterized.TestCase):
             [(2, [3], [4]), (3, [5, 6], [7]), (4, [8, 9, 10], [11])],
         )
 
-    def test_no_target_is_trained_on(self):
+    def test_training_has_no_target(self):
         sequences = _of_lengths(7, 3, 12, 2)
         split = splits.leave_last_out(sequences)
         trained = set(split.train.items.tolist())
@@ -127,7 +127,7 @@ class TemporalTest(parameterized.TestCase):
         self.assertEqual(_queries(split.validation), [(0, [2, 3, 4], [5])])
         self.assertEqual(_queries(split.test), [(0, [2, 3, 4, 5], [6])])
 
-    def test_what_happens_at_the_cutoff_is_not_trained_on(self):
+    def test_training_ends_strictly_before_the_cutoff(self):
         # The 0.8 quantile of ten times is row 8, time 5, which rows 5 to 8
         # share: all of them validate.
         sequences = _sequences(
@@ -163,7 +163,7 @@ class TemporalTest(parameterized.TestCase):
             items[first_test:],
         )
 
-    def test_a_first_interaction_is_no_query(self):
+    def test_a_first_interaction_is_not_a_query(self):
         rows = [(item, item) for item in range(2, 10)]
         sequences = _sequences([*rows, (10, 10)], [(3, 11)], [(4, 12)])
         split = _temporal(sequences, 0.6, 0.8)
@@ -171,7 +171,7 @@ class TemporalTest(parameterized.TestCase):
             for _, history, _ in _queries(queries):
                 self.assertNotEmpty(history)
 
-    def test_at_most_so_many_queries_per_user_the_earliest(self):
+    def test_queries_per_user_keeps_the_earliest(self):
         sequences = _sequences([(item, item) for item in range(2, 22)])
         split = _temporal(sequences, 0.6, 0.8, queries_per_user=2)
         self.assertEqual(
@@ -211,7 +211,7 @@ class TemporalTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "Received: the times 5 and 5"):
             _temporal(sequences)
 
-    def test_no_one_with_a_history_comes_back(self):
+    def test_no_user_has_a_history_and_a_target(self):
         sequences = _sequences(
             *([(item, item)] for item in range(2, 12)),
         )
@@ -242,7 +242,7 @@ class HeldOutUsersTest(parameterized.TestCase):
         self.assertEqual(trained | validation | test, set(range(21)))
 
     @parameterized.parameters((2, 1), (3, 2), (5, 4), (10, 8), (9, 7))
-    def test_folds_in_the_first_part_in_time(self, length, given):
+    def test_the_history_is_the_first_part(self, length, given):
         sequences = _of_lengths(*[length] * 3)
         split = splits.held_out_users(sequences, fold_in=0.8)
         for user, history, targets in _queries(split.test):

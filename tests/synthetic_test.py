@@ -60,7 +60,7 @@ class _TrueProbabilities:
 
 
 class SyntheticTest(parameterized.TestCase):
-    def test_has_as_many_of_all_as_asked(self):
+    def test_sizes(self):
         law = synthetic.SyntheticLog(700, 300, 20_011, seed=3)
         log = law.interactions_in_memory()
         self.assertLen(log, 20_011)
@@ -68,14 +68,14 @@ class SyntheticTest(parameterized.TestCase):
         self.assertLessEqual(len(log.item_ids), 300)
         self.assertGreaterEqual(np.bincount(log.users).min(), 3)
 
-    def test_is_in_order_within_its_three_years(self):
+    def test_is_chronological_within_three_years(self):
         log = synthetic.SyntheticLog(50, 100, 5_000).interactions_in_memory()
         same_user = log.users[1:] == log.users[:-1]
         self.assertTrue((np.diff(log.timestamps)[same_user] >= 0).all())
         self.assertBetween(log.timestamps.min(), _START, _START + _YEARS)
         self.assertBetween(log.timestamps.max(), _START, _START + _YEARS)
 
-    def test_the_seed_alone_decides(self):
+    def test_depends_only_on_the_seed(self):
         one, same, other = (
             synthetic.SyntheticLog(
                 40, 100, 2_000, seed
@@ -85,7 +85,7 @@ class SyntheticTest(parameterized.TestCase):
         np.testing.assert_array_equal(_numbers(one), _numbers(same))
         self.assertFalse(np.array_equal(_numbers(one)[1], _numbers(other)[1]))
 
-    def test_chunks_are_the_log_piece_by_piece(self):
+    def test_chunks_make_up_the_log(self):
         self.enterContext(
             mock.patch.object(synthetic, "_CHUNK_INTERACTIONS", 1_000)
         )
@@ -97,7 +97,7 @@ class SyntheticTest(parameterized.TestCase):
             _numbers(law.interactions_in_memory()),
         )
 
-    def test_items_come_as_often_as_the_law_says(self):
+    def test_item_frequencies_match_the_probabilities(self):
         law = synthetic.SyntheticLog(400, 150, 40_000, seed=5)
         log = law.interactions_in_memory()
         users, items, before = _numbers(log)
@@ -114,7 +114,7 @@ class SyntheticTest(parameterized.TestCase):
         statistic = ((observed - expected) ** 2 / expected).sum()
         self.assertLess(statistic, 149 + 5 * 17)
 
-    def test_popularity_falls_by_a_power_of_the_rank(self):
+    def test_popularity_is_skewed(self):
         log = synthetic.SyntheticLog(
             2_000, 6_400, 200_000
         ).interactions_in_memory()
@@ -122,7 +122,7 @@ class SyntheticTest(parameterized.TestCase):
         top = counts[: len(counts) // 10].sum() / counts.sum()
         self.assertGreater(top, 0.3)
 
-    def test_what_is_popular_moves(self):
+    def test_popularity_drifts(self):
         log = synthetic.SyntheticLog(
             3_000, 12_800, 200_000
         ).interactions_in_memory()
@@ -172,11 +172,11 @@ class SyntheticTest(parameterized.TestCase):
         "synthetic:users=0,items=100,interactions=1000",
         "synthetic:users=10,items=3,interactions=1000",
     )
-    def test_another_description_is_an_error(self, data):
+    def test_invalid_descriptions(self, data):
         with self.assertRaisesRegex(InputError, "synthetic.*Received"):
             sources.read(data)
 
-    def test_columns_have_nothing_to_name(self):
+    def test_column_names_are_an_error(self):
         with self.assertRaisesRegex(InputError, "user_column.*file or folder"):
             sources.read(
                 "synthetic:users=9,items=99,interactions=99", user_column="u"

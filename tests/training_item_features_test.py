@@ -152,7 +152,7 @@ class TrainTest(parameterized.TestCase):
     def test_no_items_file(self):
         # It would be found beside the log.
         (self.folder / "items.csv").unlink()
-        with self.assertRaisesRegex(InputError, "of the items file .*but the"):
+        with self.assertRaisesRegex(InputError, "of the items file .*ids only"):
             build_data(self.config(items_file=None, item_features="genres"))
 
 

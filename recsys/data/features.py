@@ -1,4 +1,4 @@
-"""Columns that describe the items, and their encoding as arrays."""
+"""Item features: columns of an items table, and their encoding as arrays."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from recsys.files import atomic_path
 
 KINDS = ("categorical", "multi", "words", "numeric", "vector")
 DEFAULT_SEPARATOR = "|"
-# What `auto` takes where an items table has it.
+# The columns that `auto` uses if an items table has them.
 _USUAL = ("genres", "year", "title")
 _YEAR_IN_TITLE = r"\((?P<year>\d{4})(?:[-–]\d{0,4})?\)\s*$"
-_NO_WORD = r"[^\p{L}\p{N}]+"
-# A comma divides columns, unless it is the separator of a multi-valued one.
+_BETWEEN_WORDS = r"[^\p{L}\p{N}]+"
+# A comma between columns, not one that is the separator of a multi column.
 _COMMA = re.compile(r"(?<!:multi:),")
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureColumn:
-    """A column of an items table that describes the items.
+    """A column of an items table that is used as an item feature.
 
     Attributes:
-        name: The column. `year` is taken from the end of the titles, as in
-            "Toy Story (1995)", where the table has no such column.
-        kind: "categorical", one value; "multi", several values (a list, or
-            text with separators); "words", the words of a text; "numeric", a
-            number; "vector", numbers that were made elsewhere (a list, or
-            text with blanks or commas between).
-        separator: What stands between the values of a "multi" column of text.
+        name: The column. Without a column `year`, the year is taken from the
+            end of the titles, as in "Toy Story (1995)".
+        kind: "categorical" for a single value; "multi" for several values (a
+            list, or text with separators); "words" for the words of a text;
+            "numeric" for a number; "vector" for an embedding (a list, or text
+            with spaces or commas).
+        separator: The separator of values in a "multi" column of text.
 
     Raises:
-        InputError: The kind is unknown, or the separator empty.
+        InputError: The kind is unknown, or the separator is empty.
     """
 
     name: str
@@ -63,25 +63,24 @@ class FeatureColumn:
 
 
 def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
-    """Reads which columns are features from what a user wrote.
+    """Parses the value of `--item_features`.
 
     Args:
-        text: "auto" (genres, year and title, where the table tells them of
-            any item), or column names with commas between, each with its
-            kind and its separator behind it where these are not what the
-            column's type and name suggest:
+        text: "auto" for those of genres, year and title that have values, or
+            column names separated by commas. A kind and a separator may follow
+            a name; by default the column's type and name decide:
             `genres,year,tags:multi:;,brand:categorical`.
         items: The items table.
 
     Returns:
-        The columns, each once.
+        The columns.
 
     Raises:
-        InputError: A column is missing or there twice, a kind is unknown, or
-            nothing is left.
+        InputError: A column is missing or duplicated, a kind is unknown, or
+            there are no columns.
     """
     if text.strip() == "auto":
-        parts = [name for name in _USUAL if _tells(items, name)]
+        parts = [name for name in _USUAL if _has_values(items, name)]
     else:
         parts = [part.strip() for part in _COMMA.split(text)]
     columns: list[FeatureColumn] = []
@@ -107,17 +106,17 @@ def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
 
 
 def raw_column(items: pa.Table, name: str) -> pa.Array:
-    """Returns a column of an items table as it is.
+    """Returns a column of an items table without conversion.
 
     Args:
         items: The items table.
-        name: A column, or `year`.
+        name: The column, or `year`.
 
     Returns:
         One value per row.
 
     Raises:
-        InputError: There is no such column.
+        InputError: The table has no such column.
     """
     if name in items.column_names:
         return items.column(name).combine_chunks()
@@ -128,7 +127,7 @@ def raw_column(items: pa.Table, name: str) -> pa.Array:
     known = [column for column in items.column_names if column != "item_id"]
     raise InputError(
         "an item feature must be a column of the items file "
-        f"({', '.join(known) or 'which has none but the ids'}). "
+        f"({', '.join(known) or 'which has ids only'}). "
         f"Received: {name!r}"
     )
 
@@ -141,11 +140,11 @@ def text_values(items: pa.Table, column: FeatureColumn) -> pa.ListArray:
         column: The column.
 
     Returns:
-        One list of strings per row, without blanks around them, empty
-        strings and the usual names for "no genre"; null where none is known.
+        One list of stripped strings per row; null for missing values and for
+        the usual names of "no genre".
 
     Raises:
-        InputError: The column's type does not fit its kind.
+        InputError: The column's type does not match its kind.
     """
     values = raw_column(items, column.name)
     try:
@@ -156,7 +155,7 @@ def text_values(items: pa.Table, column: FeatureColumn) -> pa.ListArray:
         raise _wrong_type(column, values.type) from error
     if column.kind == "words":
         text = pc.replace_substring_regex(text, _YEAR_IN_TITLE, "")
-        return pc.split_pattern_regex(pc.utf8_lower(text), _NO_WORD)
+        return pc.split_pattern_regex(pc.utf8_lower(text), _BETWEEN_WORDS)
     text = pc.utf8_trim_whitespace(text)
     known = pc.invert(pc.is_in(text, value_set=pa.array(NO_GENRES)))
     text = pc.if_else(known, text, pa.scalar(None, pa.string()))
@@ -175,17 +174,17 @@ def numbers(items: pa.Table, column: FeatureColumn) -> np.ndarray:
         column: The column.
 
     Returns:
-        `[num_items]` float64, NaN where none is known.
+        `[num_items]` float64, NaN for missing values.
 
     Raises:
-        InputError: The column's type does not fit its kind.
+        InputError: The column's type does not match its kind.
     """
     values = raw_column(items, column.name)
     try:
         if pa.types.is_temporal(values.type):
             seconds = values.cast(pa.timestamp("s"), safe=False)
             values = seconds.cast(pa.int64())
-        # Not safe: large whole numbers may be rounded.
+        # An unsafe cast, since large integers may be rounded.
         known = values.cast(pa.float64(), safe=False)
         found = known.to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
@@ -201,11 +200,11 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
         column: The column.
 
     Returns:
-        `[num_items, dim]` float32, NaN in the rows of which none is known or
-        one that is not finite.
+        `[num_items, dim]` float32, NaN in rows whose vector is missing or not
+        finite.
 
     Raises:
-        InputError: The column's type does not fit its kind, or the vectors
+        InputError: The column's type does not match its kind, or the vectors
             differ in length.
     """
     raw = values = raw_column(items, column.name)
@@ -236,8 +235,8 @@ def _has(items: pa.Table, name: str) -> bool:
     return name == "year" and "title" in items.column_names
 
 
-def _tells(items: pa.Table, name: str) -> bool:
-    """Whether the table has a column with anything in it."""
+def _has_values(items: pa.Table, name: str) -> bool:
+    """Whether the table has a column with at least one value."""
     if not _has(items, name):
         return False
     values = raw_column(items, name)
@@ -268,25 +267,25 @@ def _wrong_type(column: FeatureColumn, found: pa.DataType) -> InputError:
     )
 
 
-# Values of fewer items teach nothing about others.
+# The fewest items with a value that is kept: rarer ones do not generalize.
 MIN_COUNTS = {"categorical": 2, "multi": 2, "words": 3}
-# Values of one item in one column, at most: the first ones.
+# An item has at most this many values in a column: the first ones.
 MAX_VALUES = 24
 _NUM_KNOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedItems:
-    """Features of items; row i is the i-th item.
+    """Encoded features of items, one row per item.
 
     Attributes:
-        values: `[num_items, width]` int32 rows of the table of values, 0
-            where there is none.
-        weights: `[num_items, width]` float32, 0 where there is none. Of n
-            values in one column each has 1 / √n, the two of a number add up
+        values: `[num_items, width]` int32 rows of the table of values, padded
+            with 0.
+        weights: `[num_items, width]` float32, padded with 0. Each of n values
+            in a column has weight 1 / √n; the two weights of a number add up
             to 1.
-        vectors: `[num_items, vector_dim]` float32, zero where unknown; made
-            elsewhere, with a mean of zero and a mean square length of 1.
+        vectors: `[num_items, vector_dim]` float32, scaled to a mean of zero
+            and a mean squared length of 1; zero if missing.
     """
 
     values: np.ndarray
@@ -295,14 +294,14 @@ class EncodedItems:
 
 
 class ItemEncoder:
-    """Turns an items table into arrays, always with the same values.
+    """Encodes items tables as arrays, always with the same values.
 
     Made by `fit` or `load`.
 
     Args:
         columns: The features.
-        states: What `fit` learned of each column: `values`, a list of strings;
-            `knots`, rising numbers; or `mean`, numbers, and `scale`.
+        states: The fitted state of each column: `values`, a list of strings;
+            `knots`, ascending numbers; or `mean`, numbers, and `scale`.
     """
 
     def __init__(
@@ -320,32 +319,32 @@ class ItemEncoder:
         """Finds the values of each column.
 
         Args:
-            items: The items that a model is trained on. Values that only
-                others have would stay untrained, so these do not belong here.
+            items: The trained items only: values of other items would stay
+                untrained.
             columns: The features; see `parse_columns`.
 
         Returns:
             The encoder.
 
         Raises:
-            InputError: A column is missing, its type does not fit its kind,
+            InputError: A column is missing, its type does not match its kind,
                 or no value is frequent enough.
         """
         return cls(columns, [_fit(items, column) for column in columns])
 
     @property
     def num_values(self) -> int:
-        """Rows of the table of values, with row 0, which none has."""
+        """Rows of the table of values, including row 0 for padding."""
         return 1 + sum(map(_num_values, self._states))
 
     @property
     def vector_dim(self) -> int:
-        """Length of the vectors of all columns together."""
+        """Total length of the vectors of all columns."""
         return sum(len(state.get("mean", ())) for state in self._states)
 
     @property
     def names(self) -> list[str]:
-        """`[num_values]` names such as "genres=Drama", for people."""
+        """`[num_values]` readable names such as "genres=Drama"."""
         names = [""]
         for column, state in zip(self.columns, self._states, strict=True):
             known = state.get("values", [f"{k:g}" for k in _knots(state)])
@@ -359,10 +358,10 @@ class ItemEncoder:
             items: Any items table with the columns.
 
         Returns:
-            Their features. A value that `fit` did not keep is left out.
+            The features, without values that `fit` did not keep.
 
         Raises:
-            InputError: A column is missing, or its type does not fit.
+            InputError: A column is missing, or its type does not match.
         """
         none = np.zeros((len(items), 0), np.float32)
         parts, vectors = [(none.astype(np.int64), none)], [none]
@@ -378,7 +377,7 @@ class ItemEncoder:
         values, weights = (
             np.concatenate(each, axis=1) for each in zip(*parts, strict=True)
         )
-        # Each item's values to the front, in as few places as can be.
+        # Moves padding to the end and drops columns that hold nothing else.
         order = np.argsort(weights == 0, axis=1, kind="stable")
         order = order[:, : np.count_nonzero(weights, axis=1).max(initial=0)]
         return EncodedItems(
@@ -399,10 +398,10 @@ class ItemEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ItemEncoder:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            InputError: The file is missing or of another kind.
+            InputError: The file is missing or invalid.
         """
         try:
             content = json.loads(pathlib.Path(path).read_text("utf-8"))
@@ -445,20 +444,20 @@ def _fit(items: pa.Table, column: FeatureColumn) -> dict[str, Any]:
         if len(kept):
             return {"values": sorted(kept.to_pylist())}
     raise InputError(
-        f"item feature `{column.name}` must tell items apart. Received: "
-        f"no value that enough of {len(items):,} items have"
+        f"item feature `{column.name}` must have a value that several items "
+        f"share. Received: none among {len(items):,} items"
     )
 
 
 def _flatten(lists: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
-    """Returns each row's distinct values, and their rows."""
+    """Returns the row and the value of each distinct value in a row."""
     values = pc.utf8_trim_whitespace(lists.flatten())
-    # Not Arrow's parent indices, which count what may lie under a null.
+    # Arrow's parent indices would include values hidden under a null.
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
     rows = np.repeat(np.arange(len(lists)), lengths)
     coded = values.dictionary_encode()
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    # Null and empty strings are no values; one twice is one.
+    # Nulls, empty strings and duplicates are dropped.
     codes = np.where(pc.equal(values, "").fill_null(True), -1, codes)
     keys = rows * (len(coded.dictionary) + 1) + codes
     _, first = np.unique(keys, return_index=True)
@@ -469,12 +468,12 @@ def _flatten(lists: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
 def _encode_text(
     items: pa.Table, column: FeatureColumn, state: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[num_items, width]` values from 0, and weights."""
+    """Returns `[num_items, width]` values, from 0, and their weights."""
     rows, values = _flatten(text_values(items, column))
     known = pa.array(state["values"], pa.string())
     found = pc.index_in(values, value_set=known).fill_null(-1).to_numpy()
     rows, found = rows[found >= 0], found[found >= 0]
-    # The place of each value within its row.
+    # The position of each value in its row.
     starts = np.searchsorted(rows, rows, "left")
     place = np.arange(len(rows)) - starts
     rows, found, place = (
@@ -491,11 +490,11 @@ def _encode_text(
 def _encode_numbers(
     items: pa.Table, column: FeatureColumn, state: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[num_items, 2]` knots from 0, and weights."""
+    """Returns `[num_items, 2]` knots, from 0, and their weights."""
     knots = np.array(state["knots"])
     found = numbers(items, column)
     known = ~np.isnan(found)
-    # Beyond the knots an item is at the last.
+    # Numbers beyond the knots are clipped.
     place = np.interp(np.where(known, found, 0), knots, np.arange(len(knots)))
     below = np.floor(place).astype(np.int64)
     share = place - below

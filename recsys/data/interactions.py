@@ -1,4 +1,4 @@
-"""Who interacted with what, when: the columns of a log, and their filter."""
+"""The interactions of a log as columns, and filters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Interactions:
         users: `[num_interactions]` int32, positions in `user_ids`.
         items: `[num_interactions]` int32, positions in `item_ids`.
         timestamps: `[num_interactions]` int64.
-        ratings: `[num_interactions]` float32, NaN where the log has none, or
-            None for a log without ratings.
-        timestamps_per_second: What a second is in `timestamps`: 1 for numbers,
-            which are taken as they stand, 1,000,000 for dates and for
-            fractions of a second.
+        ratings: `[num_interactions]` float32, NaN if missing, or None for a
+            log without ratings.
+        timestamps_per_second: Units of `timestamps` in a second: 1,000,000
+            for dates and fractions of a second, 1 for other numbers, whose
+            unit is not converted.
 
     Raises:
         ValueError: The columns differ in length.
@@ -75,15 +75,15 @@ class Interactions:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What a source returns.
+    """A log of interactions with item metadata, as a source returns it.
 
     Attributes:
-        name: What the log is called: a built-in name or the path as given.
-        interactions: Its columns.
-        items: One row per item, or None where nothing is known of them:
-            `item_id` (string), where known `title` (string) and `genres`
-            (list of strings), then whatever else the source holds. Neither
-            complete nor aligned with `interactions.item_ids`.
+        name: The name of the log: a built-in name or the path as given.
+        interactions: The interactions.
+        items: The item metadata, or None: one row per item, with `item_id`
+            (string), `title` (string) and `genres` (list of strings) if known,
+            then any other columns. Neither complete nor aligned with
+            `interactions.item_ids`.
     """
 
     name: str
@@ -99,25 +99,25 @@ def filter_interactions(
     min_user_count: int = 1,
     repeats: str = "first",
 ) -> Interactions:
-    """Returns the interactions that count, their order unchanged.
+    """Filters interactions without changing their order.
 
-    First the ratings are filtered, then repetitions of a (user, item) pair,
-    then rare items and users, again and again until every one that is left
-    is frequent enough (the k-core).
+    Low ratings are dropped first, then repeated (user, item) pairs, then rare
+    items and users, repeatedly until all that are left are frequent enough
+    (the k-core).
 
     Args:
         interactions: The log.
-        min_rating: The lowest rating that counts; a missing rating never
-            does. Default: ratings are not looked at.
-        min_item_count: How many interactions an item needs to stay.
-        min_user_count: How many interactions a user needs to stay.
-        repeats: Which of several interactions of one user with one item
-            stay, in the order of (timestamp, position in the file): "first",
+        min_rating: The lowest rating to keep; a missing rating is not kept.
+            Default: keep all.
+        min_item_count: The fewest interactions of an item that is kept.
+        min_user_count: The fewest interactions of a user who is kept.
+        repeats: Which of several interactions of the same user and item to
+            keep, in the order of (timestamp, position in the file): "first",
             "last" or "all".
 
     Returns:
-        A new log; ids that no interaction uses any more are gone, the others
-        are in the order of their first appearance.
+        A new log with only the ids in use, in the order of their first
+        appearance.
 
     Raises:
         InputError: An argument is out of range, `min_rating` is given for a
@@ -151,7 +151,7 @@ def filter_interactions(
 def _without_repeats(
     interactions: Interactions, rows: np.ndarray, last: bool
 ) -> np.ndarray:
-    """Returns the rows, with one for each (user, item) pair."""
+    """Returns one of the rows of each (user, item) pair."""
     pairs = interactions.users[rows].astype(np.int64)
     pairs *= len(interactions.item_ids)
     pairs += interactions.items[rows]
@@ -159,11 +159,11 @@ def _without_repeats(
     repeated = in_order[1:][in_order[1:] == in_order[:-1]]
     if not len(repeated):
         return rows
-    # Most logs repeat few pairs: only those rows need the slow stable sort.
+    # Most logs repeat few pairs; only their rows need the slow stable sort.
     found = np.searchsorted(repeated, pairs)
     found[found == len(repeated)] = 0
     candidates = np.flatnonzero(repeated[found] == pairs)
-    # Stable, so that within a pair the order of the file is kept.
+    # Stable, to keep the order of the file within a pair.
     candidates = candidates[np.argsort(pairs[candidates], kind="stable")]
     begins = _changes(pairs[candidates], last=False)
     starts = np.flatnonzero(begins)
@@ -179,7 +179,7 @@ def _without_repeats(
 
 
 def _changes(values: np.ndarray, last: bool) -> np.ndarray:
-    """Whether each value is the first (last) of a run of equal ones."""
+    """Whether each value is the first (or last) of a run of equal values."""
     differs = values[1:] != values[:-1]
     return np.append(differs, True) if last else np.insert(differs, 0, True)
 
@@ -190,7 +190,7 @@ def _core(
     min_item_count: int,
     min_user_count: int,
 ) -> np.ndarray:
-    """Returns the rows whose items and users are all frequent enough."""
+    """Returns the largest set of rows with only frequent items and users."""
     while True:
         before = len(rows)
         for codes, least in (
@@ -205,7 +205,7 @@ def _core(
 
 
 def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
-    """Returns some rows as a log of their own."""
+    """Returns some of the rows as a new log."""
     user_ids, users = number_by_appearance(
         interactions.user_ids, interactions.users[rows]
     )
@@ -237,7 +237,7 @@ def number_by_appearance(
         The ids in use, and int32 codes into them.
     """
     first = np.full(len(ids), len(codes), np.int64)
-    # Written backwards, so that the earliest position is the last written.
+    # Written in reverse, so that the earliest position is written last.
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
     order = np.argsort(first, kind="stable")
     order = order[: np.count_nonzero(first < len(codes))]

@@ -1,4 +1,4 @@
-"""MovieLens: GroupLens's own layouts, and TensorFlow Datasets."""
+"""MovieLens, in GroupLens's own layouts and from TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from recsys.data.tables import ColumnNames, TextForm
 from recsys.errors import InputError
 from recsys.files import atomic_path
 
-# What the sets without a header say in their README.
+# The columns of sets without a header, as their README lists them.
 _HEADER = ("userId", "movieId", "rating", "timestamp")
-# Arrow splits at single characters, so "::" gives an empty column between.
+# Arrow splits at single characters: "::" gives an empty column in between.
 _DAT = TextForm(
     ("userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"),
     "::",
@@ -111,7 +111,7 @@ def _read_movies_dat(file: Traversable) -> pa.Table:
 
 
 def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
-    """Reads id, title, release, video release, address and genre flags."""
+    """Reads lines of id, title, two dates, a URL and genre flags."""
     names = _GENRES_100K
     if genre_file is not None:
         pairs = [fields for _, fields in _split_lines(genre_file, "|", 2)]
@@ -146,7 +146,7 @@ def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
 def _split_lines(
     file: Traversable, delimiter: str, num_fields: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields line numbers and fields, without blank lines."""
+    """Yields the line number and fields of each line that is not blank."""
     for number, line in enumerate(tables.read_lines(file, "latin-1"), 1):
         line = line.rstrip("\r\n")
         if not line:
@@ -162,7 +162,7 @@ def _split_lines(
 
 _DATASET = "movielens"
 _BATCH_ROWS = 65_536
-# What `tables.assemble` calls the fields.
+# The fields by the roles that `tables.assemble` expects.
 _ROLES = {
     "user": "user_id",
     "item": "movie_id",
@@ -175,23 +175,23 @@ _PADDING = -1
 def read_tfds(
     name: str, data_dir: str | None = None, manual_dir: str | None = None
 ) -> tuple[Interactions, pa.Table]:
-    """Reads the ratings of one configuration, preparing it when needed.
+    """Reads the ratings of a configuration, preparing it if needed.
 
-    TensorFlow Datasets shuffles what it prepares, so the order of the rows,
-    which decides between equal timestamps, is its own, the same each time.
+    TensorFlow Datasets shuffles the rows, in the same way each time. Their
+    order breaks ties between equal timestamps.
 
     Args:
-        name: Such as "movielens/1m-ratings".
-        data_dir: Where prepared data is kept. Default: TFDS's own.
-        manual_dir: A folder with the original archive, used in place of a
-            download. Default: always download.
+        name: The configuration, such as "movielens/1m-ratings".
+        data_dir: Where TFDS keeps prepared data. Default: its own default.
+        manual_dir: A folder with the original archive, which is used instead
+            of a download.
 
     Returns:
         The interactions, and the films with their titles and genres.
 
     Raises:
-        InputError: TFDS is not installed or does not know the name, or the
-            archive is neither there nor to be had.
+        InputError: TFDS is not installed or has no such configuration, or
+            the archive is neither in the folder nor can be downloaded.
     """
     try:
         # pylint: disable-next=import-outside-toplevel
@@ -221,10 +221,10 @@ def read_tfds(
 
 
 class _Cache:
-    """The columns of a configuration, beside what TFDS prepared.
+    """Caches the columns of a configuration in the folder that TFDS prepared.
 
-    TFDS replaces the folder as a whole, so the columns never outlive the
-    records that they come from.
+    TFDS replaces the folder as a whole, so the columns are never older than
+    the records.
 
     Args:
         folder: The folder of the configuration and version.
@@ -235,7 +235,7 @@ class _Cache:
         self._films = folder / "recsys-films.parquet"
 
     def read(self) -> tuple[pa.Table, pa.Table] | None:
-        """Returns ratings and films; None where they are not there."""
+        """Returns ratings and films, or None if they are not cached."""
         try:
             ratings = pq.ParquetFile(
                 self._ratings, read_dictionary=["user", "item"]
@@ -245,8 +245,8 @@ class _Cache:
             return None
 
     def write(self, ratings: pa.Table, films: pa.Table) -> None:
-        """Keeps the columns, unless the folder cannot be written."""
-        # The ratings last: they are not there before the films are.
+        """Caches the columns, unless the folder is not writable."""
+        # The ratings last: if they are cached, so are the films.
         for path, table in ((self._films, films), (self._ratings, ratings)):
             try:
                 with atomic_path(path) as temporary:
@@ -276,7 +276,7 @@ def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
 def _prepare(
     tfds: Any, builder: Any, name: str, manual_dir: str | None
 ) -> None:
-    """Downloads and prepares the data unless that has been done."""
+    """Downloads and prepares the data unless it is prepared already."""
     if builder.is_prepared():
         return
     url = builder.builder_config.download_url
@@ -287,7 +287,7 @@ def _prepare(
     )
     by_hand = manual_dir and (pathlib.Path(manual_dir) / archive).is_file()
     downloads = pathlib.Path(builder.data_dir).parents[2] / "downloads"
-    # What TFDS extracts goes into folders that are called .zip as well.
+    # TFDS also extracts archives to folders named .zip.
     cached = any(path.is_file() for path in downloads.rglob("*.zip"))
     if not by_hand and not cached:
         reason = _why_unreachable(url)
@@ -303,7 +303,7 @@ def _prepare(
     except (OSError, tfds.download.DownloadError) as error:
         raise InputError(advice + " ".join(str(error).split())) from error
     except Exception as error:
-        # TFDS does not make the class of this one public.
+        # The class of this error is not public in TFDS.
         if "checksum" not in type(error).__name__.lower():
             raise
         raise InputError(
@@ -313,9 +313,9 @@ def _prepare(
 
 
 def _why_unreachable(url: str) -> str | None:
-    """Returns why a host cannot be reached, or None when it seems it can.
+    """Returns why a host cannot be reached, or None if it seems reachable.
 
-    TFDS tries ten times, which takes minutes, before it says the same.
+    TFDS would try ten times, which takes minutes, before failing.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in urllib.request.getproxies():
@@ -354,7 +354,7 @@ def _read_columns(builder: Any, name: str) -> tuple[pa.Table, pa.Table]:
 
 
 class _Films:
-    """Titles and genres, which TFDS repeats with each rating of a film."""
+    """Collects titles and genres, which TFDS repeats with each rating."""
 
     def __init__(self, genre_names: list[str]) -> None:
         self._genre_names = genre_names
@@ -364,12 +364,12 @@ class _Films:
         self._known: set[str] = set()
 
     def add(self, ids: list[str], codes: Any, batch: dict[str, Any]) -> None:
-        """Adds the films of a batch that are new.
+        """Adds the new films of a batch.
 
         Args:
-            ids: The different item ids of the batch.
+            ids: The distinct item ids of the batch.
             codes: `[num_rows]` int32, positions in `ids`.
-            batch: What `_batches` yields.
+            batch: A batch of `_batches`.
         """
         # pylint: disable-next=import-outside-toplevel
         import tensorflow as tf
@@ -392,7 +392,7 @@ class _Films:
             )
 
     def table(self) -> pa.Table:
-        """Returns the items table of all that was added."""
+        """Returns the items table of all films."""
         return pa.table(
             {
                 "item_id": pa.array(self._ids, pa.string()),
@@ -403,10 +403,10 @@ class _Films:
 
 
 def _batches(builder: Any) -> Iterator[dict[str, Any]]:
-    """Yields the needed fields of many rows at once.
+    """Yields batches of the fields that are used.
 
-    TFDS decodes rows one by one; parsing whole batches of records is some
-    thirty times as fast.
+    TFDS decodes rows one by one; parsing batches of records is about thirty
+    times as fast.
     """
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
@@ -416,7 +416,7 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     specs = builder.info.features.tf_example_spec
     fields = [*_ROLES.values(), "movie_title"]
     spec = {field: specs[field] for field in fields}
-    # Not the default padding 0, which is a genre.
+    # The default padding, 0, is a genre.
     spec["movie_genres"] = tf.io.FixedLenSequenceFeature(
         [], tf.int64, allow_missing=True, default_value=_PADDING
     )

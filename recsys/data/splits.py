@@ -1,9 +1,8 @@
 """Splits of a log into training sequences, validation and test queries.
 
-Every query is a slice of its user's time-ordered sequence: a history and,
-directly after it, the relevant items. No split copies the sequences of its
-queries, and none lets an interaction at or after a query's position into the
-query's history.
+Every query is a slice of its user's time-ordered sequence: a history, directly
+followed by the relevant items. Queries do not copy the sequences, and a history
+never includes an interaction at or after the position of its query.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from recsys.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """Evaluation queries as slices of the sequences they come from.
+    """Evaluation queries as slices of sequences.
 
     Query `q` has the history `items[history_starts[q]:history_ends[q]]` and
     the relevant items `items[history_ends[q]:target_ends[q]]`, where `items`
     are `sequences.items`.
 
     Attributes:
-        sequences: The sequences that the queries point into.
+        sequences: The sequences that the queries are slices of.
         users: `[num_queries]` int64 row of each query's user in `sequences`.
         history_starts: `[num_queries]` int64.
         history_ends: `[num_queries]` int64.
-        target_ends: `[num_queries]` int64, above `history_ends`.
+        target_ends: `[num_queries]` int64, greater than `history_ends`.
     """
 
     sequences: Sequences
@@ -51,16 +50,16 @@ class Queries:
         """Returns the histories of some queries.
 
         Args:
-            rows: `[n]` integer, which queries.
+            rows: `[n]` integer, the numbers of the queries.
 
         Returns:
-            `items`, `[total]` int32, the histories one after the other, each
-            oldest first, and `offsets`, `[n + 1]` int64.
+            `items`, `[total]` int32, the histories, each oldest first, and
+            `offsets`, `[n + 1]` int64, the start of each history.
         """
         return self._slices(self.history_starts[rows], self.history_ends[rows])
 
     def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the relevant items of some queries, as `histories` does."""
+        """Returns the relevant items of some queries, like `histories`."""
         return self._slices(self.history_ends[rows], self.target_ends[rows])
 
     def select(self, rows: np.ndarray) -> Queries:
@@ -83,14 +82,14 @@ class Queries:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What is trained on, what is chosen by, and what is reported.
+    """A training set, validation queries and test queries.
 
     Attributes:
-        protocol: The name of the split, which is in every result.
+        protocol: The name of the split, which all results state.
         train: The training sequences, in memory or in shards.
-        validation: The queries that training decisions may look at.
-        test: The queries that are read once, at the end; None when the test
-            set is kept elsewhere.
+        validation: The queries for decisions during training.
+        test: The queries for the final evaluation; None if the test set is
+            kept elsewhere.
     """
 
     protocol: str
@@ -102,7 +101,7 @@ class Split:
     def reported(self) -> tuple[Queries, str]:
         """The queries to report on, and their name: "test" or "validation".
 
-        They are the validation queries where the split has no test queries.
+        Without test queries, these are the validation queries.
         """
         if self.test is None:
             return self.validation, "validation"
@@ -110,15 +109,15 @@ class Split:
 
 
 def leave_last_out(sequences: Sequences) -> Split:
-    """Each user's last interaction tests, the one before it validates.
+    """Holds out each user's last interaction for test, the previous one too.
 
-    The test history includes the validation item. A user with two
-    interactions gives a test query only, a user with one is trained on and
-    asked nothing, so that every history holds at least one item and the
-    training set holds no target.
+    The interaction before the last is for validation, and also part of the
+    test history. A user with two interactions has only a test query; a user
+    with one has no query. Every history therefore has at least one item, and
+    the training set has no target.
 
-    Histories of one user may end after targets of another: this protocol
-    leaks across users' time lines (Meng et al. 2020,
+    The history of one user may end after the targets of another: the protocol
+    leaks across users (Meng et al. 2020,
     https://doi.org/10.1145/3383313.3418479); `temporal` does not.
 
     Args:
@@ -128,7 +127,7 @@ def leave_last_out(sequences: Sequences) -> Split:
         The split.
 
     Raises:
-        InputError: No user has three interactions, so nothing validates.
+        InputError: No user has three interactions to validate with.
     """
     lengths = sequences.lengths
     held_out = num_held_out("leave_last_out", lengths)
@@ -141,9 +140,9 @@ def leave_last_out(sequences: Sequences) -> Split:
 
 
 def validation_only(sequences: Sequences) -> Split:
-    """Each user's last interaction validates; nothing is tested.
+    """Holds out each user's last interaction for validation.
 
-    For people who keep their test set elsewhere.
+    For use with a test set that is kept elsewhere.
 
     Args:
         sequences: The whole log, without the test set.
@@ -172,14 +171,14 @@ BY_USER = {
 
 
 def num_held_out(split: str, lengths: np.ndarray) -> np.ndarray:
-    """Says how many interactions a split that is each user's own holds out.
+    """Returns how many of a user's last interactions a split holds out.
 
     Args:
         split: One of `HELD_OUT_BY_USER`.
         lengths: `[num_users]` int64, the interactions of each user.
 
     Returns:
-        `[num_users]` int64, how many of the last are not trained on.
+        `[num_users]` int64.
     """
     return np.clip(lengths - 1, 0, HELD_OUT_BY_USER[split])
 
@@ -190,20 +189,19 @@ def temporal(
     test_from: int,
     queries_per_user: int = 0,
 ) -> Split:
-    """Splits by cutoffs in time that are the same for all users.
+    """Splits at the same two points in time for all users.
 
-    The training set is what happened strictly before the first cutoff;
-    interactions from there to strictly before the second validate, and those
-    from the second on test. Each later interaction is one query with
-    everything that its user did before it as history; a first interaction
-    has no history and is not a query.
+    Interactions strictly before the first cutoff are for training, those from
+    there to strictly before the second for validation, and all later ones for
+    test. Each validation or test interaction is a query with everything that
+    its user did before as history; without any history it is not a query.
 
     Args:
         sequences: The whole log.
         validation_from: The first cutoff, a timestamp; see `time_quantile`.
-        test_from: The second, later.
-        queries_per_user: At most so many queries for each user in validation
-            and in test, the earliest; 0 means all.
+        test_from: The second cutoff.
+        queries_per_user: Maximum number of queries per user in validation and
+            in test, the earliest ones; 0 for all.
 
     Returns:
         The split.
@@ -237,15 +235,15 @@ def temporal(
 
 
 def time_quantile(sequences: Sequences, share: float) -> int:
-    """Finds a cutoff in time for `temporal`.
+    """Finds a cutoff for `temporal` by a share of the interactions.
 
     Args:
         sequences: The whole log.
-        share: How much of it should lie before the cutoff, from 0 to 1;
-            interactions at one time stay together, so less may.
+        share: The share of the interactions before the cutoff, from 0 to 1.
+            Fewer are before it if several interactions have its time.
 
     Returns:
-        The timestamp from which on the rest lies.
+        The cutoff, a timestamp.
 
     Raises:
         InputError: There are no interactions.
@@ -255,7 +253,7 @@ def time_quantile(sequences: Sequences, share: float) -> int:
             "split `temporal` must have interactions. Received: none"
         )
     times = np.sort(sequences.timestamps)
-    # Rounded first: 10 * 0.7 must not end below 7.
+    # Rounded first, since floating-point products may fall below integers.
     row = int(round(len(times) * share, 6))
     return int(times[min(len(times) - 1, row)])
 
@@ -267,20 +265,20 @@ def held_out_users(
     test_fraction: float = 0.1,
     fold_in: float = 0.8,
 ) -> Split:
-    """Holds out whole users: strong generalization.
+    """Holds out whole users, to evaluate strong generalization.
 
-    After Liang et al. 2018 (https://doi.org/10.1145/3178876.3186150): users
-    are drawn at random for validation and test and are unseen in training;
-    the first part of a held-out user's history is given, the rest is to be
-    found. Unlike that paper, which folds in a random 80 %, the first 80 % in
-    time is folded in, so that no later interaction reaches a history.
+    As in Liang et al. 2018 (https://doi.org/10.1145/3178876.3186150), users
+    for validation and test are drawn at random and unseen in training. The
+    first part of a held-out user's sequence is the history, the rest is
+    relevant. The paper takes a random 80 % as the history; this split takes
+    the first 80 %, so that no history has a later interaction.
 
     Args:
         sequences: The whole log.
         seed: Draws the users.
-        validation_fraction: Share of the users that validates.
-        test_fraction: Share of the users that tests.
-        fold_in: Share of a held-out user's interactions that is the history,
+        validation_fraction: The share of the users for validation.
+        test_fraction: The share of the users for test.
+        fold_in: The share of a held-out user's interactions in the history,
             rounded down, but at least one and at most all but one.
 
     Returns:
@@ -321,19 +319,19 @@ def held_out_users(
 def held_out_items(
     sequences: Sequences, seed: int = 0, fraction: float = 0.2
 ) -> Split:
-    """Holds out whole items: cold start.
+    """Holds out whole items, to evaluate cold start.
 
-    Items are drawn at random; nobody's interactions with them are trained on.
-    A user's last interaction with one of them is a test query, the last one
-    before it with another item validates, and what came before that is
-    trained on. Users who have nothing to do with held-out items validate with
-    their last interaction. The histories are without held-out items, of which
-    a model of ids knows nothing.
+    Items are drawn at random, and all interactions with them are left out of
+    the training set. A user's last interaction with a held-out item is a test
+    query, the last one before it with any other item a validation query, and
+    earlier ones with other items are for training. Users without held-out
+    items validate with their last interaction. Histories have no held-out
+    items, which a model of ids cannot know.
 
     Args:
         sequences: The whole log.
         seed: Draws the items.
-        fraction: The share of the items that is held out.
+        fraction: The share of the items to hold out.
 
     Returns:
         The split.
@@ -351,7 +349,7 @@ def held_out_items(
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
     places = np.arange(len(users))
     test = np.full(sequences.num_users, -1)
-    # Of several assignments to one place the last one stays.
+    # Repeated indices keep the last assignment.
     test[users[is_cold]] = places[is_cold]
     is_tested = test >= 0
     ends = np.where(is_tested, test, sequences.offsets[1:])
@@ -382,15 +380,7 @@ def _queries_after(
             "split `held_out_items` must find users with items that are held "
             "out and items that are not. Received: none"
         )
-    starts = sequences.offsets[users]
-    ends = starts + lengths[users]
-    return Queries(
-        sequences=sequences,
-        users=users,
-        history_starts=starts,
-        history_ends=ends,
-        target_ends=ends + 1,
-    )
+    return _queries(sequences, users, sequences.offsets[users] + lengths[users])
 
 
 def _single_targets(
@@ -404,20 +394,13 @@ def _single_targets(
             "no user has enough interactions: a user must have at least "
             f"{from_end + 1}. Received: at most {longest}"
         )
-    ends = sequences.offsets[users + 1]
-    return Queries(
-        sequences=sequences,
-        users=users,
-        history_starts=sequences.offsets[users],
-        history_ends=ends - from_end,
-        target_ends=ends - from_end + 1,
-    )
+    return _queries(sequences, users, sequences.offsets[users + 1] - from_end)
 
 
 def _queries_where(
     sequences: Sequences, is_target: np.ndarray, max_per_user: int
 ) -> Queries:
-    """One query per marked interaction that has anything before it."""
+    """One query per marked interaction with a history."""
     starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
     positions = np.flatnonzero(is_target)
     positions = positions[positions > starts[positions]]
@@ -431,26 +414,30 @@ def _queries_where(
         first = np.searchsorted(users, users, "left")
         kept = np.arange(len(users)) - first < max_per_user
         users, positions = users[kept], positions[kept]
-    return Queries(
-        sequences=sequences,
-        users=users,
-        history_starts=sequences.offsets[users],
-        history_ends=positions,
-        target_ends=positions + 1,
-    )
+    return _queries(sequences, users, positions)
 
 
 def _fold_in(
     sequences: Sequences, users: np.ndarray, fraction: float
 ) -> Queries:
-    """One query per user: the first part is given, the rest is relevant."""
+    """One query per user: the first part is the history, the rest relevant."""
     lengths = sequences.lengths[users]
     given = np.clip((lengths * fraction).astype(np.int64), 1, lengths - 1)
     starts = sequences.offsets[users]
+    return _queries(sequences, users, starts + given, starts + lengths)
+
+
+def _queries(
+    sequences: Sequences,
+    users: np.ndarray,
+    history_ends: np.ndarray,
+    target_ends: np.ndarray | None = None,
+) -> Queries:
+    """Queries with full histories, by default with a single target."""
     return Queries(
         sequences=sequences,
         users=users,
-        history_starts=starts,
-        history_ends=starts + given,
-        target_ends=starts + lengths,
+        history_starts=sequences.offsets[users],
+        history_ends=history_ends,
+        target_ends=history_ends + 1 if target_ends is None else target_ends,
     )

@@ -1,20 +1,19 @@
-"""A log made by a known law, of any size, to try things at scale.
+"""Synthetic logs of any size from a known distribution.
 
-Item i belongs to cluster `i % 64`, and the smaller `i // 64`, its rank, the
-more popular it is there. A user's next item is drawn
+Item i belongs to cluster `i % 64` and has rank `i // 64` there: the lower the
+rank, the more popular. A user's next item is drawn
 
-- with probability 0.3 from the four successors of the item before: the links
-  `(a · item + b_j) mod items`, the same for all users;
-- otherwise from a cluster that the user likes: tastes are a softmax over
-  products of 8 latent factors, and move from one draw of the factors to
-  another in the course of the log;
-- and there by Zipf's law over the ranks, or (one time in five) over ranks
-  counted from a place that moves through the cluster: trends.
+- with probability 0.3 from the four successors of the previous item,
+  `(a · item + b_j) mod items`, which are the same for all users;
+- otherwise from a cluster that the user likes: tastes are a softmax over dot
+  products of 8 latent factors, and drift from one draw of the factors to
+  another over the time of the log;
+- within the cluster by Zipf's law over the ranks, or (one time in five) over
+  ranks counted from a position that moves through the cluster: trends.
 
-So the probability of every next item is known, see `probabilities`, and how
-much of it a model recovers can be measured. Chunks of users are drawn one at a
-time, each from its own seed, in memory that does not depend on the length of
-the log.
+The probability of every next item is therefore known (see `probabilities`), and
+with it how much of it a model recovers. Users are drawn in chunks, each from a
+seed of its own, in memory independent of the length of the log.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def is_synthetic(data: str) -> bool:
 
 
 def parse(data: str) -> SyntheticLog:
-    """Reads `synthetic:users=…,items=…,interactions=…,seed=…`.
+    """Parses `synthetic:users=…,items=…,interactions=…,seed=…`.
 
     Raises:
         InputError: A part is missing, unknown or out of range.
@@ -77,14 +76,14 @@ def parse(data: str) -> SyntheticLog:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticLog:
-    """The law of a log, and the log.
+    """A synthetic log and its distribution.
 
     Attributes:
-        users: How many users; user u has the raw id "u".
-        items: How many items; item i has the raw id "i".
-        interactions: How many interactions, repeated pairs included; from
-            two for each user.
-        seed: The same numbers and seed make the same log.
+        users: Number of users; user u has the raw id "u".
+        items: Number of items; item i has the raw id "i".
+        interactions: Number of interactions, including repeated pairs; at
+            least two per user.
+        seed: The same numbers and seed give the same log.
 
     Raises:
         InputError: A number is out of range.
@@ -111,11 +110,11 @@ class SyntheticLog:
 
     @property
     def num_chunks(self) -> int:
-        """How many chunks of users the log has."""
+        """Number of chunks of users."""
         return -(-self.users // self._chunk_users)
 
     def chunks(self) -> Iterator[Interactions]:
-        """Yields the log, some users at a time."""
+        """Yields the log chunk by chunk."""
         for number in range(self.num_chunks):
             yield self.chunk(number)
 
@@ -123,57 +122,40 @@ class SyntheticLog:
         """Draws the interactions of one chunk of users.
 
         Args:
-            number: From 0 to below `num_chunks`.
+            number: The chunk, below `num_chunks`.
 
         Returns:
-            Whole users, each oldest first.
+            All interactions of these users, each user's oldest first.
         """
         first, lengths, items, timestamps = self._draw(number)
-        users = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        different, codes = np.unique(items, return_inverse=True)
-        ids, codes = number_by_appearance(
-            different.astype(str).astype(object), codes.astype(np.int32)
-        )
-        return Interactions(
-            user_ids=_names(first, first + len(lengths)),
-            item_ids=ids,
-            users=users,
-            items=codes,
-            timestamps=timestamps,
-        )
+        found, codes = np.unique(items, return_inverse=True)
+        return _assemble(first, lengths, found, codes, timestamps)
 
     def interactions_in_memory(self) -> Interactions:
         """Draws the whole log."""
-        chunks = [self._draw(n) for n in range(self.num_chunks)]
-        lengths = np.concatenate([lengths for _, lengths, _, _ in chunks])
-        items = np.concatenate([items for _, _, items, _ in chunks])
-        # Ids are made for items that occur only.
-        different = np.flatnonzero(np.bincount(items, minlength=self.items))
+        chunks = [self._draw(number) for number in range(self.num_chunks)]
+        lengths, items, timestamps = (
+            np.concatenate([chunk[part] for chunk in chunks])
+            for part in (1, 2, 3)
+        )
+        # Like `np.unique`, but without sorting all interactions.
+        found = np.flatnonzero(np.bincount(items, minlength=self.items))
         numbers = np.zeros(self.items, np.int32)
-        numbers[different] = np.arange(len(different))
-        ids, codes = number_by_appearance(
-            different.astype(str).astype(object), numbers[items]
-        )
-        return Interactions(
-            user_ids=_names(0, self.users),
-            item_ids=ids,
-            users=np.repeat(np.arange(self.users, dtype=np.int32), lengths),
-            items=codes,
-            timestamps=np.concatenate([times for *_, times in chunks]),
-        )
+        numbers[found] = np.arange(len(found))
+        return _assemble(0, lengths, found, numbers[items], timestamps)
 
     def probabilities(
         self, users: np.ndarray, previous: np.ndarray, timestamps: np.ndarray
     ) -> np.ndarray:
-        """The true probability of each item to be a user's next.
+        """Returns the true probability of each next item.
 
         Args:
-            users: `[n]` integer, the users, the numbers of their raw ids.
-            previous: `[n]` integer, the item before, likewise; -1 for none.
+            users: `[n]` integer, the users, as the numbers in their raw ids.
+            previous: `[n]` integer, the previous items, likewise; -1 if none.
             timestamps: `[n]` integer, the times of the next items.
 
         Returns:
-            `[n, items]` float64; rows sum to one.
+            `[n, items]` float64; each row adds up to 1.
         """
         time = (np.asarray(timestamps) - _FIRST_TIME) / _DURATION
         early, late = self._tastes(np.asarray(users))
@@ -207,13 +189,13 @@ class SyntheticLog:
     def _draw(
         self, number: int
     ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the first user, lengths, items and times of a chunk."""
+        """Draws a chunk: its first user, lengths, items and timestamps."""
         rng = np.random.default_rng([self.seed, 1, number])
         first = number * self._chunk_users
         end = min(first + self._chunk_users, self.users)
         lengths = self._lengths(first, end, rng)
         users = np.repeat(np.arange(end - first), lengths)
-        # Sorted within each user: the whole part is the user.
+        # Sorts the times of each user: the integer part is the user.
         time = np.sort(users + rng.random(len(users))) - users
         time = np.clip(time, 0, np.nextafter(1, 0))
         tastes = np.stack(self._tastes(np.arange(first, end)), axis=1)
@@ -237,7 +219,7 @@ class SyntheticLog:
     def _lengths(
         self, first: int, end: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Draws log-normal lengths that sum to the chunk's share."""
+        """Draws log-normal lengths that add up to the share of the chunk."""
         num_users = end - first
         total = (
             self.interactions * end // self.users
@@ -250,7 +232,7 @@ class SyntheticLog:
         return least + np.diff(ends, prepend=0)
 
     def _tastes(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[n, 64]` early and late probabilities of clusters."""
+        """Returns early and late `[n, 64]` probabilities of clusters."""
         clusters = np.random.default_rng([self.seed, 2]).standard_normal(
             (_NUM_FACTORS, _NUM_CLUSTERS)
         )
@@ -268,7 +250,7 @@ class SyntheticLog:
     def _successors(
         self, items: np.ndarray, which: np.ndarray | int
     ) -> np.ndarray:
-        """Returns successors of items; each item has as many forerunners."""
+        """Returns successors of items, a permutation for each of `which`."""
         factor = int(self.items * 0.618) | 1
         while math.gcd(factor, self.items) > 1:
             factor += 2
@@ -281,8 +263,8 @@ class SyntheticLog:
     def _follow(
         self, items: np.ndarray, follows: np.ndarray, which: np.ndarray
     ) -> None:
-        """Puts successors where an item follows from the one before."""
-        # A chain is walked from its beginning, all chains at once.
+        """Replaces items that follow the item before by its successors."""
+        # Walks all chains at once, each from its start.
         places = np.flatnonzero(follows & ~np.append(False, follows[:-1]))
         while len(places):
             items[places] = self._successors(items[places - 1], which[places])
@@ -291,9 +273,9 @@ class SyntheticLog:
 
 
 def _normal(rows: np.ndarray, columns: int, seed: int) -> np.ndarray:
-    """Normal numbers that depend on (seed, row, column) alone, `[n, columns]`.
+    """Draws `[n, columns]` normal numbers that depend on (seed, row, column).
 
-    So a user's tastes are known without drawing all users before.
+    A user's tastes are thus known without drawing the users before.
     """
     key = np.uint64(zlib.crc32(f"tastes {seed}".encode()))
     first = rows[:, None].astype(np.uint64) * np.uint64(2 * columns)
@@ -307,10 +289,10 @@ def _normal(rows: np.ndarray, columns: int, seed: int) -> np.ndarray:
 def _draw_columns(
     weights: np.ndarray, rows: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws a column for each of `rows` by the `[n, columns]` weights."""
+    """Draws a column for each of `rows`, given `[n, columns]` weights."""
     ends = np.cumsum(weights, axis=1)
     ends /= ends[:, -1:]
-    # Row r's probabilities fill the numbers from r to r + 1.
+    # The probabilities of row r divide the interval from r to r + 1.
     ends += np.arange(len(weights))[:, None]
     drawn = rows + rng.random(len(rows))
     columns = np.searchsorted(ends.ravel(), drawn, "right")
@@ -319,16 +301,43 @@ def _draw_columns(
 
 
 def _zipf(rank: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The probability of a rank among `size`."""
+    """Returns the probability of a rank among `size`."""
     return np.log1p(1 / (rank + _ZIPF_SHIFT)) / np.log1p(size / _ZIPF_SHIFT)
 
 
 def _draw_zipf(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws ranks as `_zipf` says, by the inverse of its sum."""
+    """Draws ranks with the probabilities of `_zipf`, by inversion."""
     power = rng.random(len(size)) * np.log1p(size / _ZIPF_SHIFT)
     rank = (_ZIPF_SHIFT * np.expm1(power)).astype(np.int64)
     return np.minimum(rank, size - 1)
 
 
-def _names(first: int, end: int) -> np.ndarray:
-    return np.arange(first, end).astype(str).astype(object)
+def _assemble(
+    first_user: int,
+    lengths: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    timestamps: np.ndarray,
+) -> Interactions:
+    """Returns the interactions of consecutive users.
+
+    Args:
+        first_user: The first user.
+        lengths: `[num_users]` int64, interactions of each user.
+        items: `[num_items]` int64, the distinct items.
+        codes: `[num_interactions]` integer, positions in `items`.
+        timestamps: `[num_interactions]` int64.
+    """
+    item_ids, codes = number_by_appearance(_names(items), codes)
+    users = np.arange(len(lengths), dtype=np.int32)
+    return Interactions(
+        user_ids=_names(first_user + users.astype(np.int64)),
+        item_ids=item_ids,
+        users=np.repeat(users, lengths),
+        items=codes,
+        timestamps=timestamps,
+    )
+
+
+def _names(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(str).astype(object)

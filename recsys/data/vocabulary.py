@@ -23,10 +23,10 @@ _WORD_BYTES = 8
 
 
 class IdIndex:
-    """Finds strings in an array by their hashes, in sorted order.
+    """Looks up strings in an array by their sorted hashes.
 
     Args:
-        ids: `[n]` strings; of equal ones any counts.
+        ids: `[n]` strings; any of several equal ones may be found.
     """
 
     def __init__(self, ids: pa.StringArray) -> None:
@@ -37,16 +37,16 @@ class IdIndex:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether two ids may be equal; their hashes are."""
+        """Whether two ids have the same hash and may be equal."""
         return bool((self._hashes[1:] == self._hashes[:-1]).any())
 
     def find(self, values: pa.StringArray) -> np.ndarray:
-        """Returns the row of each of `[m]` strings, -1 where there is none."""
+        """Returns the row of each of `[m]` strings, or -1 if it is missing."""
         result = np.full(len(values), -1, np.int64)
         hashes = string_hashes(values)
         place = np.searchsorted(self._hashes, hashes)
         open_ = np.arange(len(values))
-        # More than one round only where different ids have one hash.
+        # More than one round only if different ids have the same hash.
         while True:
             inside = place[open_] < len(self._hashes)
             open_ = open_[inside]
@@ -80,7 +80,7 @@ def string_hashes(ids: pa.StringArray) -> np.ndarray:
         data[: offsets[-1]] = np.frombuffer(data_buffer, np.uint8)[
             : offsets[-1]
         ]
-    # The eight bytes from any byte on, as a number.
+    # The eight bytes that start at each byte, as a number.
     words = np.ndarray(len(data) - _WORD_BYTES + 1, "<u8", data, strides=(1,))
     hashes = np.diff(offsets).astype(np.uint64)
     rows = np.arange(len(ids))
@@ -88,7 +88,7 @@ def string_hashes(ids: pa.StringArray) -> np.ndarray:
     while len(rows):
         word = words[begin]
         unused = np.maximum(_WORD_BYTES - left, 0).astype(np.uint64)
-        # A shift by all 64 bits is not defined: an empty id has no word.
+        # Shifting by all 64 bits is undefined: an empty id has no word.
         unused = np.minimum(unused, np.uint64(_WORD_BYTES - 1))
         word = (word << (unused * np.uint64(8))) * (left > 0)
         hashes[rows] = mixed(hashes[rows] ^ word)
@@ -124,10 +124,10 @@ _NAMED = re.compile(r"^(?:a\.?k\.?a\.?:?) ")
 
 
 class TitleIndex:
-    """Looks titles up as people write them.
+    """Looks up titles as people write them.
 
     Args:
-        titles: `[num_items]` str or None where an item has no title.
+        titles: `[num_items]` str, or None for an item without a title.
     """
 
     def __init__(self, titles: Iterable[str | None]) -> None:
@@ -142,15 +142,19 @@ class TitleIndex:
                 self._short.setdefault(form, []).append(row)
 
     def find(self, text: str) -> list[int]:
-        """Returns the rows that the text names: none, one or several."""
+        """Returns the rows of all titles that the text matches."""
         full = next(_forms(text))
         return self._full.get(full) or self._short.get(full) or []
 
     def suggest(self, text: str, count: int = 5) -> list[int]:
-        """Returns the rows of the closest titles, the closest first.
+        """Returns the rows of similar titles, the most similar first.
 
-        Titles that contain the text go before those that are spelled like
-        it, up to a ratio of equal letters.
+        Titles that contain the text go before titles with a similar
+        spelling.
+
+        Args:
+            text: A title that `find` did not match.
+            count: Maximum number of rows.
         """
         wanted = next(_forms(text))
         grams = _trigrams(wanted)
@@ -158,7 +162,7 @@ class TitleIndex:
         for forms in (self._full, self._short):
             for form, rows in forms.items():
                 inside = len(wanted) > 2 and wanted in form
-                # Comparing letter by letter is slow: shared trigrams first.
+                # Shared trigrams first: comparing letters is slow.
                 shared = len(grams & _trigrams(form))
                 if inside or 3 * shared >= len(grams):
                     share = shared / (len(grams) + len(form))
@@ -177,7 +181,7 @@ class TitleIndex:
 
 
 def _forms(title: str) -> Iterator[str]:
-    """Yields the spellings of a title: in full first, then shorter ones.
+    """Yields the spellings of a title: the full one, then shorter ones.
 
     "Postman, The (Postino, Il) (1994)" gives "the postman (il postino)
     (1994)", then each of "the postman (il postino)", "the postman (1994)",
@@ -213,18 +217,18 @@ def _trigrams(text: str) -> set[str]:
 
 
 class Vocabulary:
-    """Items by index and by raw id, with what is known of them. Immutable.
+    """Maps items to indices and back, and holds their metadata. Immutable.
 
-    Index 0 is padding, index 1 an unknown item, the items begin at 2: the
-    rows of the item table.
+    Index 0 is padding, index 1 the unknown item, and items start at 2: these
+    are the rows of the item table.
 
     Args:
-        item_ids: `[num_items]` str, the raw ids, all different.
-        items: What is known of the items: column `item_id` and any others,
-            in any order of rows, with rows missing or to spare.
+        item_ids: `[num_items]` str, the raw ids, all distinct.
+        items: The item metadata: a column `item_id` and any others. Rows may
+            be in any order, missing, or of other items.
 
     Raises:
-        ValueError: An id is empty, or there twice in `item_ids` or in `items`.
+        ValueError: An id is empty, or duplicated in `item_ids` or `items`.
     """
 
     def __init__(
@@ -237,7 +241,7 @@ class Vocabulary:
         columns = {"item_id": ids}
         if items is not None:
             known = _as_strings(items.column("item_id"), "items")
-            # Rows that are aligned already, as in a saved file, stay.
+            # In a saved file, rows are aligned already.
             rows = None
             if not known.equals(ids):
                 _checked(known, "items")
@@ -252,16 +256,16 @@ class Vocabulary:
         self._ids = ids
 
     def with_column(self, name: str, values: np.ndarray) -> Vocabulary:
-        """Returns the same items with a further column, the last.
+        """Returns the same items with another column, the last.
 
         Args:
-            name: The column; one of that name is replaced.
+            name: The column; replaces a column of the same name.
             values: `[num_items]`.
         """
         items = self._items
         if name in items.column_names:
             items = items.drop_columns([name])
-        # The ids were checked and indexed already.
+        # The ids are checked and indexed already.
         other = Vocabulary.__new__(Vocabulary)
         other._ids, other._index = self._ids, self._index
         other._items = items.append_column(name, pa.array(values))
@@ -269,17 +273,17 @@ class Vocabulary:
 
     @property
     def num_items(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return len(self._ids)
 
     @property
     def size(self) -> int:
-        """Rows of the item table: the items, padding and unknown."""
+        """Number of items including padding and unknown."""
         return self.num_items + FIRST_ITEM_INDEX
 
     @property
     def items(self) -> pa.Table:
-        """What is known of the items; row i has index i + 2."""
+        """The item metadata; row i has index i + 2."""
         return self._items
 
     @functools.cached_property
@@ -306,23 +310,24 @@ class Vocabulary:
         """Returns the indices of raw ids.
 
         Args:
-            ids: str of any shape (integers count as their decimal string).
-                Large ones are fastest as an Arrow array.
-            strict: Whether an unknown id is an error; by default it becomes
+            ids: str of any shape (integers are taken as decimal strings). An
+                Arrow array is fastest.
+            strict: Whether an unknown id is an error. By default it gets
                 index 1.
 
         Returns:
-            int32 of the shape of `ids`.
+            int32 of the same shape as `ids`.
 
         Raises:
-            InputError: `strict`, and an id is unknown; or one is no text.
-            TypeError: `ids` is not made of strings or integers.
+            InputError: An id is unknown and `strict` is set, or an id is not
+                valid text.
+            TypeError: `ids` are not strings or integers.
         """
         is_arrow = isinstance(ids, pa.Array)
         shape = (len(ids),) if is_arrow else np.shape(ids)
         values = _as_strings(ids, "ids")
-        # Arrow hashes the whole vocabulary at each call, which only a large
-        # query is worth.
+        # Arrow hashes the whole vocabulary at each call, which pays off for
+        # large queries only.
         if len(values) * 10 < self.num_items:
             rows = self._index.find(values)
         else:
@@ -342,14 +347,13 @@ class Vocabulary:
         return indices.reshape(shape)
 
     def indices_of(self, other: Vocabulary) -> np.ndarray:
-        """Finds the items of another vocabulary.
+        """Maps the indices of another vocabulary to those of this one.
 
         Args:
-            other: The other one.
+            other: The other vocabulary.
 
         Returns:
-            `[other.size]` int32, the index here of each index there; of
-            items that are not here that of the unknown item.
+            `[other.size]` int32; items missing here map to the unknown item.
         """
         special = np.array([PADDING_INDEX, UNKNOWN_INDEX], np.int32)
         return np.concatenate([special, self.encode(other._ids)])
@@ -358,10 +362,10 @@ class Vocabulary:
         """Returns the raw ids of indices.
 
         Args:
-            indices: Integers of any shape, all from 2 to `size` - 1.
+            indices: Integers of any shape, from 2 to `size` - 1.
 
         Returns:
-            Object array of str, of the shape of `indices`.
+            Object array of str of the same shape as `indices`.
 
         Raises:
             ValueError: An index is padding, unknown or out of range.
@@ -383,11 +387,11 @@ class Vocabulary:
         return _as_objects(self._ids.take(flat)).reshape(rows.shape)
 
     def find(self, text: str) -> int:
-        """Returns the index of the item that a person means.
+        """Returns the index of an item by its id or title.
 
-        An exact id counts first, then a title: whatever its case, with its
-        article in front or at the end, and without its year or its other
-        names where that leaves one item only.
+        An exact id goes first, then a title: in any case, with its article at
+        the start or the end, and without its year or alternative names if
+        that is unambiguous.
 
         Args:
             text: A raw item id or a title.
@@ -396,8 +400,8 @@ class Vocabulary:
             The index.
 
         Raises:
-            InputError: Nothing fits (close titles are suggested), or several
-                do (all are listed with their ids).
+            InputError: No item matches (similar titles are suggested), or
+                several do (they are listed with their ids).
         """
         index = int(self.encode([text])[0])
         if index != UNKNOWN_INDEX:
@@ -424,14 +428,14 @@ class Vocabulary:
         )
 
     def describe(self, index: int) -> str:
-        """Returns the title of an item, or its id where it has none."""
+        """Returns the title of an item, or its id if it has none."""
         item_id = self.decode([index])[0]
         if self.titles is None:
             return item_id
         return self.titles[index - FIRST_ITEM_INDEX] or item_id
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one Parquet file: the same vocabulary, the same bytes."""
+        """Writes a Parquet file; equal vocabularies give equal bytes."""
         with (
             atomic_path(pathlib.Path(path)) as temporary,
             temporary.open("wb") as stream,
@@ -439,28 +443,28 @@ class Vocabulary:
             self.write(stream)
 
     def write(self, stream: IO[bytes]) -> None:
-        """Writes what `save` puts into its file."""
+        """Writes the content of the file of `save` to a stream."""
         pq.write_table(
             self._items.replace_schema_metadata(None).combine_chunks(),
             stream,
             compression="zstd",
-            # Arrow's copy of the schema differs after a round trip.
+            # Arrow's copy of the schema would change in a round trip.
             store_schema=False,
         )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            InputError: The file is missing, damaged, or no vocabulary.
+            InputError: The file is missing, damaged, or not a vocabulary.
         """
         if not os.path.isfile(path):
             raise InputError(
                 f"a vocabulary file must exist. Received: {os.fspath(path)}"
             )
         try:
-            # Not read_table, which takes folder names for columns.
+            # `read_table` would take the names of folders for columns.
             table = pq.ParquetFile(path).read()
         except (pa.ArrowException, OSError) as error:
             raise InputError(
@@ -487,7 +491,7 @@ class Vocabulary:
         return TitleIndex(self.titles)
 
     def _list(self, rows: Sequence[int]) -> str:
-        """Returns titles with their ids, for a message."""
+        """Formats titles with their ids, for a message."""
         titles = self.items.column("title")
         return ", ".join(
             f"{titles[row].as_py()!r} (id {self.item_ids[row]})" for row in rows
@@ -529,7 +533,7 @@ def _as_strings(
 
 
 def _no_text(values: list[object]) -> str:
-    """Returns the first string that has half a pair of surrogates."""
+    """Returns the first string with an unpaired surrogate."""
     return next(
         value
         for value in values
@@ -538,7 +542,7 @@ def _no_text(values: list[object]) -> str:
 
 
 def _checked(ids: pa.Array, name: str) -> IdIndex:
-    """Returns an index of ids, all of which are different and not empty."""
+    """Indexes ids; raises ValueError if one is empty or duplicated."""
     if pc.any(pc.equal(ids, "")).as_py():
         raise ValueError(f"`{name}` must not be empty. Received an empty id")
     index = IdIndex(ids)
