@@ -128,7 +128,8 @@ class PagesTest(parameterized.TestCase):
         ):
             source = ROOT / "tests" / f"{file}.py"
             self.assertTrue(source.is_file(), file)
-            self.assertIn(f"def {name}(", source.read_text("utf-8"))
+            is_there = f"def {name}(" in source.read_text("utf-8")
+            self.assertTrue(is_there, f"{file}::{name}")
 
     @each_page()
     def test_named_flags_exist(self, path):
