@@ -94,6 +94,18 @@ class HouseTest(parameterized.TestCase):
             }
         self.assertEmpty(left, "These import each other, or what does.")
 
+    def test_it_stays_small_enough_to_be_held_in_mind(self):
+        lengths = [
+            node.end_lineno - node.lineno + 1
+            for path in MODULES.values()
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.FunctionDef)
+        ]
+        self.assertLessEqual(len(MODULES), 100)
+        self.assertLessEqual(
+            sum(length > 60 for length in lengths) / len(lengths), 0.01
+        )
+
     @parameterized.parameters("recsys.models.two_tower", "recsys.losses")
     def test_models_need_neither_arrow_nor_tfds(self, module):
         code = (
