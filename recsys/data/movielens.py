@@ -35,6 +35,7 @@ _TAB = TextForm(_HEADER, "\t", has_header=False, fallback_encoding="latin-1")
 # The ratings file of a set with a header, and those of sets without one.
 CSV_LAYOUT = "ratings.csv"
 _FORMS = {"ratings.dat": _DAT, "u.data": _TAB}
+_FILMS = {"ratings.dat": "movies.dat", "u.data": "u.item"}
 LAYOUTS = (CSV_LAYOUT, *_FORMS)
 _GENRES_100K = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|"
@@ -43,12 +44,17 @@ _GENRES_100K = (
 ).split("|")
 
 
-def layouts(members: dict[str, Traversable]) -> list[str]:
-    """Returns which of `LAYOUTS` are among the files of a folder."""
-    return [name for name in LAYOUTS if member(members, name)]
+def ratings_files(members: dict[str, Traversable]) -> dict[str, Traversable]:
+    """Returns the ratings files in a folder, plain or gzip, by layout.
+
+    Args:
+        members: The files of the folder by name.
+    """
+    found = {layout: member(members, layout) for layout in LAYOUTS}
+    return {layout: file for layout, file in found.items() if file is not None}
 
 
-def member(members: dict[str, Traversable], name: str) -> Any:
+def member(members: dict[str, Traversable], name: str) -> Traversable | None:
     """Returns a file of a folder, plain or gzip, or None if it is missing.
 
     Args:
@@ -59,12 +65,12 @@ def member(members: dict[str, Traversable], name: str) -> Any:
 
 
 def read_ratings(
-    members: dict[str, Traversable], layout: str, given: ColumnNames
+    file: Traversable, layout: str, given: ColumnNames
 ) -> Interactions:
     """Reads a ratings file without a header.
 
     Args:
-        members: The files of its folder by name, plain or gzip.
+        file: The file.
         layout: "ratings.dat" or "u.data".
         given: The column names that the user gave.
 
@@ -74,10 +80,10 @@ def read_ratings(
     Raises:
         InputError: The file is damaged or a row malformed.
     """
-    ratings = member(members, layout)
-    names = given.find(_HEADER, ratings)
-    table = tables.read_text(ratings, names, _FORMS[layout])
-    return tables.assemble([table], [ratings])
+    names = given.find(_HEADER, file)
+    return tables.assemble(
+        [tables.read_text(file, names, _FORMS[layout])], [file]
+    )
 
 
 def read_films(members: dict[str, Traversable], layout: str) -> pa.Table | None:
@@ -93,12 +99,11 @@ def read_films(members: dict[str, Traversable], layout: str) -> pa.Table | None:
     Raises:
         InputError: The file is damaged or a row malformed.
     """
-    if layout == "ratings.dat":
-        films = member(members, "movies.dat")
-        return None if films is None else _read_movies_dat(films)
-    films = member(members, "u.item")
+    films = member(members, _FILMS[layout])
     if films is None:
         return None
+    if layout == "ratings.dat":
+        return _read_movies_dat(films)
     return _read_u_item(films, member(members, "u.genre"))
 
 
@@ -108,6 +113,18 @@ def _read_movies_dat(file: Traversable) -> pa.Table:
     ids, titles, genres = zip(*rows, strict=True)
     table = pa.table({"item_id": ids, "title": titles, "genres": genres})
     return items_lib.tidy(table, file)
+
+
+def _films_table(
+    ids: list[str], titles: list[str], genres: list[list[str]]
+) -> pa.Table:
+    return pa.table(
+        {
+            "item_id": pa.array(ids, pa.string()),
+            "title": pa.array(titles, pa.string()),
+            "genres": pa.array(genres, pa.list_(pa.string())),
+        }
+    )
 
 
 def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
@@ -133,14 +150,7 @@ def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
                 if flag == "1" and name not in items_lib.NO_GENRES
             ]
         )
-    table = pa.table(
-        {
-            "item_id": pa.array(ids, pa.string()),
-            "title": pa.array(titles, pa.string()),
-            "genres": pa.array(genres, pa.list_(pa.string())),
-        }
-    )
-    return items_lib.tidy(table, file)
+    return items_lib.tidy(_films_table(ids, titles, genres), file)
 
 
 def _split_lines(
@@ -393,13 +403,7 @@ class _Films:
 
     def table(self) -> pa.Table:
         """Returns the items table of all films."""
-        return pa.table(
-            {
-                "item_id": pa.array(self._ids, pa.string()),
-                "title": pa.array(self._titles, pa.string()),
-                "genres": pa.array(self._genres, pa.list_(pa.string())),
-            }
-        )
+        return _films_table(self._ids, self._titles, self._genres)
 
 
 def _batches(builder: Any) -> Iterator[dict[str, Any]]:

@@ -170,22 +170,21 @@ class Source:
         members = tables.list_members(path.parent)
         layout = path.name.removesuffix(".gz")
         if layout in movielens.LAYOUTS:
-            # Even if a compressed copy, or the original of one, is beside it.
-            return self._grouplens(layout, members | {layout: path})
+            return self._grouplens(layout, path, members)
         return _TablesLog([path], members, self._columns)
 
     def _find_in(
         self, folder: Traversable, stack: contextlib.ExitStack
     ) -> _FoundLog:
         members = tables.list_members(folder)
-        layouts = movielens.layouts(members)
-        if len(layouts) > 1:
+        ratings = movielens.ratings_files(members)
+        if len(ratings) > 1:
             raise InputError(
                 f"{folder}: expected one log; name the file to read. "
-                f"Received: {', '.join(layouts)}"
+                f"Received: {', '.join(ratings)}"
             )
-        if layouts:
-            return self._grouplens(layouts[0], members)
+        for layout, file in ratings.items():
+            return self._grouplens(layout, file, members)
         parts = [
             file
             for name, file in members.items()
@@ -205,15 +204,14 @@ class Source:
         )
 
     def _grouplens(
-        self, layout: str, members: dict[str, Traversable]
+        self, layout: str, file: Traversable, members: dict[str, Traversable]
     ) -> _FoundLog:
         if layout != movielens.CSV_LAYOUT:
-            return _GroupLensLog(layout, members, self._columns)
-        ratings = movielens.member(members, layout)
+            return _GroupLensLog(layout, file, members, self._columns)
         # GroupLens's own file goes before any other.
         if movies := movielens.member(members, "movies.csv"):
             members = {"movies.csv": movies}
-        return _TablesLog([ratings], members, self._columns)
+        return _TablesLog([file], members, self._columns)
 
     @property
     def _columns(self) -> ColumnNames:
@@ -308,11 +306,12 @@ class _GroupLensLog(_FoundLog):
     """The files of GroupLens without a header."""
 
     layout: str
+    ratings: Traversable
     members: dict[str, Traversable]
     given: ColumnNames
 
     def interactions(self) -> Interactions:
-        return movielens.read_ratings(self.members, self.layout, self.given)
+        return movielens.read_ratings(self.ratings, self.layout, self.given)
 
     @property
     def item_column(self) -> str | None:
