@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -39,7 +40,7 @@ def atomic_path(
             file, or a file by a folder.
         OSError: Something could not be written.
     """
-    for left in path.parent.glob(f".recsys-*-{path.name}"):
+    for left in path.parent.glob(f".recsys-*-{glob.escape(path.name)}"):
         if "-old-" in left.name and not path.exists() and _is_stale(left):
             os.replace(left, path)  # Killed between the two renamings.
         remove_if_stale(left)
