@@ -594,9 +594,11 @@ def parse_cutoff(text: str, name: str) -> Cutoff:
         number = decimal.Decimal(text)
     except decimal.InvalidOperation:
         return Cutoff(seconds=_seconds(text, name), is_date=True)
-    if not number.is_finite():
+    if not number.is_finite() or number.copy_abs() >= 2**63:
         raise _error(text, name)
     if 0 < number < 1:
+        if not 0 < float(number) < 1:
+            raise _error(text, name)  # Too close to 0 or 1 for a float.
         return Cutoff(share=float(number))
     return Cutoff(seconds=number)
 

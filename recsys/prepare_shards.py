@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shlex
 import sys
@@ -131,7 +132,7 @@ def _on_this_machine(
         raise InputError(
             f"--num_workers must be at least 1. Received: {num_workers}"
         )
-    output = pathlib.Path(values["output"]).expanduser()
+    output = pathlib.Path(os.path.expanduser(values["output"]))
     return shard_preparation.prepare_shards(
         source, output, options, num_workers
     )

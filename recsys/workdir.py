@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +30,8 @@ class Workdir:
     path: pathlib.Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", self.path.expanduser())
+        path = pathlib.Path(os.path.expanduser(self.path))
+        object.__setattr__(self, "path", path)
 
     @property
     def config(self) -> pathlib.Path:

@@ -27,7 +27,18 @@ class ParseCutoffTest(parameterized.TestCase):
     def test_by_hand(self, text, expected):
         self.assertEqual(parse_cutoff(text, "test_from"), expected)
 
-    @parameterized.parameters("", "soon", "nan", "-inf", "2015-13-01", "0,8")
+    @parameterized.parameters(
+        "",
+        "soon",
+        "nan",
+        "-inf",
+        "2015-13-01",
+        "0,8",
+        "1e999999999",
+        "-1e999999999",
+        "9223372036854775808",
+        "1e-999999999",
+    )
     def test_what_is_no_cutoff(self, text):
         with self.assertRaisesRegex(
             InputError, f"^--test_from must be a share .*Received: '{text}'$"

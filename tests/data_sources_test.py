@@ -190,6 +190,18 @@ class GroupLensTest(SourcesTestCase):
             "u.item, line 1: expected 19 genre flags, 0 or 1",
         ),
         (
+            _LAYOUTS["tab"] | {"u.genre": "unknown|0\nAction|x\n"},
+            "u.genre, line 2: expected a genre and its number. .*'x'",
+        ),
+        (
+            _LAYOUTS["dat"] | {"movies.dat": "\n"},
+            "movies.dat: expected 3 fields in a line. Received: blank lines",
+        ),
+        (
+            _LAYOUTS["csv"] | {"movies.csv": "movieId,title,a,a\n1,b,c,d\n"},
+            "movies.csv: expected every column name once. .*twice: 'a'$",
+        ),
+        (
             _LAYOUTS["dat"] | {"movies.dat": "1::a::b\n1::c::d\n"},
             "movies.dat: expected every item once. Received twice: '1'$",
         ),
@@ -300,6 +312,44 @@ class ReadTest(SourcesTestCase):
         self.assert_error("bad.zip: .*not a zip", f"{self.folder}/bad.zip")
         self.write({"worse.zip": "no zip"})
         self.assert_error("a zip file, by its", f"{self.folder}/worse.zip")
+
+    @parameterized.parameters(
+        (8, 6, b"\x01\x00", "encrypted"),
+        (10, 8, b"\x09\x00", "compression method"),
+        (6, None, b"\x63\x00", "version 9.9"),
+    )
+    def test_zips_that_cannot_be_read(self, central, local, value, reason):
+        # Where the two headers of a member have the field.
+        path = self.folder / "set.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("ratings.csv", _RATINGS_CSV)
+        content = bytearray(path.read_bytes())
+        begin = content.find(b"PK\1\2") + central
+        content[begin : begin + 2] = value
+        if local is not None:
+            content[local : local + 2] = value
+        path.write_bytes(content)
+        self.assert_error(f"set.zip.*expected a readable .*{reason}", str(path))
+
+    def test_a_zip_with_damaged_lzma(self):
+        path = self.folder / "set.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("ratings.csv", _RATINGS_CSV)
+        content = bytearray(path.read_bytes())
+        content[65:75] = bytes(255 - byte for byte in content[65:75])
+        path.write_bytes(content)
+        self.assert_error("ratings.csv: expected a readable", str(path))
+
+    def test_a_zip_whose_only_member_is_called_like_the_root(self):
+        path = self.folder / "set.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("/", "")
+        self.assert_error("set.zip.*Received: ", str(path))
+
+    def test_a_home_folder_of_nobody(self):
+        self.assert_error(
+            "`data` must be .*'~nobody-here/x'$", "~nobody-here/x"
+        )
 
     def test_damaged_member_of_a_zip(self):
         path = self.folder / "set.zip"

@@ -269,6 +269,36 @@ class RangeTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "below 2.53.*9007199254740992"):
             self.read(item=[2.0**53])
 
+    def test_short_float_ids_that_merge(self):
+        short = [2.0**24 - 1]
+        ids = self.read(item=pa.array(short, pa.float32())).item_ids.tolist()
+        self.assertEqual(ids, ["16777215"])
+        with self.assertRaisesRegex(InputError, "below 2.24.*16777216"):
+            self.read(item=pa.array([2.0**24], pa.float32()))
+        with self.assertRaisesRegex(InputError, "a column of halffloat$"):
+            self.read(item=pa.array(np.ones(1, np.float16)))
+
+    def test_strings_that_are_not_utf8(self):
+        buffers = pa.array([b"\xff1"]).buffers()
+        wrong = pa.Array.from_buffers(pa.string(), 1, buffers)
+        for role in ("user", "item", "time"):
+            with self.assertRaisesRegex(
+                InputError, "expected a readable file.*UTF8"
+            ):
+                self.read(**{role: wrong})
+
+    def test_dates_that_microseconds_cannot_hold(self):
+        with self.assertRaisesRegex(InputError, "expected dates that 64 bits"):
+            self.read(time=pa.array([2**60], pa.timestamp("ms")))
+
+    def test_dates_that_python_cannot_hold_as_ratings(self):
+        for odd in (
+            pa.array([2**50], pa.timestamp("ms")),
+            pa.array([1], pa.timestamp("s", tz="No/Where")),
+        ):
+            with self.assertRaisesRegex(InputError, "years 1 to 9999"):
+                self.read(rating=odd)
+
     def test_lists_and_structs(self):
         for value, kind in (([1, 2], "list"), ({"a": 1}, "struct")):
             with self.assertRaisesRegex(
@@ -484,6 +514,10 @@ class ParquetTest(TabularTestCase):
     def test_errors(self, columns: dict, message: str):
         good = {"user": [1, 2], "item": [1, 2], "ts": [1, 2]}
         self.assert_error(message, self.write_parquet(good | columns))
+
+    def test_a_column_name_longer_than_a_csv_field_may_be(self):
+        path = self.write("user,item,ts," + "r" * 132_000 + "\nu,i,1,2\n")
+        self.assert_error("log.csv: .*larger than field limit", path)
 
     def test_damaged(self):
         path = self.write_parquet({"user": [1], "item": [1], "ts": [1]})

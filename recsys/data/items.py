@@ -39,12 +39,20 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
         if tables.file_kind(file) == "parquet":
             with file.open("rb") as stream:
                 table = pq.ParquetFile(stream).read()
+            table.validate(full=True)  # Text may not be UTF-8.
             name = _item_column(table.column_names, item_column, file)
         else:
             header, delimiter = tables.read_header(file)
             name = _item_column(header, item_column, file)
             form = tables.TextForm(header, delimiter)
             table = _read_text(file, form, name)
+    names = table.column_names
+    if len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise InputError(
+            f"{file}: expected every column name once. "
+            f"Received twice: {twice!r}"
+        )
     columns = {"item_id": _ids(table[name], file)}
     taken = [name]
     for role, spellings in (("title", _TITLES), ("genres", _GENRES)):

@@ -131,8 +131,7 @@ def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
     """Reads lines of id, title, two dates, a URL and genre flags."""
     names = _GENRES_100K
     if genre_file is not None:
-        pairs = [fields for _, fields in _split_lines(genre_file, "|", 2)]
-        names = [name for name, _ in sorted(pairs, key=lambda p: int(p[1]))]
+        names = _read_u_genre(genre_file)
     ids, titles, genres = [], [], []
     for number, fields in _split_lines(file, "|", 5 + len(names)):
         flags = fields[5:]
@@ -153,10 +152,25 @@ def _read_u_item(file: Traversable, genre_file: Traversable | None) -> pa.Table:
     return items_lib.tidy(_films_table(ids, titles, genres), file)
 
 
+def _read_u_genre(file: Traversable) -> list[str]:
+    """Reads lines such as "Action|1"; returns the names in their order."""
+    places = list[tuple[int, str]]()
+    for number, (name, place) in _split_lines(file, "|", 2):
+        try:
+            places.append((int(place), name))
+        except ValueError as error:
+            raise InputError(
+                f"{file}, line {number}: expected a genre and its number. "
+                f"Received: {place[:80]!r} as the number"
+            ) from error
+    return [name for _, name in sorted(places, key=lambda pair: pair[0])]
+
+
 def _split_lines(
     file: Traversable, delimiter: str, num_fields: int
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields the line number and fields of each line that is not blank."""
+    is_blank = True
     for number, line in enumerate(tables.read_lines(file, "latin-1"), 1):
         line = line.rstrip("\r\n")
         if not line:
@@ -167,7 +181,13 @@ def _split_lines(
                 f"{file}, line {number}: expected {num_fields} fields "
                 f"separated by {delimiter!r}. Received: {line[:120]!r}"
             )
+        is_blank = False
         yield number, fields
+    if is_blank:
+        raise InputError(
+            f"{file}: expected {num_fields} fields in a line. "
+            "Received: blank lines only"
+        )
 
 
 _DATASET = "movielens"
@@ -212,7 +232,7 @@ def read_tfds(
             f"importlib_resources. Received: {error}"
         ) from error
     if manual_dir is not None:
-        folder = pathlib.Path(manual_dir).expanduser()
+        folder = pathlib.Path(os.path.expanduser(manual_dir))
         if not folder.is_dir():
             raise InputError(
                 "`tfds_manual_dir` must be a folder that exists. "
@@ -279,7 +299,7 @@ def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
             f"Received: {'tfds:' + name!r}"
         )
     if data_dir is not None:
-        data_dir = str(pathlib.Path(data_dir).expanduser())
+        data_dir = os.path.expanduser(data_dir)
     return tfds.builder(name, data_dir=data_dir)
 
 

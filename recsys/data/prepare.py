@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -80,7 +81,7 @@ def build_data(config: TrainConfig) -> PreparedData:
         InputError: The data cannot be read, too little is left of it, or the
             shards were prepared with other options.
     """
-    folder = pathlib.Path(config.data).expanduser()
+    folder = pathlib.Path(os.path.expanduser(config.data))
     if shards.is_sharded(config.data):
         _check_shards(config, shards.read_manifest(folder))
         data = open_shards(folder)

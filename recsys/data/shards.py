@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -219,7 +220,7 @@ class ShardedSequences(TrainingSequences):
 
 def is_sharded(data: str) -> bool:
     """Whether `data` is a folder that `recsys.prepare_shards` wrote."""
-    return (pathlib.Path(data).expanduser() / MANIFEST).is_file()
+    return (pathlib.Path(os.path.expanduser(data)) / MANIFEST).is_file()
 
 
 def sequences_name(shard: int) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.resources
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
@@ -225,7 +226,7 @@ class Source:
     def _items(self, found: _FoundLog) -> pa.Table | None:
         if self.items_file is None:
             return found.items()
-        path = pathlib.Path(self.items_file).expanduser()
+        path = pathlib.Path(os.path.expanduser(self.items_file))
         if not path.is_file():
             raise InputError(
                 "`items_file` must be a CSV or Parquet file. "
@@ -376,7 +377,7 @@ def _blocks_of_whole(source: Source) -> Iterator[Interactions]:
 
 
 def _existing_path(data: str) -> pathlib.Path:
-    path = pathlib.Path(data).expanduser()
+    path = pathlib.Path(os.path.expanduser(data))
     if not path.exists():
         raise InputError(
             f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "

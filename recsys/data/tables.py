@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import gzip
 import itertools
+import lzma
 import math
 import pathlib
 import zipfile
@@ -163,7 +164,7 @@ _DELIMITERS = "\t,;|"
 
 @contextlib.contextmanager
 def readable(file: Traversable) -> Iterator[None]:
-    """Turns what a damaged file raises into an InputError."""
+    """Turns what a damaged or odd file raises into an InputError."""
     try:
         yield
     except InputError:
@@ -171,6 +172,11 @@ def readable(file: Traversable) -> Iterator[None]:
     except (
         OSError,
         EOFError,
+        # An encrypted zip archive, or one of another version or method.
+        RuntimeError,
+        UnicodeDecodeError,
+        csv.Error,
+        lzma.LZMAError,
         zlib.error,
         zipfile.BadZipFile,
         pa.ArrowException,
@@ -256,7 +262,9 @@ def read_header(file: Traversable) -> tuple[list[str], str]:
     delimiter = max(_DELIMITERS, key=first.count)
     if not first.count(delimiter):
         delimiter = ","
-    return next(csv.reader([first], delimiter=delimiter)), delimiter
+    with readable(file):
+        header = next(csv.reader([first], delimiter=delimiter))
+    return header, delimiter
 
 
 @contextlib.contextmanager
@@ -284,7 +292,12 @@ def _inmost(folder: Traversable) -> Traversable:
             for child in folder.iterdir()
             if not child.name.startswith(("__MACOSX", "."))
         ]
-        if len(children) != 1 or not children[0].is_dir():
+        # A member called "/" is a folder without a name, within itself.
+        if (
+            len(children) != 1
+            or not children[0].name
+            or not children[0].is_dir()
+        ):
             return folder
         folder = children[0]
 
@@ -436,7 +449,13 @@ def raise_first_fault(
             one, as strings or as values of any type.
         form: How its rows are written; None for a Parquet file.
     """
-    columns = table.to_pydict()
+    try:
+        columns = table.to_pydict()
+    except (LookupError, OverflowError) as error:
+        raise InputError(
+            f"{file}: expected dates of the years 1 to 9999 in a known time "
+            f"zone. Received: {' '.join(str(error).split())}"
+        ) from error
     ratings = columns.get("rating", [None] * len(table))
     first_kind = None
     for row, (user, item, time, rating) in enumerate(
@@ -487,7 +506,9 @@ def _line_of_row(file: Traversable, form: TextForm, row: int) -> int:
         row += 1
     else:
         numbers = (n for n, line in enumerate(lines, 1) if line.strip("\r\n"))
-    return next(itertools.islice(numbers, row, None), row)
+    with readable(file):
+        return next(itertools.islice(numbers, row, None), row)
+    raise AssertionError  # `readable` lets nothing pass.
 
 
 def raise_ragged(file: Traversable, form: TextForm, reason: str) -> NoReturn:
@@ -505,7 +526,8 @@ def raise_ragged(file: Traversable, form: TextForm, reason: str) -> NoReturn:
         if not text:
             continue
         if form.has_header:
-            [row] = csv.reader([text], delimiter=form.delimiter)
+            with readable(file):
+                row = next(csv.reader([text], delimiter=form.delimiter))
         else:
             row = text.split(form.delimiter)
         if len(row) != expected:
@@ -560,6 +582,9 @@ def ids_as_strings(
     """
     name = getattr(names, role)
     where = f"{file}: expected ids in the {role} column {name!r}"
+    if pa.types.is_float16(ids.type):
+        # Arrow has no dictionaries of these.
+        raise InputError(f"{where}. Received: a column of {ids.type}")
     is_encoded = pa.types.is_dictionary(ids.type)
     values = ids.type.value_type if is_encoded else ids.type
     if not (
@@ -572,17 +597,18 @@ def ids_as_strings(
     if not is_encoded:
         ids = ids.dictionary_encode()
     if pa.types.is_floating(values):
+        precision = 24 if pa.types.is_float32(values) else 53
         for chunk in ids.chunks:
             numbers = chunk.dictionary.cast(pa.float64())
             whole = pc.and_(
                 pc.equal(numbers, pc.floor(numbers)),
-                pc.less(pc.abs(numbers), 2.0**53),
+                pc.less(pc.abs(numbers), 2.0**precision),
             )
             if not pc.all(whole).as_py():
                 odd = numbers.filter(pc.invert(whole))[0].as_py()
                 raise InputError(
                     f"{where}: text, integers, or floats that are whole "
-                    f"numbers below 2^53, beyond which they merge. "
+                    f"numbers below 2^{precision}, beyond which they merge. "
                     f"Received: {odd!r}"
                 )
         values = pa.int64()
@@ -867,6 +893,8 @@ def _read_parquet(
             table = parquet.read(columns)
         else:
             table = parquet.read_row_group(row_group, columns)
+        # Text that is not UTF-8, and positions beyond a dictionary.
+        table.validate(full=True)
     table = _with_roles(table, names)
     for role in ("user", "item"):
         ids = ids_as_strings(table[role], file, names, role)
@@ -1020,8 +1048,8 @@ def _timestamps(
         )
     if temporal[0]:
         micros = [
-            column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-            for column in columns
+            _micros(column, part)
+            for column, part in zip(columns, parts, strict=True)
         ]
         return _concatenate(micros), 1_000_000
     if not any(pa.types.is_floating(column.type) for column in columns):
@@ -1033,6 +1061,19 @@ def _timestamps(
     if (seconds == np.floor(seconds)).all():
         return _whole(seconds, parts[0]), 1
     return _whole(seconds * 1e6, parts[0]), 1_000_000
+
+
+def _micros(times: pa.ChunkedArray, part: object) -> pa.ChunkedArray:
+    """Returns dates as int64 microseconds; what is finer is cut off."""
+    is_finer = pa.types.is_timestamp(times.type) and times.type.unit == "ns"
+    try:
+        micros = times.cast(pa.timestamp("us"), safe=not is_finer)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{part}: expected dates that 64 bits of microseconds can hold. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+    return micros.cast(pa.int64())
 
 
 _HIGHEST_TIME = 2**63 - 1
