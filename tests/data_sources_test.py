@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
-from recsys.data import sources
+from recsys.data import shards, sources
 from recsys.errors import InputError
 
 _INTERACTIONS = "userId,movieId,timestamp\n7,3,0\n7,1,1\n9,3,0\n"
@@ -250,6 +252,52 @@ class ReadTest(SourcesTestCase):
         log = sources.read(data)
         self.assertEqual(log.interactions.user_ids.tolist(), ["a", "b"])
         self.assertIsNone(log.items)
+
+    def _write_parts(self) -> pathlib.Path:
+        """Makes a folder with one part of two rows."""
+        folder = self.folder / "parts"
+        folder.mkdir()
+        (folder / "part-0.csv").write_text("user,item,time\nu,a,1\nu,b,2\n")
+        return folder
+
+    def test_a_part_that_is_a_folder_is_read(self):
+        folder = self._write_parts()
+        inner = folder / "part-1.csv"
+        inner.mkdir()
+        (inner / "_SUCCESS").touch()
+        (inner / "part-00000.csv").write_text("user,item,time\nu,c,3\n")
+        interactions = sources.read(str(folder)).interactions
+        self.assertEqual(interactions.item_ids.tolist(), ["a", "b", "c"])
+
+    def test_parts_that_would_be_left_out(self):
+        folder = self._write_parts()
+        other = folder / "part-1.csv"
+        other.symlink_to("/no/such/file.csv")
+        self.assert_error("part-1.csv: expected a file.*neither$", str(folder))
+        other.unlink()
+        other.mkdir()
+        self.assert_error("part-1.csv: .*a folder without any$", str(folder))
+        other.rmdir()
+        for name in ("part-1.csv.bz2", "p.parquet.zst", "P.TSV.XZ"):
+            other = folder / name
+            other.touch()
+            self.assert_error(f"{name}: .*another compression$", str(folder))
+            other.unlink()
+        (folder / "day=1").mkdir()
+        self.assert_error("day=1: .*Received: a folder$", str(folder))
+
+    def test_copies_of_a_part_would_be_read_twice(self):
+        for copy in ("part-0.csv.gz", "part-0.parquet", "PART-0.CSV"):
+            folder = self._write_parts()
+            (folder / copy).touch()
+            self.assert_error(f"every part once.*{copy}", str(folder))
+            shutil.rmtree(folder)
+
+    def test_no_text_is_not_the_current_folder(self):
+        with contextlib.chdir(self._write_parts()):
+            self.assert_error("that exists. Received: ''$", "")
+            pathlib.Path("manifest.json").touch()
+            self.assertFalse(shards.is_sharded(""))
 
     def test_zip_of_parquet(self):
         table = pa.table({"user": ["a"], "item": ["x"], "ts": [1]})

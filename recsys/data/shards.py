@@ -220,7 +220,8 @@ class ShardedSequences(TrainingSequences):
 
 def is_sharded(data: str) -> bool:
     """Whether `data` is a folder that `recsys.prepare_shards` wrote."""
-    return (pathlib.Path(os.path.expanduser(data)) / MANIFEST).is_file()
+    path = pathlib.Path(os.path.expanduser(data))
+    return bool(data) and (path / MANIFEST).is_file()
 
 
 def sequences_name(shard: int) -> str:

@@ -9,6 +9,7 @@ import functools
 import importlib.resources
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
 
@@ -25,6 +26,10 @@ TFDS_PREFIX = "tfds:"
 _PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 _ITEMS_NAMES = tuple(
     stem + suffix for stem in ("movies", "items") for suffix in _PART_SUFFIXES
+)
+# Parts as other tools compress them, which are not read.
+_PACKED = re.compile(
+    r".+\.(csv|tsv|parquet)\.(7z|br|bz2|lz4|lzma|xz|z|zip|zst)"
 )
 # Rows in a block of a log that can only be read whole.
 _BLOCK_ROWS = 2**20
@@ -186,13 +191,7 @@ class Source:
             )
         for layout, file in ratings.items():
             return self._grouplens(layout, file, members)
-        parts = [
-            file
-            for name, file in members.items()
-            if name.lower().endswith(_PART_SUFFIXES)
-            and name not in _ITEMS_NAMES
-        ]
-        if parts:
+        if parts := _parts_in(folder):
             return _TablesLog(parts, members, self._columns)
         archives = [name for name in members if name.lower().endswith(".zip")]
         if len(archives) == 1:
@@ -376,9 +375,51 @@ def _blocks_of_whole(source: Source) -> Iterator[Interactions]:
         )
 
 
+def _parts_in(folder: Traversable) -> list[Traversable]:
+    """Returns the parts of a log in a folder, in the order of their names.
+
+    A folder that is named as a part, as Spark writes them, holds parts, too.
+
+    Raises:
+        InputError: A part would be left out without a word, or read twice.
+    """
+    with tables.readable(folder):
+        children = sorted(folder.iterdir(), key=lambda child: child.name)
+    parts: list[Traversable] = []
+    named: dict[str, Traversable] = {}
+    for child in children:
+        name = child.name.lower()
+        if name.startswith((".", "_")) or child.name in _ITEMS_NAMES:
+            continue
+        if _PACKED.fullmatch(name) or ("=" in name and child.is_dir()):
+            raise InputError(
+                f"{child}: expected parts in CSV or TSV (plain or gzip) or "
+                "Parquet, all in one folder. Received: "
+                + ("a folder" if child.is_dir() else "another compression")
+            )
+        suffix = next(filter(name.endswith, _PART_SUFFIXES), None)
+        if suffix is None:
+            continue
+        twin = named.setdefault(name.removesuffix(suffix), child)
+        if twin is not child:
+            raise InputError(
+                f"{folder}: expected every part once; name the file to read. "
+                f"Received: {twin.name} and {child.name}"
+            )
+        inner = _parts_in(child) if child.is_dir() else [child]
+        if not inner or not all(file.is_file() for file in inner):
+            raise InputError(
+                f"{child}: expected a file, or a folder of parts. Received: "
+                + ("a folder without any" if child.is_dir() else "neither")
+            )
+        parts += inner
+    return parts
+
+
 def _existing_path(data: str) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(data))
-    if not path.exists():
+    # The path of no text would be the current folder.
+    if not data or not path.exists():
         raise InputError(
             f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
             "'synthetic:users=...', or the path of a file or folder that "
