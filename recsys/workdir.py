@@ -114,17 +114,27 @@ class Workdir:
             InputError: A file is damaged.
         """
         history: list[dict[str, float]] = []
+        path = self.metrics
         if paths := checkpoint_paths(self.checkpoints):
-            history = files.read_json(paths[-1] / "progress.json")["history"]
-        elif self.metrics.is_file():
-            history = files.read_json(self.metrics).get("training", [])
-        return history, best_epoch(history, config.selection_metric)
+            path = paths[-1] / "progress.json"
+            progress = files.read_json_object(path, history=list)
+            history = epoch_measures(path, progress, "history")
+        elif path.is_file():
+            stored = files.read_json_object(path)
+            history = epoch_measures(path, stored, "training")
+        try:
+            return history, best_epoch(history, config.selection_metric)
+        except KeyError as error:
+            raise InputError(
+                f"{path}: expected the selection metric of every epoch. "
+                f"Received: one without {error}"
+            ) from error
 
     def training_entries(self) -> dict[str, Any]:
         """Returns what metrics.json, if there is one, says of the training."""
         if not self.metrics.is_file():
             return {}
-        stored = files.read_json(self.metrics)
+        stored = files.read_json_object(self.metrics)
         names = ("best_epoch", "training")
         return {name: stored[name] for name in names if name in stored}
 
@@ -140,14 +150,24 @@ class Workdir:
             paths := checkpoint_paths(self.checkpoints)
         ):
             return None
-        stored = files.read_json(self.metrics)
-        progress = files.read_json(paths[-1] / "progress.json")
+        stored = files.read_json_object(self.metrics)
+        progress = files.read_json_object(
+            paths[-1] / "progress.json", finished=bool, history=list
+        )
         if not progress["finished"] or (
             stored.get("training") != progress["history"]
             or stored.get("evaluated_with") != {}
         ):
             return None
-        return "\n".join(stored["text"])
+        text = stored.get("text")
+        if not isinstance(text, list) or not all(
+            isinstance(line, str) for line in text
+        ):
+            raise InputError(
+                f"{self.metrics}: expected `text` to be a list of lines. "
+                f"Received: {type(text).__name__}"
+            )
+        return "\n".join(text)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -226,6 +246,35 @@ class Workdir:
 def checkpoint_paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the complete checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step-" + "[0-9]" * 9))
+
+
+def epoch_measures(
+    path: pathlib.Path, entries: dict[str, Any], name: str
+) -> list[dict[str, float]]:
+    """Returns what a JSON file says of each finished epoch.
+
+    Args:
+        path: The file, for messages.
+        entries: What it holds.
+        name: The entry to return; a missing one counts as an empty list.
+
+    Raises:
+        InputError: The entry is not a list of numbers by name.
+    """
+    found = entries.get(name, [])
+    if not isinstance(found, list) or not all(
+        isinstance(epoch, dict)
+        and all(
+            isinstance(value, float | int) and not isinstance(value, bool)
+            for value in epoch.values()
+        )
+        for epoch in found
+    ):
+        raise InputError(
+            f"{path}: expected `{name}` to be a list of an epoch's measures "
+            "by name, all of them numbers. Received: something else"
+        )
+    return found
 
 
 def best_epoch(

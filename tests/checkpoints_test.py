@@ -176,6 +176,16 @@ class CheckpointsTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "step-000000005.* Received: "):
             run.checkpoints.restore()
 
+    def test_cut_short(self):
+        run = Run(self.folder)
+        run.checkpoints.save(Progress(global_step=5))
+        [data] = self.folder.glob("*/variables.data*")
+        whole = data.read_bytes()
+        for length in (0, 1, len(whole) // 2, len(whole) - 1):
+            data.write_bytes(whole[:length])
+            with self.assertRaisesRegex(InputError, "step-000000005: "):
+                run.checkpoints.restore()
+
     def test_progress_of_another_version(self):
         run = Run(self.folder)
         run.checkpoints.save(Progress(global_step=5))

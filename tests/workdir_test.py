@@ -93,6 +93,58 @@ class WorkdirTest(parameterized.TestCase):
         self.workdir.model.touch()
         self.assertEqual(self.workdir.read_config(), config)
 
+    @parameterized.parameters(
+        ("metrics.json", "null", "expected a JSON object. .*NoneType"),
+        ("metrics.json", '{"training": 3}', "expected `training` to be a list"),
+        (
+            "metrics.json",
+            '{"training": [{"loss": 1.0}]}',
+            "expected the selection metric of every epoch",
+        ),
+        ("progress.json", "{}", "expected `history` to be .* list"),
+        ("progress.json", '{"history": [[]]}', "expected `history` to be a"),
+        (
+            "progress.json",
+            '{"history": [{"a": "b"}]}',
+            "expected .* an epoch's measures by name, all of them numbers",
+        ),
+    )
+    def test_a_damaged_history(self, name, content, message):
+        self._write_run(TrainConfig())
+        folder = self.path
+        if name == "progress.json":
+            folder = self.workdir.checkpoints / "step-000000003"
+            folder.mkdir(parents=True)
+        (folder / name).write_text(content)
+        with self.assertRaisesRegex(InputError, f"{name}: {message}"):
+            self.workdir.read_history(TrainConfig())
+
+    @parameterized.parameters("null", "[]", "3", "{")
+    def test_damaged_metrics(self, content: str):
+        self._write_run(TrainConfig())
+        (self.workdir.checkpoints / "step-000000003").mkdir(parents=True)
+        self.workdir.metrics.write_text(content)
+        for read in (
+            self.workdir.training_entries,
+            self.workdir.stored_results,
+        ):
+            with self.assertRaisesRegex(InputError, "metrics.json: expected"):
+                read()
+
+    def test_results_that_are_no_text(self):
+        self._write_run(TrainConfig())
+        checkpoint = self.workdir.checkpoints / "step-000000003"
+        checkpoint.mkdir(parents=True)
+        progress = {"finished": True, "history": []}
+        files.write_json(checkpoint / "progress.json", progress)
+        stored = {"training": [], "evaluated_with": {}}
+        for text in (None, 3, [3]):
+            files.write_json(self.workdir.metrics, {**stored, "text": text})
+            with self.assertRaisesRegex(InputError, "metrics.json: .*`text`"):
+                self.workdir.stored_results()
+        files.write_json(self.workdir.metrics, {**stored, "text": ["a", "b"]})
+        self.assertEqual(self.workdir.stored_results(), "a\nb")
+
     def test_no_such_folder(self):
         with self.assertRaisesRegex(
             InputError, r"Received: .*run \(no such folder\)$"

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.data.items import NO_GENRES, is_list
 from recsys.errors import InputError
-from recsys.files import atomic_path
+from recsys.files import atomic_path, read_json_object
 
 KINDS = ("categorical", "multi", "words", "numeric", "vector")
 DEFAULT_SEPARATOR = "|"
@@ -403,19 +403,31 @@ class ItemEncoder:
         Raises:
             InputError: The file is missing or invalid.
         """
+        content = read_json_object(pathlib.Path(path), columns=list)
+        columns, states = [], []
         try:
-            content = json.loads(pathlib.Path(path).read_text("utf-8"))
-            columns, states = [], []
             for entry in content["columns"]:
                 fields = ("name", "kind", "separator")
-                columns.append(FeatureColumn(*(entry.pop(f) for f in fields)))
+                column = FeatureColumn(*(entry.pop(f) for f in fields))
+                for name, kind in _STATES.get(column.kind, _TEXT_STATE).items():
+                    if not isinstance(entry[name], kind):
+                        raise TypeError(f"`{name}` of column {column.name!r}")
+                columns.append(column)
                 states.append(entry)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: expected the item features of a model, as JSON. "
                 f"Received: {error}"
             ) from error
         return cls(columns, states)
+
+
+# What is fitted of a column, by its kind.
+_STATES: dict[str, dict[str, Any]] = {
+    "vector": {"mean": list, "scale": (float, int)},
+    "numeric": {"knots": list},
+}
+_TEXT_STATE = {"values": list}
 
 
 def _fit(items: pa.Table, column: FeatureColumn) -> dict[str, Any]:

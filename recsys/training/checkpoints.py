@@ -14,7 +14,7 @@ import tqdm
 
 from recsys import files
 from recsys.errors import InputError
-from recsys.workdir import checkpoint_paths
+from recsys.workdir import checkpoint_paths, epoch_measures
 
 
 @dataclasses.dataclass
@@ -111,10 +111,19 @@ class Checkpoints:
         try:
             status = self._state.read(str(paths[-1] / "variables"))
             status.assert_consumed()
-        except (tf.errors.OpError, ValueError, AssertionError) as error:
+        except (
+            tf.errors.OpError,
+            AssertionError,
+            # What TensorFlow makes of a file that is cut short or damaged.
+            IndexError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = str(error).strip().partition("\n")[0] or repr(error)
             raise InputError(
-                f"{paths[-1]}: expected a checkpoint of this model. Received: "
-                f"{str(error).splitlines()[0]}"
+                f"{paths[-1]}: expected a checkpoint of this model. "
+                f"Received: {reason}"
             ) from error
         return progress
 
@@ -136,6 +145,7 @@ def read_progress(checkpoint: pathlib.Path) -> Progress:
         history=list,
         finished=bool,
     )
+    epoch_measures(path, fields, "history")
     try:
         return Progress(**fields)
     except TypeError as error:
