@@ -125,7 +125,8 @@ _MOVED = {
             "exporting.item_arrays exporting.projector exporting.tsv"
         ),
         "training.checkpoints": "training.history training.progress",
-        "training.distributed": "training.rendezvous training.replicas",
+        "training.cluster": "training.rendezvous",
+        "training.distributed": "training.replicas",
         "training.growth": "data.merging",
         "training.initial_table": (
             "training.co_occurrence training.feature_regression "

@@ -1,4 +1,4 @@
-"""`python -m recsys.extend`: a trained model learns new items."""
+"""`python -m recsys.extend`: adds new items to a trained model."""
 
 from __future__ import annotations
 
@@ -75,11 +75,16 @@ def main(values: dict[str, Any]) -> int:
     workdir = model_folder(values)
     output = required_path(values, "output_workdir", "be given")
     required_path(values, "data", "be given")
-    _prepare(workdir, output, values)
+    asked = {
+        "workdir": str(workdir),
+        "source": {name: values[name] for name in SOURCE_FIELDS},
+        "num_epochs": values["num_epochs"],
+        "learning_rate": values["learning_rate"],
+    }
+    if not _is_done(output, asked):
+        _extend(workdir, output, asked)
     if values["train"]:
-        from recsys.workdir import Workdir
-
-        config = Workdir(output).read_config()
+        config = recsys.workdir.Workdir(output).read_config()
         result = recsys.training.train(config, output)
         if result.results is not None:
             print(f"\n{result.results.table()}\n")
@@ -90,47 +95,50 @@ def main(values: dict[str, Any]) -> int:
     return 0
 
 
-def _prepare(
-    workdir: pathlib.Path, output: pathlib.Path, values: dict[str, Any]
-) -> None:
-    """Makes the new workdir, unless this command has made it before."""
-    from recsys.training.growth import grow_data
-    from recsys.workdir import Workdir, differences
+def _is_done(output: pathlib.Path, asked: dict[str, Any]) -> bool:
+    """Whether this command has already made the new workdir.
 
-    old, new = Workdir(workdir), Workdir(output)
-    asked: dict[str, Any] = {
-        "workdir": str(workdir),
-        "source": {name: values[name] for name in SOURCE_FIELDS},
-        "num_epochs": values["num_epochs"],
-        "learning_rate": values["learning_rate"],
-    }
-    if new.extension.is_file():
-        differing = differences(files.read_json_object(new.extension), asked)
+    Raises:
+        InputError: The folder holds something else or cannot be written.
+    """
+    extension = recsys.workdir.Workdir(output).extension
+    if extension.is_file():
+        differing = recsys.workdir.differences(
+            files.read_json_object(extension), asked
+        )
         if differing:
             raise InputError(
                 f"{output}: expected no run, or one made with the same flags; "
                 "name another --output_workdir. Received: a run with "
                 f"different {differing}"
             )
-        return
+        return True
     if not files.is_new_or_empty(output):
         raise InputError(
             "--output_workdir must be a new or empty folder. "
             f"Received: {str(output)!r}"
         )
-    # It is made beside its place, and moved there when it is complete.
+    # It is made beside its final path and moved there when complete.
     if not files.can_write(output.absolute().parent):
         raise InputError(
             "--output_workdir must be a folder that can be written. "
             f"Received: {str(output)!r}"
         )
-    config = old.read_config()
-    rate = values["learning_rate"]
-    changes = {
-        "num_epochs": values["num_epochs"],
-        "learning_rate": config.learning_rate / 3 if rate is None else rate,
-    }
-    grown = grow_data(old, asked["source"], output, changes)
+    return False
+
+
+def _extend(
+    workdir: pathlib.Path, output: pathlib.Path, asked: dict[str, Any]
+) -> None:
+    """Makes the new workdir."""
+    old = recsys.workdir.Workdir(workdir)
+    rate = asked["learning_rate"]
+    if rate is None:
+        rate = old.read_config().learning_rate / 3
+    changes = {"num_epochs": asked["num_epochs"], "learning_rate": rate}
+    grown = recsys.training.growth.grow_data(
+        old, asked["source"], output, changes
+    )
     print(
         f"{len(grown.log.interactions):,} interactions with "
         f"{grown.grown_data.vocabulary.num_items:,} items, of which "
@@ -138,10 +146,7 @@ def _prepare(
         flush=True,
     )
     load_tensorflow()
-
-    from recsys.training.extension import write_extension
-
-    write_extension(grown, output, asked)
+    recsys.training.extension.write_extension(grown, output, asked)
 
 
 if __name__ == "__main__":

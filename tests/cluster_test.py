@@ -38,7 +38,7 @@ class ClusterTest(parameterized.TestCase):
         (_text({"worker": ["a:0"]}), "host:port. Received: 'a:0'"),
         (_text({"worker": ["a:1", 7]}), "host:port. Received: 7"),
         (_text({"worker": ["a:1", "a:1"]}), "once. Received: a:1, a:1"),
-        (_text({"chief": ["a:1", "b:1"]}, "chief"), "one chief at most"),
+        (_text({"chief": ["a:1", "b:1"]}, "chief"), "at most one chief"),
         (_text({"worker": ["a:1"]}, "worker", 1), "Received: 'worker' 1"),
         (_text({"worker": ["a:1"]}, "worker", "0"), "Received: 'worker' '0'"),
         (_text({"worker": ["a:1"]}, "evaluator"), "Received: 'evaluator' 0"),

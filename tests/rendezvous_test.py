@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import WorkerLostError
+from recsys.training import cluster as meeting
 from recsys.training import distributed
 from recsys.training.cluster import Cluster
 
@@ -37,7 +38,7 @@ def _meet(
         for cluster, about in reversed(list(zip(clusters, abouts))):
             meetings.append(
                 threads.submit(
-                    distributed.meet, cluster, about, wait_seconds=wait_seconds
+                    meeting.meet, cluster, about, wait_seconds=wait_seconds
                 )
             )
             time.sleep(0.1)
@@ -61,20 +62,20 @@ class MeetTest(parameterized.TestCase):
     def test_listens_at_the_named_address_alone(self):
         [chief, _] = _clusters(2)
         port = int(chief.addresses[0].rpartition(":")[2])
-        with distributed._listen(chief.addresses[0]) as listener:
+        with meeting._listen(chief.addresses[0]) as listener:
             self.assertEqual(listener.getsockname(), ("127.0.0.1", port))
 
     def test_whoever_sends_nothing_holds_nobody_up(self):
         clusters = _clusters(2)
         with (
-            mock.patch.object(distributed, "_SECONDS_TO_REPORT", 0.3),
+            mock.patch.object(meeting, "_SECONDS_TO_REPORT", 0.3),
             concurrent.futures.ThreadPoolExecutor() as threads,
         ):
-            chief = threads.submit(distributed.meet, clusters[0], {})
+            chief = threads.submit(meeting.meet, clusters[0], {})
             time.sleep(0.2)
             port = int(clusters[0].addresses[0].rpartition(":")[2])
             with socket.create_connection(("127.0.0.1", port)):
-                threads.submit(distributed.meet, clusters[1], {}).result(20)
+                threads.submit(meeting.meet, clusters[1], {}).result(20)
                 chief.result(20)
 
     def test_others_flags_end_all(self):
@@ -100,12 +101,10 @@ class MeetTest(parameterized.TestCase):
     def test_says_whom_it_waits_for(self):
         clusters, lines = _clusters(2), []
         with (
-            mock.patch.object(distributed, "_SECONDS_BETWEEN_REPORTS", 0),
+            mock.patch.object(meeting, "_SECONDS_BETWEEN_REPORTS", 0),
             self.assertRaises(WorkerLostError),
         ):
-            distributed.meet(
-                clusters[0], {}, wait_seconds=0.5, show=lines.append
-            )
+            meeting.meet(clusters[0], {}, wait_seconds=0.5, show=lines.append)
         self.assertRegex(
             lines[0], f"waiting for worker 2 of 2 .{clusters[0].addresses[1]}."
         )
@@ -113,7 +112,7 @@ class MeetTest(parameterized.TestCase):
     def test_strangers_are_passed_over(self):
         clusters = _clusters(2)
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            chief = threads.submit(distributed.meet, clusters[0], {})
+            chief = threads.submit(meeting.meet, clusters[0], {})
             port = int(clusters[0].addresses[0].rpartition(":")[2])
             for text in (b"GET / HTTP/1.1\n", b'{"index": 9, "about": {}}\n'):
                 while True:
@@ -125,7 +124,7 @@ class MeetTest(parameterized.TestCase):
                     break
                 with stranger:
                     stranger.sendall(text)
-            distributed.meet(clusters[1], {})
+            meeting.meet(clusters[1], {})
             chief.result()
 
     def test_address_in_use(self):
@@ -134,7 +133,7 @@ class MeetTest(parameterized.TestCase):
             with self.assertRaisesRegex(
                 WorkerLostError, f"listen at {address}.*already in use"
             ):
-                distributed.meet(Cluster((address, "127.0.0.1:1"), 0), {})
+                meeting.meet(Cluster((address, "127.0.0.1:1"), 0), {})
 
 
 class FingerprintTest(parameterized.TestCase):
@@ -150,7 +149,7 @@ class FingerprintTest(parameterized.TestCase):
         config = TrainConfig()
         items = {"item_id": ["a", "b"], "train_count": [3, 1]}
         one, other = (
-            distributed.fingerprint(
+            meeting.fingerprint(
                 each, Vocabulary(columns["item_id"], pa.table(columns))
             )
             for each, columns in (

@@ -1,4 +1,4 @@
-"""From a configuration to a model and an optimizer."""
+"""Builds the model and the optimizer that a configuration describes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from recsys.negatives import NegativeSampler
 from recsys.optimizers import LaterSchedule, LazyAdam, RowwiseAdagrad
 from recsys.training.initial_table import co_occurrence_vectors, explain_rows
 
-# The most items for which `loss="auto"` is the full softmax.
+# Largest catalog for which `loss="auto"` is the full softmax.
 LARGEST_FULL_SOFTMAX = 20_000
 
 
@@ -35,7 +35,7 @@ def build_model(
     vocabulary_size: int,
     item_features: ItemFeatures | None = None,
 ) -> TwoTower:
-    """Returns the model, built, with the same item features in both towers."""
+    """Returns a built model, whose towers share table and item features."""
     table = SharedItemEmbedding(vocabulary_size, config.embedding_dim)
     features: dict[str, Any] = {}
     if item_features is not None:
@@ -57,12 +57,12 @@ def build_model(
 def build_item_features(
     encoder: ItemEncoder, items: pa.Table, embedding_dim: int
 ) -> ItemFeatures:
-    """Returns the layer that holds what is known of the items.
+    """Returns the layer that holds the items' features.
 
     Args:
         encoder: The encoder.
         items: One row per item of the vocabulary, in its order.
-        embedding_dim: Length of the vectors.
+        embedding_dim: Length of the item vectors.
     """
     encoded = encoder.encode(items)
     layer = ItemFeatures(
@@ -79,17 +79,18 @@ def build_item_features(
 def initialize_table(
     config: TrainConfig, model: TwoTower, data: PreparedData
 ) -> None:
-    """Starts the item table from co-occurrences, if so configured.
+    """Initializes the item table and the item features.
 
-    The vectors are scaled to a standard deviation of 0.1 and get noise of
-    0.02, which tells items without neighbors apart. Item features start from
-    what they explain of the rows; rows of items that are not trained are zero.
+    With `table_init="co_occurrence"`, the vectors get a standard deviation of
+    0.1, and noise of 0.02 to distinguish items without neighbors. Item
+    features start with the part of the rows that they explain, and the rows
+    keep the rest; rows of untrained items are zero.
 
     Args:
         config: The configuration.
         model: A built model.
-        data: What is trained on. Of shards a group is read: some millions of
-            interactions of users drawn at random.
+        data: The training data. Of sharded data, one group is read: a few
+            million interactions of randomly drawn users.
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
@@ -106,7 +107,7 @@ def initialize_table(
 
 
 def trained_items(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the items with training interactions, int32, rising."""
+    """Returns the sorted indices of items with training interactions, int32."""
     return np.flatnonzero(train_counts(vocabulary)).astype(np.int32)
 
 
@@ -118,7 +119,7 @@ def uses_sampled_softmax(config: TrainConfig, num_items: int) -> bool:
 
 
 def chosen_table_optimizer(config: TrainConfig, num_items: int) -> str:
-    """Returns which of `TABLE_OPTIMIZERS` is meant; never auto."""
+    """Returns the table optimizer with `auto` resolved."""
     if config.table_optimizer != "auto":
         return config.table_optimizer
     return "lazy_adam" if uses_sampled_softmax(config, num_items) else "dense"
@@ -127,7 +128,7 @@ def chosen_table_optimizer(config: TrainConfig, num_items: int) -> str:
 def build_negative_sampler(
     config: TrainConfig, counts: np.ndarray
 ) -> NegativeSampler | None:
-    """Returns what draws the negatives; None for the full softmax.
+    """Returns the sampler of the negatives; None for the full softmax.
 
     Args:
         config: The configuration.
@@ -148,7 +149,7 @@ def build_negative_sampler(
 
 
 def describe_method(config: TrainConfig, num_items: int) -> str:
-    """Says what the loss and the table's updates are."""
+    """Describes the loss and the updates of the item table."""
     loss = "full softmax"
     if uses_sampled_softmax(config, num_items):
         kind = config.negatives.replace("_", "-")
@@ -170,13 +171,13 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns Adam with warm-up and cosine decay over all epochs.
 
-    A run that goes on with the moments of another goes on with its count of
-    steps too, which corrects their bias; the schedule begins after them.
+    A run that extends another keeps its moments and its step count, which
+    their bias correction needs; the schedule starts after those steps.
 
     Args:
         config: The configuration.
-        steps_per_epoch: About how many steps an epoch has.
-        num_items: Size of the catalog, which decides what `auto` is.
+        steps_per_epoch: Approximate number of steps in an epoch.
+        num_items: Number of items, which decides `auto`.
     """
     num_steps = config.num_epochs * steps_per_epoch
     warmup_steps = min(config.warmup_steps, num_steps // 2)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and how its progress is shown."""
+"""Checkpoints of a run, and the lines that show its progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-import types
 
 import keras
 import tensorflow as tf
@@ -19,14 +18,14 @@ from recsys.workdir import checkpoint_paths, epoch_measures
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is, besides its variables.
+    """The state of a run besides its variables.
 
     Attributes:
-        epoch: Number of the epoch under way, from 0.
-        step: Steps of that epoch that are done.
-        global_step: Steps done since the beginning.
-        loss_sum: Sum of the losses of that epoch's targets so far.
-        num_targets: How many targets that is.
+        epoch: The current epoch, from 0.
+        step: Number of finished steps in that epoch.
+        global_step: Number of finished steps in the run.
+        loss_sum: Sum of the losses of the epoch's targets so far.
+        num_targets: Number of those targets.
         history: One dictionary of measures per finished epoch.
         finished: Whether the run has ended.
     """
@@ -41,16 +40,16 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run: a folder of which the newest one counts.
+    """The checkpoints of one run, of which the newest one counts.
 
-    Each checkpoint is a folder `step-…` that appears under its name only when
-    it is complete. It holds the variables of the model (the states of its
-    random generators are among them) and of the optimizer, each once, and
-    the run's `Progress`. The order of the batches needs no state: it follows
-    from the seed, epoch and step.
+    Each checkpoint is a folder `step-…` that gets its name only when it is
+    complete. It holds the variables of the model (including the states of its
+    random generators) and of the optimizer, each once, and the run's
+    `Progress`. The order of the batches needs no state: it follows from the
+    seed, the epoch and the step.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: Folder of the checkpoints.
         model: A built model.
         optimizer: A built optimizer.
     """
@@ -68,11 +67,11 @@ class Checkpoints:
         )
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint and removes the older ones, but nothing else.
+        """Writes a checkpoint and removes the older ones.
 
         Raises:
-            OSError: The disk is full or cannot be written. The older
-                checkpoint is still there.
+            OSError: The disk is full or read-only. The older checkpoint is
+                kept.
         """
         folder = self._folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ class Checkpoints:
             The run's progress; None when there is no checkpoint.
 
         Raises:
-            InputError: The checkpoint is damaged or of another model.
+            InputError: The checkpoint is damaged or belongs to another model.
         """
         paths = checkpoint_paths(self._folder)
         if not paths:
@@ -129,7 +128,7 @@ class Checkpoints:
 
 
 def read_progress(checkpoint: pathlib.Path) -> Progress:
-    """Reads where a run is from one of its checkpoints.
+    """Reads the progress of a run from one of its checkpoints.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -160,22 +159,20 @@ def _reason(error: tf.errors.OpError) -> str:
     return reason.partition("[Op:")[0].strip()
 
 
-class ProgressDisplay:
-    """A progress bar for one epoch, shown on a terminal only.
-
-    Use it as a context manager.
+class ProgressBar(tqdm.tqdm):
+    """The progress bar of one epoch, shown only on a terminal.
 
     Args:
-        progress: Where the run is at the start.
-        num_epochs: Epochs of the run.
-        num_steps: Steps of the epoch.
+        progress: The run's progress at the start.
+        num_epochs: Number of epochs in the run.
+        num_steps: Number of steps in the epoch.
         verbose: Whether to show anything.
     """
 
     def __init__(
         self, progress: Progress, num_epochs: int, num_steps: int, verbose: bool
     ) -> None:
-        self._bar = tqdm.tqdm(
+        super().__init__(
             total=num_steps,
             initial=progress.step,
             desc=_epoch_name(progress.epoch, num_epochs),
@@ -186,42 +183,21 @@ class ProgressDisplay:
         )
         self._targets_before = progress.num_targets
 
-    def update(self, progress: Progress) -> None:
+    def show(self, progress: Progress) -> None:
         """Shows one more step."""
-        if self._bar.disable:
+        if self.disable:
             return
-        seconds = max(self._bar.format_dict["elapsed"], 1e-9)
+        seconds = max(self.format_dict["elapsed"], 1e-9)
         rate = (progress.num_targets - self._targets_before) / seconds
         loss = progress.loss_sum / max(progress.num_targets, 1)
-        self._bar.set_postfix_str(
+        self.set_postfix_str(
             f"loss {loss:.3f}, {rate:,.0f} interactions/s", refresh=False
         )
-        self._bar.update()
-
-    def __enter__(self) -> ProgressDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self._bar.close()
-
-
-def show(line: str) -> None:
-    """Prints a line about the run to standard error."""
-    print(line, file=sys.stderr, flush=True)
+        self.update()
 
 
 def start_line(progress: Progress, num_epochs: int) -> str | None:
-    """Returns where a run resumes; None for a run that starts.
-
-    Args:
-        progress: Where the run is.
-        num_epochs: Epochs of the run.
-    """
+    """Describes where a run resumes; None for a new run."""
     if progress.finished:
         return (
             f"this run is finished: {len(progress.history)} epochs, "
@@ -234,12 +210,12 @@ def start_line(progress: Progress, num_epochs: int) -> str | None:
 
 
 def epoch_line(progress: Progress, num_epochs: int, is_best: bool) -> str:
-    """Returns the measures of the epoch that was finished last.
+    """Describes the epoch that ended last.
 
     Args:
-        progress: Where the run is; its history ends with that epoch.
-        num_epochs: Epochs of the run.
-        is_best: Whether no epoch before it was as good.
+        progress: The run's progress; its history ends with that epoch.
+        num_epochs: Number of epochs in the run.
+        is_best: Whether it is the best epoch so far.
     """
     epoch = len(progress.history) - 1
     measures = progress.history[epoch]

@@ -1,11 +1,11 @@
-"""A trained run with more items: the same weights and moments, new rows."""
+"""Extends a trained run with new items: same weights and moments, new rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -29,17 +29,16 @@ from recsys.workdir import Workdir
 def write_extension(
     grown: GrownData, output: pathlib.Path, about: dict[str, Any]
 ) -> None:
-    """Makes the workdir in which a run goes on with more items.
+    """Writes the workdir of the run that extends another one.
 
-    Its `model.keras` is the old one with further rows: rows of old items, and
-    everything else, are the same bit for bit. Its first checkpoint holds that
-    model and the optimizer as the old run left it, with moments of zero for
-    the new rows.
+    Its `model.keras` is the old model with more rows; the rows of old items
+    and all other weights are the same, bit for bit. Its first checkpoint holds
+    that model and the old run's optimizer, with zero moments for new rows.
 
     Args:
         grown: The data of both runs.
         output: The new workdir; appears when it is complete.
-        about: What `extension.json` says of how it came about.
+        about: Content of `extension.json`: the arguments of the extension.
 
     Raises:
         InputError: The old run has no checkpoint.
@@ -71,7 +70,7 @@ def write_extension(
             (best.trainable_variables, new.model.trainable_variables),
         ):
             carry(source, target, grown.indices, size)
-        _start_new_rows(new.model, grown)
+        _initialize_new_rows(new.model, grown)
         new.model.save(folder.model)
         new.checkpoints.save(Progress())
         grown.grown_data.vocabulary.save(folder.vocabulary)
@@ -82,8 +81,8 @@ def write_extension(
 def _with_same_method(grown: GrownData) -> TrainConfig:
     """Returns the new configuration with the old loss and optimizer.
 
-    What is `auto` depends on the number of items, which has grown; moments
-    can only be carried on by the same optimizer.
+    `auto` depends on the number of items, which has grown, but only the same
+    optimizer can use the old moments.
     """
     before, now = (
         (
@@ -105,8 +104,8 @@ def _with_same_method(grown: GrownData) -> TrainConfig:
 
 
 def carry(
-    old: Sequence[keras.Variable],
-    new: Sequence[keras.Variable],
+    old: Iterable[keras.Variable],
+    new: Iterable[keras.Variable],
     indices: np.ndarray,
     vocabulary_size: int,
 ) -> None:
@@ -116,11 +115,11 @@ def carry(
         old: Variables; those with a row per item have `len(indices)` rows.
         new: Their counterparts.
         indices: `[old vocabulary size]`, the row in `new` of each old row.
-            Rows that are in none of them stay as they are.
-        vocabulary_size: The new one.
+            The other rows of `new` stay as they are.
+        vocabulary_size: The new vocabulary's size.
 
     Raises:
-        ValueError: Two counterparts differ in more than their number of rows.
+        ValueError: Counterparts differ in more than their number of rows.
     """
     for source, target in zip(old, new, strict=True):
         values = source.numpy()
@@ -138,11 +137,11 @@ def carry(
         target.assign(values)
 
 
-def _start_new_rows(model: TwoTower, grown: GrownData) -> None:
-    """Gives the new items rows to start from.
+def _initialize_new_rows(model: TwoTower, grown: GrownData) -> None:
+    """Initializes the new items' rows of the item table.
 
-    With item features these tell what they are, and a row of its own only
-    gets in their way: it is zero, as that of any untrained item.
+    With item features the rows are zero, as for any untrained item: the
+    features alone describe it.
     """
     table = model.candidate_tower.embedding.embeddings
     rows = table.numpy()

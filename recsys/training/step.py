@@ -8,12 +8,12 @@ import tensorflow as tf
 from recsys.models.two_tower import TwoTower
 from recsys.negatives import Negatives, NegativeSampler
 
-# What a step takes: rows and lengths differ between batches.
+# The input of a step; rows and lengths differ between batches.
 BATCH_SIGNATURE = {
     name: tf.TensorSpec([None, None], tf.int32)
     for name in ("history_ids", "target_ids")
 }
-# A process's rows of a batch, and which of its rows they are.
+# A process's rows of a batch, and their positions in it.
 PART_SIGNATURE = {
     **BATCH_SIGNATURE,
     "places": tf.TensorSpec([None], tf.int64),
@@ -22,19 +22,19 @@ PART_SIGNATURE = {
 
 
 class TrainStep:
-    """One update, to be made into a `tf.function`.
+    """One update of the model, to be wrapped in a `tf.function`.
 
-    With a negative sampler and one of `recsys.optimizers`, nothing in it
+    With a negative sampler and an optimizer from `recsys.optimizers`, it never
     reads or writes the whole item table. Under a strategy each replica calls
-    it and takes its own share of the rows. The negatives are those that one
-    replica would draw for the whole batch, whichever their source.
+    it and takes its own share of the rows; the negatives are the ones that a
+    single replica would draw for the whole batch.
 
     Args:
         model: A built model.
         optimizer: An optimizer, built for the model's variables.
-        sampler: Draws negatives for the sampled softmax; None for the full
-            one.
-        seed: Of the negatives, together with the number of the step.
+        sampler: Draws the negatives of the sampled softmax; None for the full
+            softmax.
+        seed: Seed of the negatives, combined with the step's number.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TrainStep:
 
         Args:
             batch: `history_ids` and `target_ids`, `[num_rows, length]` int32;
-                under a strategy the process's rows, as in `PART_SIGNATURE`.
+                under a strategy this process's rows, as in `PART_SIGNATURE`.
 
         Returns:
             The summed loss and the number of targets of the whole batch,
@@ -80,7 +80,7 @@ class TrainStep:
     def _negatives(self, batch: dict[str, tf.Tensor]) -> Negatives | None:
         if self._sampler is None:
             return None
-        # The optimizer counts the steps, in checkpoints too.
+        # The optimizer's step count is part of every checkpoint.
         step = tf.cast(self._optimizer.iterations, tf.int64)
         seed = tf.stack([tf.constant(self._seed, tf.int64), step])
         return self._sampler.draw(batch, seed)
@@ -89,7 +89,7 @@ class TrainStep:
 def _rows_of_replica(
     batch: dict[str, tf.Tensor], context: tf.distribute.ReplicaContext
 ) -> dict[str, tf.Tensor]:
-    """Returns the rows of one of the process's replicas."""
+    """Returns this replica's share of the process's rows."""
     count = len(context.strategy.extended.worker_devices)
     number = context.replica_id_in_sync_group % count
     num_rows = tf.shape(batch["places"])[0]
@@ -105,10 +105,10 @@ def _whole_batch(
     num_rows: tf.Tensor,
     context: tf.distribute.ReplicaContext,
 ) -> dict[str, tf.Tensor]:
-    """Returns the batch that all replicas have parts of, in its order."""
+    """Gathers the whole batch from all replicas, in its order."""
     names = list(BATCH_SIGNATURE)
     length = tf.shape(own["target_ids"], tf.int64)[1]
-    # All have the same shape, and zeros in the places of others.
+    # Equal shapes, with zeros where another replica has the rows.
     scattered = [
         tf.scatter_nd(
             own["places"][:, tf.newaxis],

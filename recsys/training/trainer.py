@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 
 import keras
@@ -29,23 +30,16 @@ from recsys.training.build import (
 from recsys.training.checkpoints import (
     Checkpoints,
     Progress,
-    ProgressDisplay,
+    ProgressBar,
     epoch_line,
-    show,
     start_line,
 )
-from recsys.training.cluster import Cluster
-from recsys.training.distributed import (
-    Replicas,
-    connect,
-    fingerprint,
-    meet,
-    translated_loss,
-)
+from recsys.training.cluster import Cluster, fingerprint, meet, print_line
+from recsys.training.distributed import Replicas, connect, translated_loss
 from recsys.training.step import BATCH_SIGNATURE, PART_SIGNATURE, TrainStep
 from recsys.workdir import Workdir, best_epoch
 
-# Measured after each epoch, with the metric that selects the best one.
+# Measured after each epoch, besides the metric that selects the best one.
 _VALIDATION_METRICS = ("recall@10", "ndcg@10")
 
 
@@ -60,16 +54,19 @@ def run_training(
 
     Args:
         config: The configuration.
-        folder: The workdir; checked, and made if it was missing.
+        folder: The workdir, already checked and created.
         data: The data that the configuration names.
-        cluster: The processes of `multi_worker`.
+        cluster: The processes of `multi_worker`; None for a single one.
         verbose: Whether to show progress on standard error.
 
     Returns:
-        Where the run is, which is at its end.
+        The run's progress at its end.
 
     Raises:
-        As `recsys.training.train`.
+        InputError: A checkpoint is damaged or belongs to another model.
+        OSError: A file could not be written.
+        FloatingPointError: The loss is not finite.
+        WorkerLostError: Another process did not come or was lost.
     """
     if cluster is not None:
         meet(cluster, fingerprint(config, data.vocabulary))
@@ -85,15 +82,14 @@ def run_training(
 
 
 class Trainer:
-    """One run: a model, its optimizer, and where it is.
+    """One run: a model, its optimizer and its training loop.
 
     Args:
         config: The configuration.
         folder: The workdir.
-        data: What the configuration names.
+        data: The data that the configuration names.
         verbose: Whether to show progress on standard error.
-        replicas: What trains together, for other strategies than a single
-            device.
+        replicas: The replicas that train together; None for one device.
     """
 
     def __init__(
@@ -112,7 +108,7 @@ class Trainer:
         self._verbose = verbose and self.is_chief
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
         keras.utils.set_random_seed(config.seed)
-        # A run that extends another keeps the values of that one's features.
+        # A run that extends another keeps that run's feature values.
         saved = folder.item_features
         self.item_encoder = (
             ItemEncoder.load(saved)
@@ -126,7 +122,7 @@ class Trainer:
         )
 
     def _build(self) -> None:
-        """Makes the model, its optimizer and the step."""
+        """Creates the model, its optimizer and the train step."""
         config, data = self._config, self._data
         features = None
         if self.item_encoder is not None:
@@ -152,14 +148,14 @@ class Trainer:
         step = TrainStep(self.model, self.optimizer, sampler, config.seed)
         self.train_step = tf.function(
             replicas.on_all(step) if replicas else step,
-            # One trace for all shapes. With a trace for the shape that comes
-            # first, a resumed run would round otherwise than a whole one.
+            # One trace for all shapes. With a trace of the first shape, a
+            # resumed run would round differently from an uninterrupted one.
             input_signature=[PART_SIGNATURE if replicas else BATCH_SIGNATURE],
             jit_compile=config.jit_compile,
         )
 
     def run(self) -> Progress:
-        """Trains from wherever the run is to its end."""
+        """Trains from the run's last checkpoint to its end."""
         progress = self._start()
         config = self._config
         if self._verbose:
@@ -171,13 +167,13 @@ class Trainer:
                 if self._replicas is not None:
                     lines.append(self._replicas.summary())
             for line in filter(None, lines):
-                show(line)
+                print_line(line)
         if not progress.finished:
             progress = self._run_epochs(progress)
         return progress
 
     def _start(self) -> Progress:
-        """Puts every variable where the run is."""
+        """Restores or initializes all variables; returns the progress."""
         progress = self.checkpoints.restore() if self.is_chief else None
         if progress is None:
             progress = Progress()
@@ -203,7 +199,7 @@ class Trainer:
         return progress
 
     def _run_epoch(self, progress: Progress) -> Progress:
-        """Finishes the epoch that is under way."""
+        """Trains the rest of the current epoch and validates."""
         began = time.perf_counter()
         trained_before = progress.num_targets
         self._train_epoch(progress)
@@ -212,7 +208,7 @@ class Trainer:
         if self.is_chief:
             self._finish_epoch(progress, seconds, rate)
         if self._replicas is not None:
-            # The others learn from the chief whether to go on.
+            # The chief decides whether training continues.
             progress = self._replicas.share_progress(progress)
         return progress
 
@@ -235,7 +231,7 @@ class Trainer:
             tf.summary.scalar(name, value, step=progress.epoch)
         if self._verbose:
             is_best = best == progress.epoch
-            show(epoch_line(progress, self._config.num_epochs, is_best))
+            print_line(epoch_line(progress, self._config.num_epochs, is_best))
         progress.epoch += 1
         progress.step = 0
         progress.loss_sum = progress.num_targets = 0.0
@@ -246,16 +242,16 @@ class Trainer:
         self.checkpoints.save(progress)
 
     def _train_epoch(self, progress: Progress) -> None:
-        """Runs the steps of an epoch that are not done yet."""
+        """Runs the remaining steps of an epoch."""
         plan = self._plan(progress.epoch)
         train_ds = self._train_dataset(plan, progress.step)
-        with ProgressDisplay(
+        with ProgressBar(
             progress, self._config.num_epochs, len(plan), self._verbose
-        ) as display:
+        ) as bar:
             for batch in train_ds:
                 loss, num_targets = self.train_step(batch)
                 self._count(progress, float(loss), float(num_targets))
-                display.update(progress)
+                bar.show(progress)
                 # The epoch's last step is saved after its validation.
                 if (
                     progress.step % self._config.checkpoint_steps == 0
@@ -271,7 +267,7 @@ class Trainer:
         progress.global_step += 1
         progress.loss_sum += loss
         progress.num_targets += num_targets
-        if loss - loss != 0:  # NaN or infinite.
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"epoch {progress.epoch}, step {progress.step}: expected a "
                 "finite loss; a lower --learning_rate may help. "
@@ -299,7 +295,7 @@ class Trainer:
         }
 
     def batches(self, epoch: int) -> tf.data.Dataset:
-        """Returns the batches of an epoch, from its first."""
+        """Returns all batches of an epoch."""
         return self._train_dataset(self._plan(epoch), first_step=0)
 
     def _train_dataset(
@@ -313,9 +309,9 @@ class Trainer:
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
-        """Plans an epoch; the last plan is kept."""
+        """Plans an epoch; keeps the latest plan."""
         if self._kept_plan is None or self._kept_plan[0] != epoch:
-            self._kept_plan = None  # Not two in memory.
+            self._kept_plan = None  # Two plans would take too much memory.
             plan = pipeline.plan_epoch(
                 self._data.split.train,
                 max_length=self._config.max_history_length,
