@@ -1,8 +1,9 @@
 """The configuration of a training run: fields, choices and presets.
 
-Each field says in one place what it means, what values it takes, and what else
-it belongs to. The checks, the command-line flags and `--help` follow from that.
-Nothing here needs NumPy, Arrow or TensorFlow, so that `--help` answers at once.
+Each field states in one place what it means, which values it takes and which
+part of the program reads it; the checks, the command-line flags and `--help`
+are derived from that. Nothing here needs NumPy, Arrow or TensorFlow, so that
+`--help` is fast.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import functools
 import operator
 import types
 import typing
@@ -27,10 +29,10 @@ SPLITS = (
     "held_out_items",
     "validation_only",
 )
-# The splits that look at one user at a time, and how many of a user's last
-# interactions they hold out at most.
+# The splits that treat each user separately, and the maximum number of a user's
+# last interactions that they hold out.
 HELD_OUT_BY_USER = {"leave_last_out": 2, "validation_only": 1}
-# The splits that also depend on the seed.
+# The splits that depend on the seed.
 SEEDED_SPLITS = ("held_out_users", "held_out_items")
 # Which of several interactions of one user with one item are kept.
 REPEATS = ("first", "last", "all")
@@ -39,29 +41,23 @@ NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
 STRATEGIES = ("single", "mirrored", "multi_worker")
 TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
 
-# The headings of `--help`.
-_DATA, _MODEL, _LOSS = "Data", "Model", "Loss"
-_OPTIMIZATION, _EXECUTION = "Optimization", "Execution"
-# The highest seed that NumPy's generators take.
-_HIGHEST_SEED = 2**32 - 1
-
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
-    """What is known of a field besides its name, type and default.
+    """Metadata of a field, besides its name, type and default.
 
     Attributes:
-        group: The heading that it stands under in `--help`.
-        help: What it means.
-        choices: Its values, where they are few.
-        at_least: The lowest value.
-        at_most: The highest value.
-        below: What it must stay below.
-        reads: "source" for a field that says where a log is and how it is
-            read; "data" for one that decides which of it is kept and how it
-            is split; "sampling" for one that only the sampled softmax reads;
-            "temporal" for one that only the temporal split reads (and is "data"
-            as well); "" for any other.
+        group: Heading in `--help`.
+        help: Description.
+        choices: The allowed values, if they are listed.
+        at_least: Lowest allowed value.
+        at_most: Highest allowed value.
+        below: Exclusive upper bound.
+        reads: "source" for fields that locate a log and describe how to read
+            it, "data" for fields that filter and split it, "temporal" for
+            fields that only the temporal split reads (they count as "data"
+            too), "sampling" for fields that only the sampled softmax reads;
+            "" for all others.
         is_flag: Whether it can be set on the command line.
     """
 
@@ -75,16 +71,29 @@ class FieldInfo:
     is_flag: bool = True
 
 
-def _field(default: Any, group: str, text: str, **more: Any) -> Any:
-    if choices := more.get("choices"):
+def _field(
+    group: str, default: Any, text: str, *, reads: str = "", **limits: Any
+) -> Any:
+    if choices := limits.get("choices"):
         text = f"{text}: {', '.join(choices)}."
-    info = FieldInfo(group, text, **more)
+    info = FieldInfo(group, text, reads=reads, **limits)
     return dataclasses.field(default=default, metadata={"info": info})
+
+
+# By the heading of `--help`, and by what reads the field.
+_source = functools.partial(_field, "Data", reads="source")
+_data = functools.partial(_field, "Data", reads="data")
+_temporal = functools.partial(_field, "Data", reads="temporal")
+_model = functools.partial(_field, "Model")
+_loss = functools.partial(_field, "Loss")
+_sampling = functools.partial(_field, "Loss", reads="sampling")
+_optimization = functools.partial(_field, "Optimization")
+_execution = functools.partial(_field, "Execution")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a training run computes.
+    """Everything that determines what a training run computes.
 
     Each field is a flag of `python -m recsys.train`. Two runs with equal
     configurations on equal data end with equal weights.
@@ -93,279 +102,195 @@ class TrainConfig:
         InputError: A field is out of range, or would be ignored.
     """
 
-    data: str = _field(
+    data: str = _source(
         "movielens-small",
-        _DATA,
         "The log to read: movielens-small (bundled), "
         "tfds:movielens/<config>-ratings, "
         "synthetic:users=…,items=…,interactions=…,seed=…, or a path: a "
         "GroupLens folder or zip, a CSV, TSV or Parquet file, a folder of such "
         "parts, or the output of recsys.prepare_shards.",
-        reads="source",
     )
-    user_column: str | None = _field(
-        None,
-        _DATA,
-        "Name of the user id column, if it is an unusual one.",
-        reads="source",
+    user_column: str | None = _source(
+        None, "Name of the user id column, if it is an unusual one."
     )
-    item_column: str | None = _field(
-        None, _DATA, "Name of the item id column, likewise.", reads="source"
+    item_column: str | None = _source(
+        None, "Name of the item id column, likewise."
     )
-    timestamp_column: str | None = _field(
-        None, _DATA, "Name of the time column, likewise.", reads="source"
+    timestamp_column: str | None = _source(
+        None, "Name of the time column, likewise."
     )
-    rating_column: str | None = _field(
-        None, _DATA, "Name of the rating column, likewise.", reads="source"
+    rating_column: str | None = _source(
+        None, "Name of the rating column, likewise."
     )
-    items_file: str | None = _field(
-        None,
-        _DATA,
-        "CSV or Parquet file with item titles, genres and other metadata.",
-        reads="source",
+    items_file: str | None = _source(
+        None, "CSV or Parquet file with item titles, genres and other metadata."
     )
-    tfds_data_dir: str | None = _field(
-        None,
-        _DATA,
-        "Where TensorFlow Datasets keeps prepared data.",
-        reads="source",
+    tfds_data_dir: str | None = _source(
+        None, "Where TensorFlow Datasets keeps prepared data."
     )
-    tfds_manual_dir: str | None = _field(
-        None,
-        _DATA,
-        "Folder with the original archive, used instead of a download.",
-        reads="source",
+    tfds_manual_dir: str | None = _source(
+        None, "Folder with the original archive, used instead of a download."
     )
-    min_rating: float | None = _field(
-        None,
-        _DATA,
-        "Keep only interactions with at least this rating.",
-        reads="data",
+    min_rating: float | None = _data(
+        None, "Keep only interactions with at least this rating."
     )
-    min_item_count: int = _field(
-        1,
-        _DATA,
-        "Drop items with fewer interactions than this.",
-        at_least=1,
-        reads="data",
+    min_item_count: int = _data(
+        1, "Drop items with fewer interactions than this.", at_least=1
     )
-    min_user_count: int = _field(
-        1,
-        _DATA,
-        "Drop users with fewer interactions than this.",
-        at_least=1,
-        reads="data",
+    min_user_count: int = _data(
+        1, "Drop users with fewer interactions than this.", at_least=1
     )
-    repeats: str = _field(
+    repeats: str = _data(
         "first",
-        _DATA,
         "Which interactions of the same user and item to keep",
         choices=REPEATS,
-        reads="data",
     )
-    split: str = _field(
-        "leave_last_out",
-        _DATA,
-        "What to hold out",
-        choices=SPLITS,
-        reads="data",
-    )
-    validation_from: str = _field(
+    split: str = _data("leave_last_out", "What to hold out", choices=SPLITS)
+    validation_from: str = _temporal(
         "0.8",
-        _DATA,
         "Temporal split: where the validation queries start and the training "
         "set ends, as a share of the interactions between 0 and 1, an ISO date "
         "such as 2015-06-30, or a time in the log's unit.",
-        reads="temporal",
     )
-    test_from: str = _field(
-        "0.9",
-        _DATA,
-        "Temporal split: where the test queries start, likewise.",
-        reads="temporal",
+    test_from: str = _temporal(
+        "0.9", "Temporal split: where the test queries start, likewise."
     )
-    queries_per_user: int = _field(
+    queries_per_user: int = _temporal(
         0,
-        _DATA,
         "Temporal split: at most this many queries per user in validation and "
         "in test, the earliest ones; 0 for all.",
         at_least=0,
-        reads="temporal",
     )
 
-    encoder: str = _field(
-        "self_attention",
-        _MODEL,
-        "The encoder of histories",
-        choices=ENCODERS,
+    encoder: str = _model(
+        "self_attention", "The encoder of histories", choices=ENCODERS
     )
-    embedding_dim: int = _field(64, _MODEL, "Vector length.", at_least=1)
-    num_blocks: int = _field(
-        2, _MODEL, "Blocks of the self-attention encoder.", at_least=1
+    embedding_dim: int = _model(64, "Vector length.", at_least=1)
+    num_blocks: int = _model(
+        2, "Blocks of the self-attention encoder.", at_least=1
     )
-    num_heads: int = _field(
-        1,
-        _MODEL,
-        "Attention heads per block; must divide embedding_dim.",
-        at_least=1,
+    num_heads: int = _model(
+        1, "Attention heads per block; must divide embedding_dim.", at_least=1
     )
-    dropout: float = _field(
-        0.2, _MODEL, "Share of activations to drop.", at_least=0, below=1
+    dropout: float = _model(
+        0.2, "Share of activations to drop.", at_least=0, below=1
     )
-    item_dropout: float = _field(
+    item_dropout: float = _model(
         0.0,
-        _MODEL,
         "Share of history items to hide from the encoder in training.",
         at_least=0,
         below=1,
     )
-    table_init: str = _field(
-        "random",
-        _MODEL,
-        "How to initialize the item table",
-        choices=TABLE_INITS,
+    table_init: str = _model(
+        "random", "How to initialize the item table", choices=TABLE_INITS
     )
-    item_features: str | None = _field(
+    item_features: str | None = _model(
         None,
-        _MODEL,
         "Columns of the items file to use as item features, so that new items "
         "can be recommended: auto (genres, year, title words), or names "
         "separated by commas, each optionally with a kind: name:KIND, where "
         "KIND is categorical, multi, words, numeric or vector; or "
         "name:multi:SEPARATOR.",
     )
-    id_dropout: float = _field(
+    id_dropout: float = _model(
         0.2,
-        _MODEL,
         "With item_features: share of the items whose id is hidden in "
         "training, so that only their features are seen.",
         at_least=0,
         below=1,
     )
-    max_history_length: int = _field(
-        200, _MODEL, "Longest history to encode, in items.", at_least=1
+    max_history_length: int = _model(
+        200, "Longest history to encode, in items.", at_least=1
     )
 
-    loss: str = _field(
+    loss: str = _loss(
         "auto",
-        _LOSS,
         "The loss; auto is full_softmax for small catalogs and sampled_softmax "
         "for large ones",
         choices=LOSSES,
     )
-    negatives: str = _field(
-        "mixed",
-        _LOSS,
-        "Where sampled negatives come from",
-        choices=NEGATIVES,
-        reads="sampling",
+    negatives: str = _sampling(
+        "mixed", "Where sampled negatives come from", choices=NEGATIVES
     )
-    num_negatives: int = _field(
-        1024, _LOSS, "Negatives per position.", at_least=2, reads="sampling"
+    num_negatives: int = _sampling(1024, "Negatives per position.", at_least=2)
+    negatives_per_row: bool = _sampling(
+        False, "Sample separate negatives for each row of a batch."
     )
-    negatives_per_row: bool = _field(
-        False,
-        _LOSS,
-        "Sample separate negatives for each row of a batch.",
-        reads="sampling",
+    mask_known_items: bool = _sampling(
+        False, "Never use the items of a history as its negatives."
     )
-    mask_known_items: bool = _field(
-        False,
-        _LOSS,
-        "Never use the items of a history as its negatives.",
-        reads="sampling",
-    )
-    logq_correction: bool = _field(
-        True,
-        _LOSS,
-        "Correct for the sampling probability of each negative.",
-        reads="sampling",
+    logq_correction: bool = _sampling(
+        True, "Correct for the sampling probability of each negative."
     )
 
-    num_epochs: int = _field(
-        30, _OPTIMIZATION, "Maximum number of epochs.", at_least=1
+    num_epochs: int = _optimization(30, "Maximum number of epochs.", at_least=1)
+    positions_per_batch: int = _optimization(
+        4_000, "Approximate positions per batch.", at_least=1
     )
-    positions_per_batch: int = _field(
-        4_000, _OPTIMIZATION, "Approximate positions per batch.", at_least=1
-    )
-    learning_rate: float = _field(
+    learning_rate: float = _optimization(
         0.003,
-        _OPTIMIZATION,
         "Peak learning rate, after warm-up; it then decays to 0 as a cosine.",
         at_least=0,
     )
-    warmup_steps: int = _field(
-        300, _OPTIMIZATION, "Steps of linear warm-up.", at_least=0
+    warmup_steps: int = _optimization(
+        300, "Steps of linear warm-up.", at_least=0
     )
-    adam_beta_2: float = _field(
-        0.98,
-        _OPTIMIZATION,
-        "Adam's decay rate of the second moment.",
-        at_least=0,
-        below=1,
+    adam_beta_2: float = _optimization(
+        0.98, "Adam's decay rate of the second moment.", at_least=0, below=1
     )
-    weight_decay: float = _field(
-        0.0, _OPTIMIZATION, "Decoupled weight decay.", at_least=0
+    weight_decay: float = _optimization(
+        0.0, "Decoupled weight decay.", at_least=0
     )
-    table_optimizer: str = _field(
+    table_optimizer: str = _optimization(
         "auto",
-        _OPTIMIZATION,
         "How to update the item table; all but dense touch only rows with a "
         "gradient, and auto is lazy_adam with the sampled softmax and dense "
         "with the full one",
         choices=TABLE_OPTIMIZERS,
     )
-    selection_metric: str = _field(
+    selection_metric: str = _optimization(
         "ndcg@10",
-        _OPTIMIZATION,
         "Validation metric that selects the best epoch and stops the run "
         "early, such as ndcg@10, recall@20 or mrr@10.",
     )
-    patience: int = _field(
+    patience: int = _optimization(
         5,
-        _OPTIMIZATION,
         "Stop after this many epochs without a better selection_metric.",
         at_least=1,
     )
     # Warm-up and decay start after these steps, as Adam's bias correction does.
-    steps_before: int = _field(
+    steps_before: int = _optimization(
         0,
-        _OPTIMIZATION,
         "Optimizer steps of the run that this one extends.",
         at_least=0,
         is_flag=False,
     )
-    seed: int = _field(
+    seed: int = _optimization(
         0,
-        _OPTIMIZATION,
         "Random seed; the same seed gives the same weights.",
         at_least=0,
-        at_most=_HIGHEST_SEED,
+        at_most=2**32 - 1,
     )
 
-    strategy: str = _field(
+    strategy: str = _execution(
         "single",
-        _EXECUTION,
         "Devices to train on: one process with one device, one process with "
         "all of its GPUs, or the processes named by the environment variable "
         "TF_CONFIG (docs/distributed.md)",
         choices=STRATEGIES,
     )
-    trust_network: bool = _field(
+    trust_network: bool = _execution(
         False,
-        _EXECUTION,
         "With strategy=multi_worker: accept addresses that are neither "
         "loopback nor private. TensorFlow's ports have no authentication, "
         "and whoever reaches them can act as this user.",
     )
-    jit_compile: bool = _field(
+    jit_compile: bool = _execution(
         False,
-        _EXECUTION,
         "Compile the training step with XLA: faster on a GPU, slower on a CPU.",
     )
-    checkpoint_steps: int = _field(
+    checkpoint_steps: int = _execution(
         500,
-        _EXECUTION,
         "Steps between checkpoints; every epoch also ends with one.",
         at_least=1,
     )
