@@ -1,4 +1,4 @@
-"""What the commands share: flags, help, one-line errors and exit codes."""
+"""Shared parts of the commands: flags, help, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _ILLEGAL_VALUE = re.compile(r"flag --(\w+)=(.*?): ", re.DOTALL)
 
 
 class Command:
-    """A command: its flags, its help, and how its errors are reported.
+    """A command: its flags, its help and the reporting of its errors.
 
-    The flags are the command's own, separate from those that absl and other
-    libraries define globally.
+    Its flags are separate from those that absl and other libraries define
+    globally.
 
     Args:
         name: The module, such as `recsys.train`.
@@ -83,10 +83,10 @@ class Command:
             kind: str, int, float, bool, list for a flag that may be
                 repeated, or pathlib.Path for text in which a leading `~` is
                 expanded.
-            name: Its name.
-            help_text: What it means.
-            group: Its heading in `--help`.
-            default: Its value when it is not given.
+            name: Name of the flag.
+            help_text: Description.
+            group: Heading in `--help`.
+            default: Value if the flag is not given.
         """
         if kind is pathlib.Path:
             self._paths.add(name)
@@ -139,22 +139,22 @@ class Command:
         main: Callable[[dict[str, Any]], int],
         arguments: Sequence[str] | None = None,
     ) -> int:
-        """Runs the command, with errors as one line on standard error.
+        """Runs the command, printing errors as one line on standard error.
 
         Args:
-            main: Does the work, given the value of every flag, and returns
-                the exit code.
-            arguments: The command line without the program. Default: that of
-                the process.
+            main: Function that takes the value of every flag and returns the
+                exit code.
+            arguments: The command line without the program. Default: this
+                process's.
 
         Returns:
-            The exit code: 0, 1 when the work failed, 2 for invalid input, 130
-            after Ctrl-C. Any other exception is a bug of ours: its trace goes
-            to a file that the one line names, and the code is 1.
+            The exit code: 0, 1 for a failure, 2 for invalid input, 130 after
+            Ctrl-C. Any other exception is a bug in recsys: its traceback goes
+            to a file that the line names, and the code is 1.
         """
         if arguments is None:
             arguments = sys.argv[1:]
-        # Level 3 leaves fatal messages; TensorFlow's errors raise anyway.
+        # Level 3 keeps fatal messages; TensorFlow's errors are raised anyway.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
@@ -167,8 +167,8 @@ class Command:
         except InputError as error:
             return self._fail(str(error), EXIT_USAGE)
         except BrokenPipeError:
-            # The reader, such as `head`, has closed the pipe. Python would
-            # complain again when it flushes standard output at exit.
+            # The reader, such as `head`, has closed the pipe, and Python would
+            # fail again when it flushes standard output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return EXIT_FAILED
         except OSError as error:
@@ -230,7 +230,7 @@ class Command:
 
 
 def plain(value: Any) -> str:
-    """Returns a value as it is typed on the command line."""
+    """Formats a value as it is typed on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -245,9 +245,9 @@ def _fill(text: str, indent: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text with control characters written out as escapes.
+    """Returns text with its control characters escaped.
 
-    Titles and file names may hold sequences that terminals obey.
+    Titles and file names may contain terminal control sequences.
     """
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
@@ -256,7 +256,7 @@ def printable(text: str) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    """Writes an exception's trace to a file; returns the line about both."""
+    """Writes an exception's traceback to a file; returns a line naming both."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="recsys-error-", suffix=".log", delete=False
     ) as file:
@@ -269,7 +269,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Returns the file and the reason."""
+    """Describes an error by its file and reason."""
     if error.strerror is None:
         return str(error)
     if error.filename is None:
@@ -279,11 +279,11 @@ def _os_error_text(error: OSError) -> str:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Suppresses what TensorFlow prints while it is imported in the block.
+    """Hides what TensorFlow prints while the block imports it.
 
-    It prints its first lines (no GPU driver, CPU features) before it reads
-    TF_CPP_MIN_LOG_LEVEL. They are shown if the block fails, or if that
-    variable is set to a lower level.
+    Its first lines (no GPU driver, CPU features) come before it reads
+    TF_CPP_MIN_LOG_LEVEL. They are shown if the block fails or if that variable
+    is set to a lower level.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         yield
@@ -324,7 +324,7 @@ _DEFAULT_PRESET = "movielens-small"
 
 
 def add_preset_flag(command: Command) -> None:
-    """Gives a command that trains the flag `--preset`."""
+    """Adds the flag `--preset` to a command that trains."""
     command.add_flag(
         str,
         "preset",
@@ -338,12 +338,12 @@ def add_preset_flag(command: Command) -> None:
 def add_run_flags(
     command: Command, default: str, help_text: str = "Folder of the runs."
 ) -> None:
-    """Gives a command that trains the flags `--preset` and `--workdir`.
+    """Adds the flags `--preset` and `--workdir` to a command that trains.
 
     Args:
         command: The command.
-        default: The default that `run_folder` is given, for `--help`.
-        help_text: What the folder is.
+        default: The default passed to `run_folder`, for `--help`.
+        help_text: Description of the folder.
     """
     add_preset_flag(command)
     command.add_flag(
@@ -356,8 +356,8 @@ def run_folder(values: dict[str, Any], default: str) -> pathlib.Path:
 
     Args:
         values: The value of every flag.
-        default: The folder when `--workdir` is not given; `<preset>` stands
-            for the preset.
+        default: The folder if `--workdir` is not given; `<preset>` is
+            replaced by the name of the preset.
 
     Raises:
         InputError: `--workdir` is empty.
@@ -370,7 +370,7 @@ def run_folder(values: dict[str, Any], default: str) -> pathlib.Path:
 
 
 def add_model_flag(command: Command) -> None:
-    """Gives a command that reads a trained model the flag `--workdir`."""
+    """Adds the flag `--workdir` to a command that reads a trained model."""
     command.add_flag(
         pathlib.Path,
         "workdir",
@@ -391,7 +391,7 @@ def model_folder(values: dict[str, Any]) -> pathlib.Path:
 def required_path(
     values: dict[str, Any], name: str, must: str = "name a folder"
 ) -> pathlib.Path:
-    """Returns the path in a flag that has no default.
+    """Returns the path in a required flag.
 
     Raises:
         InputError: The flag is not given.
@@ -404,14 +404,14 @@ def required_path(
 def add_config_flags(
     command: Command, names: Collection[str] | None = None
 ) -> None:
-    """Gives a command a flag for each field of the configuration.
+    """Adds a flag for each field of the configuration to a command.
 
-    The flags have no defaults of their own: one that is not given is None, and
-    leaves the field to the preset and to the configuration.
+    The flags have no defaults: one that is not given is None, and the preset
+    or the configuration supplies the value.
 
     Args:
         command: The command.
-        names: Which fields. Default: all that can be set.
+        names: The fields. Default: all that can be set by flags.
     """
     for name, info in FIELDS.items():
         if info.is_flag and (names is None or name in names):
@@ -422,7 +422,7 @@ def add_config_flags(
 
 
 def given_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags that are fields of the configuration and were given."""
+    """Returns the given flags that are fields of the configuration."""
     return {
         name: value
         for name, value in values.items()
@@ -431,7 +431,7 @@ def given_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(name: str) -> str:
-    """Describes the value of a field whose flag is not given."""
+    """Describes the defaults of a field, for `--help`."""
     default = DEFAULTS[name]
     presets = ", ".join(
         f"{plain(preset[name])} in {title}"

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and never someone else's."""
+"""Writes files completely or not at all, and never over others' files."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def atomic_path(
 ) -> Iterator[pathlib.Path]:
     """Provides a temporary path that becomes `path` if the block succeeds.
 
-    The block may make a file or a folder there. If the process is killed in the
-    block, or the disk is full, `path` stays as it was; what a dead process
-    left under a temporary name is removed by the next one that writes here.
+    The block may create a file or a folder there. If the process is killed or
+    the disk is full, `path` stays as it was; the next process that writes
+    `path` removes the temporary files of dead ones.
 
     Args:
-        path: Where the result belongs. An existing file is replaced by a file.
-        is_ours: Whether an existing folder is one that this package wrote,
-            which may be replaced by a folder, as an empty one may.
+        path: The final path. A file may replace an existing file.
+        is_ours: Whether an existing folder was written by this package. A
+            folder may replace such a folder, and an empty one.
 
     Yields:
         The temporary path, in the same folder and with the same extension.
 
     Raises:
-        InputError: A folder would be replaced that is not ours, a folder by a
-            file, or a file by a folder.
-        OSError: Something could not be written.
+        InputError: The result would replace a folder that is not ours, a
+            folder by a file, or a file by a folder.
+        OSError: The result could not be written.
     """
     for left in path.parent.glob(f".recsys-*-{glob.escape(path.name)}"):
         if "-old-" in left.name and not path.exists() and _is_stale(left):
-            os.replace(left, path)  # Killed between the two renamings.
+            os.replace(left, path)  # Killed between the two renames.
         remove_if_stale(left)
     temporary = path.with_name(f".recsys-{os.getpid()}-{path.name}")
     _remove(temporary)
@@ -53,7 +53,7 @@ def atomic_path(
         _flush_to_disk(temporary)
         _replace(path, temporary)
     except OSError as error:
-        # A failed write, unlike a failed open, does not say where.
+        # A failed write, unlike a failed open, does not name the file.
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
@@ -65,7 +65,7 @@ def _replace(path: pathlib.Path, temporary: pathlib.Path) -> None:
     if path.is_dir() and not path.is_symlink():
         if not temporary.is_dir():
             raise _not_ours(path)
-        # Renamed first, so that the old folder is whole or gone.
+        # Renamed first, so that the old folder is never half removed.
         old = path.with_name(f".recsys-{os.getpid()}-old-{path.name}")
         os.replace(path, old)
         os.replace(temporary, path)
@@ -80,16 +80,16 @@ def _replace(path: pathlib.Path, temporary: pathlib.Path) -> None:
 
 def _not_ours(path: pathlib.Path) -> InputError:
     return InputError(
-        f"{path}: expected a path that may be written: a folder that recsys "
-        "has not written itself is never replaced. Received: such a folder"
+        f"{path}: expected a path that may be replaced; folders that recsys "
+        "did not write are never replaced. Received: such a folder"
     )
 
 
 def remove_if_stale(path: pathlib.Path) -> None:
-    """Removes a temporary file or folder of a process of ours that is dead.
+    """Removes a temporary file or folder that a dead process left behind.
 
     Args:
-        path: Any path; one without a temporary name of ours is left alone.
+        path: Any path; ignored unless it has one of our temporary names.
     """
     if _is_stale(path):
         _remove(path)
@@ -109,7 +109,7 @@ def _is_stale(path: pathlib.Path) -> bool:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, complete or not at all."""
+    """Writes a JSON file, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
@@ -118,7 +118,7 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: It is missing or not JSON.
+        InputError: The file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text("utf-8"))
@@ -131,18 +131,18 @@ def read_json(path: pathlib.Path) -> Any:
 def read_json_object(
     path: pathlib.Path, **types: type | tuple[type, ...]
 ) -> dict[str, Any]:
-    """Reads a JSON file that holds an object with certain members.
+    """Reads a JSON object and checks the types of its members.
 
     Args:
         path: The file.
-        **types: The type of each member that must be there.
+        **types: The type of each required member.
 
     Returns:
         The object; it may have other members.
 
     Raises:
-        InputError: It is missing, not JSON, or something else; names the
-            member.
+        InputError: The file is missing or not a JSON object, or a member is
+            missing or of another type.
     """
     found = read_json(path)
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The workdir of a run: what it holds, where, and whether it fits."""
+"""The workdir of a run: its files, and whether a run may use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recsys.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths within a workdir, and what can be read without a model.
+    """Paths within a workdir, and access to everything but the model.
 
     Attributes:
         path: The folder; a leading `~` is expanded.
@@ -40,12 +40,12 @@ class Workdir:
 
     @property
     def vocabulary(self) -> pathlib.Path:
-        """The items by index, Parquet."""
+        """The items in the order of their indices, Parquet."""
         return self.path / "vocabulary.parquet"
 
     @property
     def item_features(self) -> pathlib.Path:
-        """The values of the item features, JSON; missing without features."""
+        """The fitted item encoder, JSON; missing without item features."""
         return self.path / "item_features.json"
 
     @property
@@ -55,17 +55,17 @@ class Workdir:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """Folder of the checkpoints that a run resumes from."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def extension(self) -> pathlib.Path:
-        """The run that this one extends, JSON; missing for any other run."""
+        """How the run extends another, JSON; missing for other runs."""
         return self.path / "extension.json"
 
     @property
     def metrics(self) -> pathlib.Path:
-        """The results, JSON."""
+        """The evaluation results, JSON."""
         return self.path / "metrics.json"
 
     @property
@@ -98,9 +98,9 @@ class Workdir:
     def read_history(
         self, config: TrainConfig
     ) -> tuple[list[dict[str, float]], int | None]:
-        """Reads what a run measured after each epoch.
+        """Reads the measures of each epoch.
 
-        It stands in the newest checkpoint, and where checkpoints were deleted,
+        They are in the newest checkpoint or, if the checkpoints were deleted,
         in metrics.json.
 
         Args:
@@ -108,7 +108,7 @@ class Workdir:
 
         Returns:
             One dictionary per finished epoch, and the best epoch, from 0; an
-            empty list and None where nothing is known.
+            empty list and None if there is neither file.
 
         Raises:
             InputError: A file is damaged.
@@ -131,7 +131,7 @@ class Workdir:
             ) from error
 
     def training_entries(self) -> dict[str, Any]:
-        """Returns what metrics.json, if there is one, says of the training."""
+        """Returns the entries about training in metrics.json, if it exists."""
         if not self.metrics.is_file():
             return {}
         stored = files.read_json_object(self.metrics)
@@ -139,9 +139,9 @@ class Workdir:
         return {name: stored[name] for name in names if name in stored}
 
     def stored_results(self) -> str | None:
-        """Returns the text of the results of a finished run, if stored.
+        """Returns the stored text of a finished run's results, if any.
 
-        Results of an evaluation with flags that changed them do not count.
+        Results of an evaluation with other settings do not count.
 
         Raises:
             InputError: A file is damaged.
@@ -171,10 +171,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other runs out of the folder, which is made if missing.
+        """Locks the folder against other runs; creates it if missing.
 
-        The lock ends with the block, or with the process however it ends.
-        Reading needs no lock.
+        The lock is released at the end of the block or of the process. Reading
+        needs no lock.
 
         Raises:
             InputError: Another process is training here.
@@ -185,9 +185,9 @@ class Workdir:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(
-                    f"{self.path}: expected no other run here at the same "
-                    "time; wait, or name another --workdir. Received: a "
-                    "process that is training in it"
+                    f"{self.path}: expected no other run in this folder; wait, "
+                    "or name another --workdir. Received: a process that is "
+                    "training in it"
                 ) from error
             yield
 
@@ -198,9 +198,8 @@ class Workdir:
             config: The run's configuration.
 
         Raises:
-            InputError: The folder cannot be written or holds a run of another
-                configuration, or the run would resume from steps that were
-                never made.
+            InputError: The folder cannot be written or holds a run with
+                another configuration, or `steps_before` was set by hand.
         """
         if config.steps_before and not self.extension.is_file():
             raise InputError(
@@ -225,13 +224,13 @@ class Workdir:
             )
 
     def check_data(self, vocabulary: Vocabulary) -> None:
-        """Checks that a run that is here started on the same data.
+        """Checks that the run in this folder, if any, used the same data.
 
         Args:
-            vocabulary: The items of the data that were read now.
+            vocabulary: The items of the data read now.
 
         Raises:
-            InputError: The run started on other data.
+            InputError: The run was started on other data.
         """
         if not self.config.is_file():
             return
@@ -287,7 +286,7 @@ def best_epoch(
         selection_metric: Such as "ndcg@10".
 
     Returns:
-        The first of the best epochs; None if there is none.
+        The first of the best epochs; None without a finished epoch.
     """
     if not history:
         return None
@@ -296,7 +295,7 @@ def best_epoch(
 
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Lists the fields in which two runs differ; empty if none."""
+    """Lists the fields in which two runs differ; empty if none do."""
     return ", ".join(
         f"{name} ({there.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(there.keys() | now.keys())

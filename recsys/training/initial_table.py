@@ -1,4 +1,4 @@
-"""What an item table starts from: co-occurrences, item features, neighbors."""
+"""Initial item tables: from co-occurrences, item features and neighbors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recsys.data.sequences import Sequences
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.item_features import ItemFeatures
 
-# Context counts to this power, so that rare contexts do not dominate
+# Exponent of context counts, so that rare contexts do not dominate
 # (Levy, Goldberg and Dagan 2015, https://doi.org/10.1162/tacl_a_00134).
 _CONTEXT_POWER = 0.75
 
@@ -24,18 +24,18 @@ def co_occurrence_vectors(
 ) -> np.ndarray:
     """Factorizes the co-occurrences of items within a window.
 
-    Two items of one user d places apart, d from 1 to `window`, count 1 / d in
-    both directions. With P the positive pointwise mutual information of these
-    counts and U S Vᵀ its truncated singular value decomposition, the vectors
-    are the rows of U √S, scaled to a root mean square of 1 over the items
-    that have any.
+    Two items in a user's history at a distance of d positions, from 1 to
+    `window`, count 1 / d in both directions. With P the positive pointwise
+    mutual information of these counts and U S Vᵀ its truncated singular value
+    decomposition, the vectors are the rows of U √S, scaled to a root mean
+    square of 1 over the items with neighbors.
 
     Args:
         sequences: The training sequences.
-        vocabulary_size: Rows of the result.
-        dim: Columns of the result.
-        window: Greatest distance in positions.
-        seed: Of the randomized decomposition.
+        vocabulary_size: Number of rows.
+        dim: Number of columns.
+        window: Largest distance, in positions.
+        seed: Seed of the randomized decomposition.
 
     Returns:
         `[vocabulary_size, dim]` float32; zero for items without neighbors,
@@ -108,7 +108,7 @@ def _left_factor(
     return factor
 
 
-# Of the squared length of the coefficients. A value of so few items as this
+# Weight of the squared coefficients. A feature value of this many items
 # explains half of what they have in common.
 _PENALTY = 3.0
 _NUM_STEPS = 30
@@ -117,17 +117,17 @@ _NUM_STEPS = 30
 def feature_matrix(features: ItemFeatures) -> scipy.sparse.csr_array:
     """Returns `[vocabulary_size, num_values + vector_dim]`.
 
-    Times `[E; W]` and the layer's scale it gives the vectors of all items.
+    Its product with `[E; W]`, times the layer's scale, is every item's vector.
     """
     parts = []
     if features.values_per_item:
         values = features.values.numpy()
         weights = features.value_weights.numpy()
-        # Items with fewer values than others are filled up with zeros.
-        there = np.nonzero(weights)
+        # Items with fewer values than others are padded with zeros.
+        present = np.nonzero(weights)
         parts.append(
             scipy.sparse.coo_array(
-                (weights[there], (there[0], values[there])),
+                (weights[present], (present[0], values[present])),
                 shape=(len(values), features.num_values),
             )
         )
@@ -141,15 +141,15 @@ def ridge_coefficients(
 ) -> np.ndarray:
     """Returns the B that minimizes ‖X B − Y‖² + penalty ‖B‖².
 
-    By conjugate gradients on the normal equations (Hestenes and Stiefel 1952),
-    which needs products with the sparse X only.
+    Uses conjugate gradients on the normal equations (Hestenes and Stiefel
+    1952), which need only products with the sparse X.
 
     Args:
         matrix: `[num_items, num_features]`, X.
         targets: `[num_items, dim]`, Y.
 
     Returns:
-        `[num_features, dim]` float64; near enough after a few steps.
+        `[num_features, dim]` float64, approximate.
     """
     solution = np.zeros((matrix.shape[1], targets.shape[1]))
     residual = matrix.T @ targets
@@ -169,18 +169,18 @@ def ridge_coefficients(
 def explain_rows(
     features: ItemFeatures, rows: np.ndarray, trained: np.ndarray
 ) -> np.ndarray:
-    """Moves what the features explain from the rows into the features.
+    """Moves the part of the rows that the features explain into the layer.
 
-    Their sum stays what the rows were, for the trained items.
+    For trained items the sum of both stays equal to the rows.
 
     Args:
-        features: The layer; its E and W are set.
-        rows: `[vocabulary_size, dim]` float32, what the table starts from.
+        features: The layer, whose E and W are assigned.
+        rows: `[vocabulary_size, dim]` float32, the initial table.
         trained: `[num_trained]` int, the items with training interactions.
 
     Returns:
-        `[vocabulary_size, dim]` float32, what is left for the table; zero for
-        all other items.
+        `[vocabulary_size, dim]` float32, the rest of the rows; zero for
+        untrained items.
     """
     matrix = feature_matrix(features)
     coefficients = ridge_coefficients(matrix[trained], rows[trained])
@@ -195,7 +195,7 @@ def explain_rows(
     return left
 
 
-# Items at most so many places apart in a history are neighbors.
+# The largest distance of neighbors in a history, in positions.
 _WINDOW = 5
 _NOISE = 0.02
 _RARE_SHARE = 0.1
@@ -204,26 +204,25 @@ _RARE_SHARE = 0.1
 def neighbor_rows(
     table: np.ndarray, is_new: np.ndarray, sequences: Sequences, seed: int
 ) -> np.ndarray:
-    """Returns a table with rows for new items, as if they had been trained.
+    """Fills in rows for new items that resemble trained rows.
 
-    The candidates that follow a history are trained to lie near its vector,
-    so an item belongs in the direction of those that are consumed just before
-    and after it: the mean of these neighbors' rows, made as long as the rows
-    of old items that are as frequent. Rare items are trained to score low; the
-    fewer interactions n an item has, the nearer it starts to their mean, of
-    which its row has the share 1 / (n + 1). A little noise tells apart what
-    would be equal.
+    Candidates are trained to lie near the vectors of the histories before
+    them, so a new item should point in the direction of the items consumed
+    just before and after it: the mean of these neighbors' rows, scaled to the
+    length of old items' rows at the same frequency. Rare items are trained to
+    score low, so an item with n interactions starts as n / (n + 1) of that
+    mean plus 1 / (n + 1) of the mean of the rare items. A little noise keeps
+    rows distinct.
 
     Args:
-        table: `[vocabulary_size, embedding_dim]` float32; new rows may hold
-            anything.
+        table: `[vocabulary_size, embedding_dim]` float32; new rows are
+            ignored.
         is_new: `[vocabulary_size]` boolean.
-        sequences: The training sequences, new items among them.
-        seed: Of the noise.
+        sequences: The training sequences, including new items.
+        seed: Seed of the noise.
 
     Returns:
-        `[vocabulary_size, embedding_dim]` float32; rows that are not new stay
-        as they are.
+        `[vocabulary_size, embedding_dim]` float32, with old rows unchanged.
     """
     counts = sequences.item_counts(len(table))
     new = np.flatnonzero(is_new)
@@ -246,14 +245,14 @@ def neighbor_rows(
 def _neighbor_means(
     table: np.ndarray, is_new: np.ndarray, sequences: Sequences
 ) -> np.ndarray:
-    """`[num_new, dim]`, the mean of the old rows near each; zero if none."""
+    """`[num_new, dim]`, the mean of each item's old neighbors; zero if none."""
     items, others = [], []
     for _, earlier, later in sequences.near_pairs(_WINDOW):
         for item, other in ((earlier, later), (later, earlier)):
             chosen = is_new[item] & ~is_new[other]
             items.append(item[chosen])
             others.append(other[chosen])
-    # The place of each new item among the new ones.
+    # The position of each new item among the new ones.
     place = np.cumsum(is_new) - 1
     rows, columns = place[np.concatenate(items)], np.concatenate(others)
     near = scipy.sparse.coo_array(
@@ -266,7 +265,7 @@ def _neighbor_means(
 def _usual_lengths(
     table: np.ndarray, counts: np.ndarray, old: np.ndarray, new: np.ndarray
 ) -> np.ndarray:
-    """`[num_new]`, how long rows of old items are that are as frequent."""
+    """`[num_new]`, the mean length of old rows at the same frequency."""
     levels, level = np.unique(counts[old], return_inverse=True)
     lengths = np.linalg.norm(table[old], axis=1)
     means = np.bincount(level, lengths) / np.bincount(level)
