@@ -87,14 +87,23 @@ class GRUEncoder(keras.layers.Layer):
         units: Size of the recurrent state; default the vectors' own.
         dropout: Share of the entries dropped in training, before the unit
             and after it.
+        projection: For Keras, the configuration of a quantized projection;
+            leave it out.
         **kwargs: Keras's own layer arguments.
     """
 
     def __init__(
-        self, units: int | None = None, dropout: float = 0.2, **kwargs: Any
+        self,
+        units: int | None = None,
+        dropout: float = 0.2,
+        projection: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.units = units
+        self.projection: Any = None
+        if projection is not None:
+            self.projection = keras.layers.Dense.from_config(projection)
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
@@ -105,7 +114,8 @@ class GRUEncoder(keras.layers.Layer):
             self.units or dim, return_sequences=True, dtype=self.dtype_policy
         )
         self.gru.build(input_shape)
-        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy)
+        if self.projection is None:
+            self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy)
         self.projection.build((None, None, self.units or dim))
         self.built = True
         keep_frozen(self)
@@ -142,10 +152,15 @@ class GRUEncoder(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
+        projection = None
+        # Of a projection that is not quantized, the dimensions say all.
+        if self.projection and self.projection.quantization_mode:
+            projection = self.projection.get_config()
         return {
             **super().get_config(),
             "units": self.units,
             "dropout": self.dropout.rate,
+            "projection": projection,
         }
 
 
