@@ -95,10 +95,18 @@ class HistoryTower(keras.layers.Layer):
             `[batch, embedding_dim]`, the vector at each history's last item
             (zero for an empty history); with `return_sequences`
             `[batch, length, embedding_dim]`, zero at padding.
+
+        Raises:
+            ValueError: `ids` or the encoder's output have another shape.
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_tensor()
         ids = self.embedding.integer_ids(ids)
+        if ids.shape.rank not in (None, 2):
+            raise ValueError(
+                "`ids` must be histories, [batch, length]. Received shape: "
+                f"{ids.shape}"
+            )
         mask = tf.not_equal(ids, 0)
         # The mask goes to the encoder as an argument, if it takes one. Attached
         # to the vectors too, it would make Keras warn where it does not.
@@ -120,6 +128,15 @@ class HistoryTower(keras.layers.Layer):
             },
         )
         outputs = tf.cast(outputs, self.compute_dtype)
+        expected = vectors.shape
+        if "only_positions" in self._encoder_arguments & arguments.keys():
+            expected = expected[:1] + expected[2:]
+        if not expected.is_compatible_with(outputs.shape):
+            raise ValueError(
+                "`encoder` must return vectors of the same shape as it "
+                "receives, [batch, length, embedding_dim]. Expected: "
+                f"{expected}. Received: {outputs.shape}"
+            )
         if return_sequences:
             return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
         if "only_positions" not in self._encoder_arguments:
@@ -235,7 +252,7 @@ class CandidateTower(keras.layers.Layer):
         """
         if not self.built:
             self.build()
-        table = tf.convert_to_tensor(self.embedding.embeddings)
+        table = self.embedding.table.rows()
         ids = tf.range(self.embedding.vocabulary_size)
         return _with_features(self, table, ids, training)
 

@@ -169,12 +169,25 @@ class TwoTower(keras.Model):
             Scores, `[batch, num_candidates]`, or without `candidate_ids`
             `[batch, vocabulary_size]`, where columns 0 and 1, padding and
             unknown, are the lowest float: they are never candidates.
+
+        Raises:
+            ValueError: `inputs` are not a dictionary with `history_ids`, or
+                `candidate_ids` have another shape.
         """
+        if not isinstance(inputs, dict) or "history_ids" not in inputs:
+            raise ValueError(
+                "`inputs` must be a dictionary with `history_ids`. Received: "
+                f"{list(inputs) if isinstance(inputs, dict) else type(inputs)}"
+            )
         queries = self.history_tower(inputs["history_ids"], training=training)
         if "candidate_ids" in inputs:
-            candidates = self.candidate_tower(
-                inputs["candidate_ids"], training=training
-            )
+            ids = _dense(inputs["candidate_ids"])
+            if ids.shape.rank not in (None, 2):
+                raise ValueError(
+                    "`candidate_ids` must be [batch, num_candidates]. Received "
+                    f"shape: {ids.shape}"
+                )
+            candidates = self.candidate_tower(ids, training=training)
             return tf.einsum("bd,bcd->bc", queries, candidates)
         candidates = self.candidate_tower.all_candidates(training=training)
         scores = tf.matmul(queries, candidates, transpose_b=True)
@@ -480,7 +493,7 @@ class TwoTower(keras.Model):
     ) -> TwoTower:
         """Makes a model from `get_config`'s answer, over one table.
 
-        Outside of a file (see `layer_sharing`) each tower would come back
+        A configuration by itself names no table, so each tower would come back
         with layers of its own, so the candidate tower is given the history
         tower's table, and its item features if these were shared.
         """
