@@ -277,14 +277,24 @@ class ItemEncoderTest(parameterized.TestCase):
                 getattr(again, name), getattr(encoded, name)
             )
 
-    @parameterized.parameters(None, "{}", "no", '{"columns": [{"name": "x"}]}')
+    @parameterized.parameters(
+        None,
+        "{}",
+        "no",
+        '{"columns": [{"name": "x"}]}',
+        '{"columns": ["x"]}',
+        '{"columns": [{"name": "x", "kind": "vector", "separator": ""}]}',
+        '{"columns": [{"name": "x", "kind": "numeric", "separator": "", '
+        '"knots": 3}]}',
+        '{"columns": [{"name": "x", "kind": "year", "separator": ""}]}',
+    )
     def test_bad_file(self, content):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = pathlib.Path(folder, "item_features.json")
         if content is not None:
             path.write_text(content)
         with self.assertRaisesRegex(
-            InputError, "item_features.json: expected the item features"
+            InputError, "item_features.json: expected "
         ):
             ItemEncoder.load(path)
 
