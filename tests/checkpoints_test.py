@@ -59,7 +59,7 @@ class CheckpointsTest(parameterized.TestCase):
             / "checkpoints"
         )
 
-    def test_a_restored_run_goes_on_bit_identically(self):
+    def test_a_restored_run_continues_bit_identically(self):
         run = Run(self.folder)
         run.step()
         progress = Progress(
@@ -95,7 +95,7 @@ class CheckpointsTest(parameterized.TestCase):
         self.folder.mkdir()
         self.assertIsNone(Run(self.folder).checkpoints.restore())
 
-    def test_the_newest_stays_alone(self):
+    def test_only_the_newest_is_kept(self):
         run = Run(self.folder)
         for global_step in (5, 20, 100):
             run.checkpoints.save(Progress(global_step=global_step))
@@ -133,14 +133,14 @@ class CheckpointsTest(parameterized.TestCase):
         for one, two in zip(before, run.arrays()):
             np.testing.assert_array_equal(one, two)
 
-    def test_what_a_kill_leaves_half_written_is_passed_over(self):
+    def test_half_written_checkpoints_are_ignored(self):
         run = Run(self.folder)
         run.checkpoints.save(Progress(global_step=5))
         (self.folder / ".recsys-123-step-000000009").mkdir()
         (self.folder / "step-9").mkdir()
         self.assertEqual(run.checkpoints.restore().global_step, 5)
 
-    def test_files_of_others_stay(self):
+    def test_foreign_files_stay(self):
         run = Run(self.folder)
         self.folder.mkdir()
         others = [self.folder / ".DS_Store", self.folder / "notes" / "a.txt"]

@@ -36,7 +36,7 @@ def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:
 
 
 def write_log(path: pathlib.Path, num_users=20, length=8, num_items=12):
-    """Writes a log in which every user follows the items' circle."""
+    """Writes a log in which every user steps around a circle of items."""
     rows = ["user,item,timestamp"]
     for user in range(num_users):
         for step in range(length):
@@ -62,7 +62,7 @@ class CommandTest(parameterized.TestCase):
             {"number": 5, "quickly": False, "rate": None, "word": ["a b", "c"]},
         )
 
-    def test_values_do_not_stay_for_the_next_time(self):
+    def test_values_are_reset_between_calls(self):
         self.command.parse(["--number=5", "--word=a"])
         self.assertEqual(
             self.command.parse([]),
@@ -123,7 +123,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(code, 130)
         self.assertEqual(err, "\npython -m recsys.thing: stopped\n")
 
-    def test_a_bug_is_one_line_and_its_trace_a_file(self):
+    def test_a_bug_prints_one_line_and_writes_a_traceback(self):
         code, err = self.run_raising(RuntimeError("a bug\nof two lines"))
         self.assertEqual(code, 1)
         self.assertRegex(
@@ -136,7 +136,7 @@ class CommandTest(parameterized.TestCase):
         self.assertIn("of two lines", path.read_text())
         self.assertIn("Traceback", path.read_text())
 
-    def test_control_characters_are_written_out(self):
+    def test_control_characters_are_escaped(self):
         _, err = self.run_raising(InputError("title \x1b[31mred\x07"))
         self.assertIn(r"title \x1b[31mred\x07", err)
 

@@ -48,7 +48,7 @@ class TrainConfigTest(parameterized.TestCase):
         self.assertEqual(config.dropout, 0.05)
         self.assertEqual(config.seed, 7)
 
-    def test_the_full_softmax_takes_nothing_of_the_sampled_one(self):
+    def test_full_softmax_rejects_sampling_fields(self):
         config = TrainConfig(seed=7, num_negatives=64, negatives="uniform")
         self.assertEqual(
             config.with_full_softmax(), TrainConfig(seed=7, loss="full_softmax")
@@ -111,7 +111,7 @@ class TrainConfigTest(parameterized.TestCase):
     @parameterized.parameters(
         {"validation_from": "0.7"}, {"test_from": "5"}, {"queries_per_user": 1}
     )
-    def test_cutoffs_are_for_the_temporal_split_alone(self, **fields):
+    def test_cutoffs_need_the_temporal_split(self, **fields):
         TrainConfig(split="temporal", **{"test_from": "0.95", **fields})
         with self.assertRaisesRegex(
             InputError, "must go with --split=temporal. Received: .*_last_out$"
@@ -119,7 +119,7 @@ class TrainConfigTest(parameterized.TestCase):
             TrainConfig(**fields)
 
     @parameterized.parameters("mirrored", "multi_worker")
-    def test_replicas_are_not_compiled(self, strategy):
+    def test_replicas_reject_jit_compile(self, strategy):
         with self.assertRaisesRegex(
             InputError,
             f"^--jit_compile must be false with --strategy={strategy}. "
@@ -127,7 +127,7 @@ class TrainConfigTest(parameterized.TestCase):
         ):
             TrainConfig(jit_compile=True, strategy=strategy)
 
-    def test_heads_are_for_attention_alone(self):
+    def test_only_attention_checks_the_heads(self):
         config = TrainConfig(encoder="gru", num_heads=3)
         self.assertEqual(config.num_heads, 3)
 
@@ -151,7 +151,7 @@ class TrainConfigTest(parameterized.TestCase):
 
     def test_a_configuration_of_an_earlier_version(self):
         fields = TrainConfig(seed=3).to_dict()
-        # A field that did not exist yet, and one that exists no more.
+        # One field is newer, and one has been removed since.
         del fields["selection_metric"]
         fields["weight_average"] = 0.0
         config = TrainConfig.from_dict(fields, "run/config.json")
@@ -166,7 +166,7 @@ class TrainConfigTest(parameterized.TestCase):
         )
         self.assertEqual(config.data_differences(other), {"seed": 2})
 
-    def test_from_dict_wants_a_dictionary(self):
+    def test_from_dict_rejects_other_types(self):
         with self.assertRaisesRegex(InputError, "^c.json: .* Received: list$"):
             TrainConfig.from_dict([], "c.json")
 

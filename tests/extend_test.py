@@ -1,4 +1,4 @@
-"""Growing catalogs: logs put together, rows and moments carried over."""
+"""Growing catalogs: merged logs, carried-over rows and moments."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class MergingTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(1, 1_000_000)
-    def test_what_is_written_is_read(self, per_second):
+    def test_written_logs_are_read_back(self, per_second):
         items = pa.table({"item_id": ["x"], "title": ["X"]})
         ratings = np.array([4, 0.5], np.float32)
         log = make_log(["ann x 1", "7 y 2"], items, per_second, ratings)
@@ -122,7 +122,7 @@ class MergingTest(parameterized.TestCase):
             )
 
     @parameterized.parameters((["ann c 9"], True), (["ann c 3"], False))
-    def test_asking_for_what_was_trained_on(self, later, fits):
+    def test_queries_for_trained_interactions(self, later, fits):
         log = make_log(["ann a 1", "ann b 2", "ann d 5", *later])
         vocabulary = Vocabulary(log.interactions.item_ids)
         queries = leave_last_out(
@@ -225,7 +225,7 @@ def write_items(path: pathlib.Path, num_items: int) -> None:
 
 
 def table_and_moments(workdir: pathlib.Path) -> list[np.ndarray]:
-    """Returns what the checkpoint has of the shape of the item table."""
+    """Returns the checkpoint's variables with the item table's shape."""
     path = str(checkpoint_paths(workdir / "checkpoints")[-1] / "variables")
     values = [
         tf.train.load_variable(path, name)
@@ -245,7 +245,7 @@ class GrowDataTest(absltest.TestCase):
         write_csv(self.folder / "new.csv", 40, 10)
 
     def grow(self, split: str, **changes):
-        """Grows the log of a run whose model nobody reads."""
+        """Grows the log of a run with an empty model file."""
         config = TrainConfig(data=str(self.folder / "old.csv"), split=split)
         workdir = Workdir(self.folder / "run")
         workdir.path.mkdir()
@@ -266,7 +266,7 @@ class GrowDataTest(absltest.TestCase):
             np.testing.assert_array_equal(before.users, after.users)
 
     def test_users_that_were_trained_on_cannot_be_held_out(self):
-        # All that is asked for is new, but not the users.
+        # All targets are new, but the users are not.
         with (self.folder / "new.csv").open("a") as file:
             for user in range(30, 36):
                 file.write(f"u{user},i1,1\nu{user},i2,2\n")
@@ -275,7 +275,7 @@ class GrowDataTest(absltest.TestCase):
         ):
             self.grow("held_out_users")
 
-    def test_what_cannot_be_is_told_before_logs_are_read(self):
+    def test_invalid_changes_fail_before_logs_are_read(self):
         with (
             mock.patch("recsys.training.growth.read_log") as read_log,
             self.assertRaisesRegex(InputError, "--num_epochs must be"),
@@ -350,7 +350,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(self.extend()[0], 0)
         self.assertEqual((self.new / "model.keras").read_bytes(), weights)
 
-        # Any other command takes the new workdir as any other.
+        # Other commands accept the new workdir.
         code, _, err = run(evaluate, f"--workdir={self.new}", "--audit")
         self.assertEqual(code, 0, err)
         metrics = json.loads((self.new / "metrics.json").read_text())
@@ -373,7 +373,7 @@ class CommandTest(parameterized.TestCase):
             self.assertFalse(grown[new_rows].any())
             self.assertTrue(values[2:].any())
 
-    def test_the_loss_stays_when_the_catalogue_outgrows_it(self):
+    def test_the_loss_stays_when_the_catalog_outgrows_it(self):
         old, new = self.folder / "old-full", self.folder / "new-full"
         code, _, err = run(
             train,
@@ -382,7 +382,7 @@ class CommandTest(parameterized.TestCase):
             "--encoder=mean_pooling",
             "--embedding_dim=8",
             "--num_epochs=1",
-            # Of no use to the full softmax, which 12 items have.
+            # Ignored by the full softmax that 12 items get.
             "--num_negatives=64",
         )
         self.assertEqual(code, 0, err)
@@ -446,7 +446,7 @@ class CommandTest(parameterized.TestCase):
         self.assertLen(err.splitlines(), 1)
         self.assertFalse((self.folder / "other").exists())
 
-    def test_a_folder_that_is_taken(self):
+    def test_an_occupied_folder(self):
         code, _, err = self.extend(f"--output_workdir={self.old}")
         self.assertEqual(code, 2)
         self.assertIn("must be a new or empty folder", err)

@@ -27,7 +27,7 @@ class FeatureRegressionTest(absltest.TestCase):
         )
         np.testing.assert_array_equal(found, np.zeros((2, 3)))
 
-    def test_places_without_a_value_are_not_stored(self):
+    def test_padding_is_not_stored(self):
         features = ItemFeatures(4, 4, num_values=3, values_per_item=2)
         features.set_features([[1, 0], [2, 1]], [[1.0, 0.0], [0.5, 0.5]])
         found = initial_table.feature_matrix(features)

@@ -93,7 +93,7 @@ class AtomicPathTest(parameterized.TestCase):
         self.assertEqual((folder / "thesis.txt").read_text(), "years")
         self.assertEqual(self._names(), ["precious"])
 
-    def test_a_folder_of_others_is_never_replaced(self):
+    def test_a_foreign_folder_is_never_replaced(self):
         folder = self.folder / "precious"
         folder.mkdir()
         (folder / "thesis.txt").write_text("years")
@@ -114,7 +114,7 @@ class AtomicPathTest(parameterized.TestCase):
             temporary.mkdir()
         self.assertEqual(path.read_text(), "mine")
 
-    def test_what_a_dead_process_left_is_removed(self):
+    def test_leftovers_of_a_dead_process_are_removed(self):
         # The highest process id of Linux is 2^22.
         (self.folder / ".recsys-99999999-a").mkdir()
         (self.folder / f".recsys-{os.getppid()}-a").write_text("at work")
@@ -128,7 +128,7 @@ class AtomicPathTest(parameterized.TestCase):
             else [f".recsys-{os.getppid()}-a", ".recsys-99999999-b", "a"],
         )
 
-    def test_a_process_killed_between_two_renamings(self):
+    def test_a_process_killed_between_two_renames(self):
         (self.folder / ".recsys-99999999-old-b").mkdir()
         (self.folder / ".recsys-99999999-old-b" / "kept").write_text("old")
         with (
@@ -138,7 +138,7 @@ class AtomicPathTest(parameterized.TestCase):
             raise KeyError
         self.assertEqual((self.folder / "b" / "kept").read_text(), "old")
 
-    def test_what_a_killed_process_left_does_not_matter(self):
+    def test_leftovers_of_a_killed_process_do_no_harm(self):
         path = self.folder / "a"
         with files.atomic_path(path) as temporary:
             leftover = temporary
@@ -162,7 +162,7 @@ class JsonTest(parameterized.TestCase):
         files.write_json(self.path, {"a": [1, 2.5, None, "é"]})
         self.assertEqual(files.read_json(self.path), {"a": [1, 2.5, None, "é"]})
 
-    def test_what_cannot_be_written_leaves_the_old_file(self):
+    def test_a_failed_write_leaves_the_old_file(self):
         files.write_json(self.path, 1)
         with self.assertRaises(TypeError):
             files.write_json(self.path, {"a": object()})

@@ -19,7 +19,7 @@ from recsys.training.cluster import Cluster
 
 
 def _clusters(count: int) -> list[Cluster]:
-    """Processes at ports of this machine that are free at the moment."""
+    """Returns processes with currently free ports of this machine."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = tuple(
         f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners
@@ -32,7 +32,7 @@ def _clusters(count: int) -> list[Cluster]:
 def _meet(
     clusters: list[Cluster], abouts: list[dict[str, str]], wait_seconds=60.0
 ) -> list[BaseException | None]:
-    """Lets some processes meet, each in a thread, the last one first."""
+    """Lets processes meet, each in a thread, starting with the last one."""
     with concurrent.futures.ThreadPoolExecutor() as threads:
         meetings = []
         for cluster, about in reversed(list(zip(clusters, abouts))):
@@ -59,13 +59,13 @@ class MeetTest(parameterized.TestCase):
             port = int(clusters[0].addresses[0].rpartition(":")[2])
             socket.create_server(("", port)).close()
 
-    def test_listens_at_the_named_address_alone(self):
+    def test_listens_only_at_the_named_address(self):
         [chief, _] = _clusters(2)
         port = int(chief.addresses[0].rpartition(":")[2])
         with meeting._listen(chief.addresses[0]) as listener:
             self.assertEqual(listener.getsockname(), ("127.0.0.1", port))
 
-    def test_whoever_sends_nothing_holds_nobody_up(self):
+    def test_a_silent_peer_does_not_block(self):
         clusters = _clusters(2)
         with (
             mock.patch.object(meeting, "_SECONDS_TO_REPORT", 0.3),
@@ -78,7 +78,7 @@ class MeetTest(parameterized.TestCase):
                 threads.submit(meeting.meet, clusters[1], {}).result(20)
                 chief.result(20)
 
-    def test_others_flags_end_all(self):
+    def test_different_flags_end_all(self):
         abouts = [{"flags": "x", "data": "d"}] * 3
         abouts[2] = {"flags": "y", "data": "d"}
         errors = _meet(_clusters(3), abouts)
@@ -98,7 +98,7 @@ class MeetTest(parameterized.TestCase):
         )
         self.assertRegex(str(other), "no answer from worker 1 of 3")
 
-    def test_says_whom_it_waits_for(self):
+    def test_names_whom_it_waits_for(self):
         clusters, lines = _clusters(2), []
         with (
             mock.patch.object(meeting, "_SECONDS_BETWEEN_REPORTS", 0),
@@ -109,7 +109,7 @@ class MeetTest(parameterized.TestCase):
             lines[0], f"waiting for worker 2 of 2 .{clusters[0].addresses[1]}."
         )
 
-    def test_strangers_are_passed_over(self):
+    def test_strangers_are_ignored(self):
         clusters = _clusters(2)
         with concurrent.futures.ThreadPoolExecutor() as threads:
             chief = threads.submit(meeting.meet, clusters[0], {})
@@ -162,7 +162,7 @@ class FingerprintTest(parameterized.TestCase):
 
 
 class TranslatedLossTest(parameterized.TestCase):
-    def test_one_line_of_what_tensorflow_says(self):
+    def test_tensorflows_message_becomes_one_line(self):
         text = """Graph execution error:
 
 Detected at node CollectiveReduceV2 defined at (most recent call last):
@@ -190,7 +190,7 @@ The error could be from a previous operation. Restart your program to reset.
         ):
             raise tf.errors.ResourceExhaustedError(None, None, "memory")
 
-    def test_of_a_single_process_all_pass(self):
+    def test_a_single_process_translates_nothing(self):
         with (
             self.assertRaises(tf.errors.CancelledError),
             distributed.translated_loss(None),

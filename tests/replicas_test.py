@@ -27,7 +27,7 @@ from recsys.workdir import checkpoint_paths
 # Processes share the cores with each other and with whatever else runs.
 _SECONDS = 600
 
-# Runs the command; the process kills itself where it is told to.
+# Runs the command; the process kills itself after a given step.
 _COMMAND = """
     import os, signal, sys
     from recsys import train
@@ -46,7 +46,7 @@ _COMMAND = """
     sys.exit(train.COMMAND.run(train.main))
 """
 
-# Trains on two devices of one process, and tells the seeds of its replicas.
+# Trains on two devices of one process and prints the seeds of its replicas.
 _MIRRORED = """
     import json, pathlib, sys
     import tensorflow as tf
@@ -229,7 +229,7 @@ class ReplicasTest(parameterized.TestCase):
         self.assertEqual([code for code, _, _ in answers], [0] * 3, answers)
         self._assert_same(alone, self.folder / "together")
 
-    def test_a_lost_process_ends_all_and_the_next_start_goes_on(self):
+    def test_a_lost_process_ends_all_and_the_next_start_resumes(self):
         self.fields.update(
             encoder="mean_pooling",
             dropout=0.3,
@@ -258,7 +258,7 @@ class ReplicasTest(parameterized.TestCase):
 
     def test_two_devices_equal_one(self):
         self.fields.update(weight_decay=0.01)
-        # As a large table, which is filled and sent in pieces.
+        # Like a large table, which is initialized and sent in pieces.
         with mock.patch.object(_InPieces, "_NUM_AT_ONCE", 64):
             alone = self._train_alone("alone")
         runs = {
@@ -279,7 +279,7 @@ class ReplicasTest(parameterized.TestCase):
         )
         self.assertEqual(output.returncode, 0, output.stderr)
         self._assert_same(alone, self.folder / "mirrored")
-        # With dropout each replica draws a mask of its own.
+        # With dropout each replica draws its own mask.
         [without, states] = json.loads(output.stdout)
         self.assertEqual(without, [])
         self.assertNotEmpty(states)
@@ -287,7 +287,7 @@ class ReplicasTest(parameterized.TestCase):
             self.assertEqual(other_seed, seed + 1)
             self.assertEqual(other_used, used)
 
-    def test_one_process_must_be_told_its_place(self):
+    def test_tf_config_must_be_set(self):
         config = TrainConfig(**self.fields, strategy="multi_worker")
         with self.assertRaisesRegex(InputError, "TF_CONFIG must be set"):
             training.train(config, self.folder / "run", verbose=False)

@@ -86,7 +86,7 @@ class MakeSplitTest(parameterized.TestCase):
                 _days([0, 1, 2, 3, 4], unit=unit), _temporal(begin, end), unit
             )
 
-    def test_a_number_is_told_as_it_stands_in_the_log(self):
+    def test_a_number_is_reported_in_the_units_of_the_log(self):
         with self.assertRaisesRegex(
             InputError, f"{START} to {START + 4 * DAY}. Received: 7$"
         ):

@@ -69,7 +69,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
 
-    def test_an_unseen_item_is_what_its_features_are(self):
+    def test_an_unseen_item_is_recommended_by_its_features(self):
         workdir = self.folder / "run"
         train(self.config(), workdir, verbose=False)
         model = recsys.load(workdir)
@@ -92,8 +92,8 @@ class TrainTest(parameterized.TestCase):
         config = json.loads((workdir / "config.json").read_text())
         self.assertEqual(config["item_features"], "color,size,year")
 
-    def test_resumed_within_an_epoch_it_ends_the_same(self):
-        """The draws of `id_dropout` go on where they were."""
+    def test_a_run_resumed_within_an_epoch_ends_the_same(self):
+        """The random state of `id_dropout` is resumed, too."""
         whole, broken = self.folder / "whole", self.folder / "broken"
         data = build_data(self.config())
         train(self.config(), whole, data=data, verbose=False)
@@ -117,7 +117,7 @@ class TrainTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(one, two, one.path)
 
-    def test_an_unseen_item_is_no_negative(self):
+    def test_an_unseen_item_is_not_a_negative(self):
         config = self.config(loss="sampled_softmax", negatives="uniform")
         trainer = Trainer(
             config, Workdir(self.folder), build_data(config), verbose=False
@@ -145,7 +145,7 @@ class TrainTest(parameterized.TestCase):
         ("train_count", "a column of the items file .*: 'train_count'$"),
         ("color:list", "kind of item feature `color` .*: 'list'$"),
     )
-    def test_a_wrong_column_is_told_with_the_data(self, text, message):
+    def test_a_wrong_column_is_reported_with_the_data(self, text, message):
         with self.assertRaisesRegex(InputError, message):
             build_data(self.config(item_features=text))
 

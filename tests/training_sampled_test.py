@@ -102,7 +102,7 @@ class RunTest(parameterized.TestCase):
         epochs = [call.kwargs["epoch"] for call in planned.call_args_list]
         self.assertEqual(epochs, [0, 1])
 
-    def test_learns_and_says_what_was_chosen(self):
+    def test_learns_and_prints_what_was_chosen(self):
         errors = io.StringIO()
         with (
             mock.patch.object(build, "LARGEST_FULL_SOFTMAX", 10),
@@ -141,7 +141,7 @@ class ChoiceTest(parameterized.TestCase):
             "rowwise_adagrad",
         ),
     )
-    def test_what_auto_is(self, fields, num_items, is_sampled, optimizer):
+    def test_auto(self, fields, num_items, is_sampled, optimizer):
         run_config = TrainConfig(**fields)
         self.assertEqual(
             build.uses_sampled_softmax(run_config, num_items), is_sampled

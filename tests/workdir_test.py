@@ -37,11 +37,11 @@ class WorkdirTest(parameterized.TestCase):
         ):
             self.assertEqual(getattr(self.workdir, name).parent, self.path)
 
-    def test_a_new_folder_may_be_written_and_is_not_made(self):
+    def test_check_accepts_a_new_folder_and_does_not_create_it(self):
         Workdir(self.path / "deep" / "er").check(TrainConfig())
         self.assertFalse(self.path.exists())
 
-    def test_the_same_configuration_may_go_on(self):
+    def test_the_same_configuration_may_resume(self):
         config = TrainConfig(seed=3, min_rating=2.0)
         self._write_run(config)
         self.workdir.check(config)
@@ -66,7 +66,7 @@ class WorkdirTest(parameterized.TestCase):
         files.write_json(self.workdir.extension, {})
         self.workdir.check(config)
 
-    def test_a_file_is_no_workdir(self):
+    def test_a_file_is_not_a_workdir(self):
         self.path.write_text("")
         with self.assertRaisesRegex(
             InputError, "must be a folder that can be written. Received: .*run"
@@ -131,7 +131,7 @@ class WorkdirTest(parameterized.TestCase):
             with self.assertRaisesRegex(InputError, "metrics.json: expected"):
                 read()
 
-    def test_results_that_are_no_text(self):
+    def test_results_that_are_not_text(self):
         self._write_run(TrainConfig())
         checkpoint = self.workdir.checkpoints / "step-000000003"
         checkpoint.mkdir(parents=True)

@@ -85,20 +85,12 @@ def train(
         FloatingPointError: The loss is not finite.
         WorkerLostError: Another process did not come or was lost.
     """
-    try:
-        parse_metric(config.selection_metric)
-    except ValueError as error:
-        raise InputError(f"--selection_metric: {error}") from error
     folder = Workdir(pathlib.Path(workdir))
     cluster = cluster_of(config)
     is_chief = cluster is None or cluster.is_chief
-    if is_chief:
-        folder.check(config)
-    data = data or build_data(config)
-    if is_chief:
-        folder.check_data(data.vocabulary)
-        if verbose:
-            print(data_summary(data), flush=True)
+    data = _check(config, folder if is_chief else None, data)
+    if is_chief and verbose:
+        print(data_summary(data), flush=True)
     with folder.lock() if is_chief else contextlib.nullcontext():
         load_tensorflow()
         # Imports TensorFlow, which must be quiet and have its settings by now.
@@ -114,6 +106,28 @@ def train(
             run.write_metrics({}, best_epoch=best + 1, training=history)
             results = run.results
     return TrainResult(data, folder.path, history, best, results, is_chief)
+
+
+def _check(
+    config: TrainConfig, folder: Workdir | None, data: PreparedData | None
+) -> PreparedData:
+    """Checks everything that does not need TensorFlow, and reads the data.
+
+    Args:
+        config: The configuration.
+        folder: The workdir; None in processes that do not use it.
+        data: The data, if already read.
+    """
+    try:
+        parse_metric(config.selection_metric)
+    except ValueError as error:
+        raise InputError(f"--selection_metric: {error}") from error
+    if folder is None:
+        return data or build_data(config)
+    folder.check(config)
+    data = data or build_data(config)
+    folder.check_data(data.vocabulary)
+    return data
 
 
 def __getattr__(name: str) -> Any:
