@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
+
+__all__ = ["full_softmax", "sampled_softmax"]
 
 # Logits held at once: a few megabytes, as for the full softmax.
 _LOGITS_PER_CHUNK = 2**20
@@ -67,39 +70,16 @@ def sampled_softmax(
     if log_expected_counts is None:
         log_expected_counts = tf.zeros(tf.shape(negative_ids))
     offsets = tf.cast(log_expected_counts, tf.float32)
-    negative_ids = tf.cast(negative_ids, tf.int32)
-    target_ids = tf.cast(target_ids, tf.int32)
+    ids = [tf.cast(x, tf.int32) for x in (target_ids, negative_ids)]
     if known_ids is not None:
-        known = _known(tf.cast(known_ids, tf.int32), negative_ids)
+        known = _known(tf.cast(known_ids, tf.int32), ids[1])
         # From here on each row has negatives of its own, save their vectors.
         offsets = tf.where(known, float("inf"), offsets)
-    queries, target_vectors, negative_vectors = (
-        tf.cast(x, tf.float32)
-        for x in (queries, target_vectors, negative_vectors)
-    )
-    weights = tf.cast(weights, tf.float32)
-    if negative_ids.shape.rank == 1:
-        return _shared(
-            queries,
-            target_vectors,
-            negative_vectors,
-            target_ids,
-            negative_ids,
-            weights,
-            offsets,
-        )
-    rows = tf.range(tf.shape(queries)[0])
-    return _fused_sampled_softmax(
-        queries,
-        target_vectors,
-        negative_vectors,
-        target_ids,
-        negative_ids,
-        weights,
-        offsets,
-        tf.broadcast_to(rows[:, tf.newaxis], tf.shape(target_ids)),
-        tf.shape(queries)[0],
-    )
+    vectors = (queries, target_vectors, negative_vectors)
+    arguments: list[tf.Tensor] = [tf.cast(x, tf.float32) for x in vectors]
+    arguments += [*ids, tf.cast(weights, tf.float32), offsets]
+    chunks = _shared if ids[1].shape.rank == 1 else _per_row
+    return _fused_sampled_softmax(*chunks(*arguments))
 
 
 def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
@@ -134,7 +114,7 @@ def _shared(
     negative_ids: tf.Tensor,
     weights: tf.Tensor,
     offsets: tf.Tensor,
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, ...]:
     """Cuts the positions that count into chunks against the same negatives."""
     dim = queries.shape[-1]
     num_negatives = tf.shape(negative_ids)[0]
@@ -159,7 +139,7 @@ def _shared(
     else:
         rows += tf.range(num_rows)[:, tf.newaxis]
     num_counted = tf.math.count_nonzero(flat_weights, dtype=tf.int32)
-    return _fused_sampled_softmax(
+    return (
         chunks(queries, [dim]),
         chunks(target_vectors, [dim]),
         negative_vectors[tf.newaxis],
@@ -169,6 +149,31 @@ def _shared(
         offsets,
         chunks(rows, []),
         -(-num_counted // size),
+    )
+
+
+def _per_row(
+    queries: tf.Tensor,
+    target_vectors: tf.Tensor,
+    negative_vectors: tf.Tensor,
+    target_ids: tf.Tensor,
+    negative_ids: tf.Tensor,
+    weights: tf.Tensor,
+    offsets: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+    """Makes each row a chunk, against negatives of its own."""
+    num_rows = tf.shape(queries)[0]
+    rows = tf.range(num_rows)[:, tf.newaxis]
+    return (
+        queries,
+        target_vectors,
+        negative_vectors,
+        target_ids,
+        negative_ids,
+        weights,
+        offsets,
+        tf.broadcast_to(rows, tf.shape(target_ids)),
+        num_rows,
     )
 
 
@@ -197,74 +202,27 @@ def _fused_sampled_softmax(
         rows: `[num_chunks, size]`, which offsets a query's negatives have.
         counted_chunks: Scalar; all weights of later chunks are 0.
     """
-    num_chunks = tf.shape(queries)[0]
     last = tf.shape(negative_ids)[0] - 1
     target_logits = tf.reduce_sum(queries * target_vectors, axis=2)
 
-    def one_chunk(
-        i: tf.Tensor,
-        log_sums: tf.TensorArray,
-        errors: tf.TensorArray,
-        query_gradients: tf.TensorArray,
-        negative_gradients: tf.TensorArray,
-    ) -> tuple[tf.Tensor, ...]:
+    def chunk(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
         j = tf.minimum(i, last)
         # One row of offsets is broadcast rather than copied for each query.
         has_one = offsets.shape[0] == 1
-        offset = offsets if has_one else tf.gather(offsets, rows[i])
-        logits = tf.matmul(queries[i], negative_vectors[j], transpose_b=True)
-        is_hit = target_ids[i][:, tf.newaxis] == negative_ids[j]
-        logits = tf.where(is_hit, float("-inf"), logits - offset)
-        target_logit = target_logits[i][:, tf.newaxis]
-        highest = tf.maximum(
-            tf.reduce_max(logits, axis=1, keepdims=True), target_logit
-        )
-        exp = tf.exp(logits - highest)
-        others = tf.reduce_sum(exp, axis=1, keepdims=True)
-        total = others + tf.exp(target_logit - highest)
-        scale = weights[i][:, tf.newaxis] / total
-        return (
-            i + 1,
-            log_sums.write(i, (highest + tf.math.log(total))[:, 0]),
-            # The negatives' probability: how wrong the target's logit is.
-            errors.write(i, (others * scale)[:, 0]),
-            query_gradients.write(
-                i, tf.matmul(exp, negative_vectors[j]) * scale
-            ),
-            negative_gradients.write(
-                i, tf.matmul(exp, queries[i] * scale, transpose_a=True)
-            ),
+        return _sampled_chunk(
+            queries[i],
+            negative_vectors[j],
+            target_logits[i][:, tf.newaxis],
+            target_ids[i][:, tf.newaxis] == negative_ids[j],
+            offsets if has_one else tf.gather(offsets, rows[i]),
+            weights[i][:, tf.newaxis],
         )
 
-    num_elements = tf.maximum(1, num_chunks)
-
-    def zeros(like: tf.Tensor) -> tf.Tensor:
-        return tf.zeros(tf.concat([[num_elements], tf.shape(like)[1:]], axis=0))
-
-    # What the loop never reaches counts nothing: log_sum = logit.
-    starts = (
-        _with_at_least_one(target_logits),
-        zeros(weights),
-        zeros(queries),
-        zeros(negative_vectors),
-    )
-    elements = (None, None, None, negative_vectors.shape[1:])
-    _, *arrays = tf.while_loop(
-        lambda i, *_: i < counted_chunks,
-        one_chunk,
-        (
-            0,
-            *(
-                tf.TensorArray(
-                    tf.float32, num_elements, element_shape=element
-                ).unstack(start)
-                for start, element in zip(starts, elements, strict=True)
-            ),
-        ),
-        maximum_iterations=num_chunks,
-    )
-    log_sums, errors, query_gradients, negative_gradient = (
-        array.stack()[:num_chunks] for array in arrays
+    log_sums, errors, query_gradients, negative_gradient = _sampled_pass(
+        chunk,
+        target_logits,
+        (weights, queries, negative_vectors),
+        counted_chunks,
     )
     losses = log_sums - target_logits
     error = errors[:, :, tf.newaxis]
@@ -291,7 +249,91 @@ def _fused_sampled_softmax(
     return tf.reduce_sum(weights * losses), gradient
 
 
-__all__ = ["full_softmax", "sampled_softmax"]
+def _sampled_chunk(
+    queries: tf.Tensor,
+    negative_vectors: tf.Tensor,
+    target_logits: tf.Tensor,
+    is_hit: tf.Tensor,
+    offsets: tf.Tensor,
+    weights: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+    """The softmax of some queries against the same negatives.
+
+    Args:
+        queries: `[size, dim]`.
+        negative_vectors: `[num_negatives, dim]`.
+        target_logits: `[size, 1]`.
+        is_hit: `[size, num_negatives]`, true for the target itself.
+        offsets: `[size or 1, num_negatives]`, subtracted from the logits.
+        weights: `[size, 1]`.
+
+    Returns:
+        Logarithms of the sums, `[size]`; the negatives' weighted probability,
+        `[size]`, which is how wrong the target's logit is; the negatives' part
+        of the queries' gradient, `[size, dim]`; the negatives' gradient,
+        `[num_negatives, dim]`.
+    """
+    logits = tf.matmul(queries, negative_vectors, transpose_b=True)
+    logits = tf.where(is_hit, float("-inf"), logits - offsets)
+    highest = tf.maximum(
+        tf.reduce_max(logits, axis=1, keepdims=True), target_logits
+    )
+    exp = tf.exp(logits - highest)
+    others = tf.reduce_sum(exp, axis=1, keepdims=True)
+    total = others + tf.exp(target_logits - highest)
+    scale = weights / total
+    return (
+        (highest + tf.math.log(total))[:, 0],
+        (others * scale)[:, 0],
+        tf.matmul(exp, negative_vectors) * scale,
+        tf.matmul(exp, queries * scale, transpose_a=True),
+    )
+
+
+def _sampled_pass(
+    chunk: Callable,
+    target_logits: tf.Tensor,
+    likes: tuple[tf.Tensor, ...],
+    counted_chunks: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Runs `_sampled_chunk` over the chunks that count, and stacks the results.
+
+    Args:
+        chunk: From a chunk's number to the four results.
+        target_logits: `[num_chunks, size]`.
+        likes: Tensors whose entries are shaped as the other three results.
+        counted_chunks: Scalar.
+    """
+    num_chunks = tf.shape(target_logits)[0]
+    num_elements = tf.maximum(1, num_chunks)
+    # What the loop never reaches counts nothing: log_sum = logit.
+    starts = [_with_at_least_one(target_logits)] + [
+        tf.zeros(tf.concat([[num_elements], tf.shape(like)[1:]], axis=0))
+        for like in likes
+    ]
+    elements = (None, None, None, likes[-1].shape[1:])
+    arrays = [
+        tf.TensorArray(tf.float32, num_elements, element_shape=element).unstack(
+            start
+        )
+        for start, element in zip(starts, elements, strict=True)
+    ]
+
+    def body(i: tf.Tensor, *arrays: tf.TensorArray) -> tuple[Any, ...]:
+        written = [
+            array.write(i, value)
+            for array, value in zip(arrays, chunk(i), strict=True)
+        ]
+        return (i + 1, *written)
+
+    _, *arrays = tf.while_loop(
+        lambda i, *_: i < counted_chunks,
+        body,
+        (0, *arrays),
+        maximum_iterations=num_chunks,
+    )
+    return [array.stack()[:num_chunks] for array in arrays]
+
 
 # Queries whose logits are held at once: 320 rows over a few thousand
 # candidates are a few megabytes, near enough to the cores' caches
@@ -354,67 +396,10 @@ def _fused_full_softmax(
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
 ) -> tuple[tf.Tensor, Callable]:
-    num_queries = tf.shape(queries)[0]
-    dim = queries.shape[-1]
-    num_chunks = -(-num_queries // chunk_size)
-    padding = num_chunks * chunk_size - num_queries
-    chunks = tf.reshape(
-        tf.pad(queries, [[0, padding], [0, 0]]), [num_chunks, chunk_size, dim]
+    """The loss of queries of which those that count come first."""
+    log_sum, query_gradient, candidate_gradient = _full_pass(
+        queries, candidates, weights, chunk_size
     )
-    chunk_weights = tf.reshape(
-        tf.pad(weights, [[0, padding]]), [num_chunks, chunk_size]
-    )
-
-    needs_no_shift = (
-        _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
-    )
-
-    def one_chunk(
-        i: tf.Tensor,
-        log_sums: tf.TensorArray,
-        query_gradients: tf.TensorArray,
-        candidate_gradient: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray, tf.Tensor]:
-        chunk = chunks[i]
-        logits = tf.matmul(chunk, candidates, transpose_b=True)
-        exp, shift = tf.cond(
-            needs_no_shift,
-            lambda: (tf.exp(logits), tf.zeros([chunk_size, 1])),
-            lambda: _shifted_exp(logits),
-        )
-        total = tf.reduce_sum(exp, axis=1, keepdims=True)
-        # The softmax is exp / total. Scaling the narrow factors of the two
-        # products instead of exp saves a pass over the widest array.
-        scale = chunk_weights[i][:, tf.newaxis] / total
-        return (
-            i + 1,
-            log_sums.write(i, (shift + tf.math.log(total))[:, 0]),
-            query_gradients.write(i, tf.matmul(exp, candidates) * scale),
-            candidate_gradient
-            + tf.matmul(exp, chunk * scale, transpose_a=True),
-        )
-
-    num_counted = tf.math.count_nonzero(weights, dtype=tf.int32)
-    counted_chunks = -(-num_counted // chunk_size)
-    # Chunks that the loop never reaches stay zero, which is their share.
-    zeros = tf.zeros([num_chunks, chunk_size])
-    _, log_sums, query_gradients, candidate_gradient = tf.while_loop(
-        lambda i, *_: i < counted_chunks,
-        one_chunk,
-        (
-            0,
-            tf.TensorArray(tf.float32, num_chunks).unstack(zeros),
-            tf.TensorArray(tf.float32, num_chunks).unstack(
-                tf.zeros_like(chunks)
-            ),
-            tf.zeros_like(candidates),
-        ),
-        maximum_iterations=num_chunks,
-    )
-    log_sum = tf.reshape(log_sums.stack(), [-1])[:num_queries]
-    query_gradient = tf.reshape(query_gradients.stack(), [-1, dim])
-    query_gradient = query_gradient[:num_queries]
-
     # The target's share of the loss and of both gradients is narrow.
     target_vectors = tf.gather(candidates, targets)
     target_logits = tf.reduce_sum(queries * target_vectors, axis=1)
@@ -433,6 +418,82 @@ def _fused_full_softmax(
         )
 
     return tf.reduce_sum(weights * (log_sum - target_logits)), gradient
+
+
+def _full_pass(
+    queries: tf.Tensor,
+    candidates: tf.Tensor,
+    weights: tf.Tensor,
+    chunk_size: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the queries' log-sums, and both gradients of their total."""
+    num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
+    num_chunks = -(-num_queries // chunk_size)
+    padding = num_chunks * chunk_size - num_queries
+    chunks = tf.reshape(
+        tf.pad(queries, [[0, padding], [0, 0]]), [num_chunks, chunk_size, dim]
+    )
+    chunk_weights = tf.reshape(
+        tf.pad(weights, [[0, padding]]), [num_chunks, chunk_size]
+    )
+    needs_no_shift = (
+        _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
+    )
+
+    def one_chunk(
+        i: tf.Tensor,
+        log_sums: tf.TensorArray,
+        query_gradients: tf.TensorArray,
+        candidate_gradient: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray, tf.Tensor]:
+        log_sum, query_gradient, added = _full_chunk(
+            chunks[i], candidates, chunk_weights[i], needs_no_shift
+        )
+        return (
+            i + 1,
+            log_sums.write(i, log_sum),
+            query_gradients.write(i, query_gradient),
+            candidate_gradient + added,
+        )
+
+    num_counted = tf.math.count_nonzero(weights, dtype=tf.int32)
+    counted_chunks = -(-num_counted // chunk_size)
+    # Chunks that the loop never reaches stay zero, which is their share.
+    starts = (tf.zeros([num_chunks, chunk_size]), tf.zeros_like(chunks))
+    arrays = [tf.TensorArray(tf.float32, num_chunks).unstack(x) for x in starts]
+    _, log_sums, query_gradients, candidate_gradient = tf.while_loop(
+        lambda i, *_: i < counted_chunks,
+        one_chunk,
+        (0, *arrays, tf.zeros_like(candidates)),
+        maximum_iterations=num_chunks,
+    )
+    log_sum = tf.reshape(log_sums.stack(), [-1])[:num_queries]
+    query_gradient = tf.reshape(query_gradients.stack(), [-1, dim])
+    return log_sum, query_gradient[:num_queries], candidate_gradient
+
+
+def _full_chunk(
+    queries: tf.Tensor,
+    candidates: tf.Tensor,
+    weights: tf.Tensor,
+    needs_no_shift: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `_full_pass`, for `[size, dim]` queries all at once."""
+    logits = tf.matmul(queries, candidates, transpose_b=True)
+    exp, shift = tf.cond(
+        needs_no_shift,
+        lambda: (tf.exp(logits), tf.zeros([tf.shape(logits)[0], 1])),
+        lambda: _shifted_exp(logits),
+    )
+    total = tf.reduce_sum(exp, axis=1, keepdims=True)
+    # The softmax is exp / total. Scaling the narrow factors of the two
+    # products instead of exp saves a pass over the widest array.
+    scale = weights[:, tf.newaxis] / total
+    return (
+        (shift + tf.math.log(total))[:, 0],
+        tf.matmul(exp, candidates) * scale,
+        tf.matmul(exp, queries * scale, transpose_a=True),
+    )
 
 
 def _largest_norm(vectors: tf.Tensor) -> tf.Tensor:

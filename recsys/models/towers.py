@@ -128,15 +128,8 @@ class HistoryTower(keras.layers.Layer):
             },
         )
         outputs = tf.cast(outputs, self.compute_dtype)
-        expected = vectors.shape
-        if "only_positions" in self._encoder_arguments & arguments.keys():
-            expected = expected[:1] + expected[2:]
-        if not expected.is_compatible_with(outputs.shape):
-            raise ValueError(
-                "`encoder` must return vectors of the same shape as it "
-                "receives, [batch, length, embedding_dim]. Expected: "
-                f"{expected}. Received: {outputs.shape}"
-            )
+        has_one = "only_positions" in self._encoder_arguments & arguments.keys()
+        _check_encoded(vectors, outputs, has_one)
         if return_sequences:
             return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
         if "only_positions" not in self._encoder_arguments:
@@ -279,6 +272,27 @@ def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
             f"{type(embedding).__name__}"
         )
     return embedding
+
+
+def _check_encoded(
+    vectors: tf.Tensor, outputs: tf.Tensor, has_one: bool
+) -> None:
+    """Raises ValueError unless an encoder's output has the shape it should.
+
+    Args:
+        vectors: `[batch, length, embedding_dim]`, the encoder's input.
+        outputs: Its output.
+        has_one: Whether it was asked for one position of each row.
+    """
+    expected = vectors.shape
+    if has_one:
+        expected = expected[:1] + expected[2:]
+    if not expected.is_compatible_with(outputs.shape):
+        raise ValueError(
+            "`encoder` must return vectors of the same shape as it receives, "
+            f"[batch, length, embedding_dim]. Expected: {expected}. "
+            f"Received: {outputs.shape}"
+        )
 
 
 def _checked_share(name: str, share: float) -> float:

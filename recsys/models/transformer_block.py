@@ -170,12 +170,9 @@ def _attend(
                 rows = slice(starts[part], ends[part])
                 key_gradients[part].append(key_parts[:, :, rows])
                 value_gradients[part].append(value_parts[:, :, rows])
-            bias_gradients.append(
-                tf.pad(
-                    tf.reduce_sum(below, axis=0),
-                    [[0, 0], [0, 0], [0, length - end]],
-                )
-            )
+            total = tf.reduce_sum(below, axis=0)
+            padding = [[0, 0], [0, 0], [0, length - end]]
+            bias_gradients.append(tf.pad(total, padding))
         return (
             tf.concat(query_gradients, axis=2),
             tf.concat([tf.add_n(parts) for parts in key_gradients], axis=2),
