@@ -326,7 +326,7 @@ class TrainConfig:
     def _check_not_given(
         self, names: tuple[str, ...], with_what: str, received: str
     ) -> None:
-        """Raises InputError for a field that would be ignored."""
+        """Raises InputError for a given field that would be ignored."""
         for name in names:
             value = getattr(self, name)
             if value != DEFAULTS[name]:
@@ -347,18 +347,18 @@ class TrainConfig:
 
     @property
     def excludes_history(self) -> bool:
-        """Whether items of a query's history are excluded from its candidates.
+        """Whether the items of a query's history are not candidates for it.
 
-        Where repeated interactions count, users may come back to an item.
+        With `repeats="all"`, users may return to an item.
         """
         return self.repeats != "all"
 
     def source(self) -> dict[str, Any]:
-        """Returns the fields that say where the log is and how to read it."""
+        """Returns the fields that locate and describe the log."""
         return {name: getattr(self, name) for name in SOURCE_FIELDS}
 
     def data_differences(self, other: TrainConfig) -> dict[str, Any]:
-        """Returns the other's fields that give it other data or another split.
+        """Returns the other's fields that change its data or its split.
 
         Args:
             other: The configuration of another run.
@@ -373,23 +373,23 @@ class TrainConfig:
         }
 
     def with_full_softmax(self) -> TrainConfig:
-        """Returns a copy with the full softmax, which samples nothing."""
+        """Returns a copy with the full softmax and default sampling fields."""
         defaults = {name: DEFAULTS[name] for name in SAMPLING_FIELDS}
         return dataclasses.replace(self, loss="full_softmax", **defaults)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, as JSON can hold them."""
+        """Returns the fields by name, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Any, source: str) -> TrainConfig:
-        """Makes a configuration from the value that `to_dict` returned.
+        """Creates a configuration from the value that `to_dict` returned.
 
-        Fields that an earlier version did not have take their defaults.
+        Missing fields, as from an earlier version, take their defaults.
 
         Args:
             fields: Field values by name.
-            source: Where they come from, for the error's text.
+            source: Where they come from, for error messages.
 
         Returns:
             The configuration.
@@ -418,7 +418,7 @@ class TrainConfig:
             raise InputError(f"{source}: {error}") from error
 
 
-# Fields of earlier versions that are gone, and the value that had no effect.
+# Removed fields of earlier versions, each with the value that had no effect.
 _REMOVED = {"weight_average": 0.0}
 
 FIELDS: dict[str, FieldInfo] = {
@@ -437,12 +437,12 @@ def _fields_that_read(*what: str) -> tuple[str, ...]:
 SOURCE_FIELDS = _fields_that_read("source")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
-# All fields that decide the data and the split, besides the seed.
+# All fields that determine the data and the split, besides the seed.
 DATA_FIELDS = _fields_that_read("source", "data", "temporal")
 
 
 def _types() -> dict[str, tuple[type, bool]]:
-    """Returns each field's type, `float` for `float | None`, and if None."""
+    """Returns each field's type without None, and whether it may be None."""
     found = {}
     for name, annotation in typing.get_type_hints(TrainConfig).items():
         optional = isinstance(annotation, types.UnionType)
@@ -456,7 +456,7 @@ TYPES = _types()
 
 
 def _check_value(name: str, value: Any, info: FieldInfo) -> None:
-    """Raises InputError unless a field's value has its type and range."""
+    """Raises InputError unless a value has its field's type and range."""
     kind, optional = TYPES[name]
     if value is None and optional:
         return
@@ -486,13 +486,13 @@ def _check_value(name: str, value: Any, info: FieldInfo) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cutoff:
-    """A point in time, or a share of the interactions; the other is None.
+    """A point in time or a share of the interactions; the other is None.
 
     Attributes:
-        share: Share of the interactions that are earlier, between 0 and 1.
-        seconds: Seconds since 1970, or a number in the unit of a log whose
+        share: Share of the interactions before the cutoff, between 0 and 1.
+        seconds: Seconds since 1970, or a number in the log's unit if its
             times are not dates.
-        is_date: Whether it was written as a date.
+        is_date: Whether the cutoff was given as a date.
     """
 
     share: float | None = None
@@ -501,13 +501,13 @@ class Cutoff:
 
 
 def parse_cutoff(text: str, name: str) -> Cutoff:
-    """Reads a cutoff of the temporal split.
+    """Parses a cutoff of the temporal split.
 
     Args:
         text: A number strictly between 0 and 1 is a share, any other number
             a time in the log's own unit; anything else an ISO date (its
             midnight) or datetime, in UTC unless it names a time zone.
-        name: The flag that it comes from, for the error message.
+        name: The flag that it comes from, for error messages.
 
     Returns:
         The cutoff.
@@ -529,7 +529,7 @@ def parse_cutoff(text: str, name: str) -> Cutoff:
 
 
 def _seconds(text: str, name: str) -> decimal.Decimal:
-    """Returns the exact seconds from 1970 to an ISO date."""
+    """Returns the exact seconds between 1970 and an ISO date."""
     try:
         moment = datetime.datetime.fromisoformat(text.strip())
     except ValueError as error:
