@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -73,6 +74,62 @@ class Workdir:
         """TensorBoard logs."""
         return self.path / "logs"
 
+    @property
+    def checksums(self) -> pathlib.Path:
+        """SHA-256 of the model and its items, JSON."""
+        return self.path / "checksums.json"
+
+    @contextlib.contextmanager
+    def writing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
+        """Provides a temporary path that becomes a file with a checksum.
+
+        Args:
+            path: A file of this folder.
+
+        Yields:
+            As `files.atomic_path`.
+        """
+        with files.atomic_path(path) as temporary:
+            yield temporary
+            # Noted before the file is there, and beside the one before:
+            # whenever the process dies or another reads, one of them counts.
+            noted = self._noted()
+            before = noted.get(path.name, [])[-1:]
+            noted[path.name] = [*before, _checksum(temporary)]
+            files.write_json(self.checksums, noted)
+
+    def check_checksums(self) -> None:
+        """Checks that no file has changed since it was written.
+
+        Folders of earlier versions have no checksums.
+
+        Raises:
+            InputError: A file was damaged or replaced.
+        """
+        for name in self._noted():
+            path = self.path / name
+            if path.is_file():
+                # Before reading what is noted, which a run may change.
+                found = _checksum(path)
+                if found not in self._noted().get(name, []):
+                    raise InputError(
+                        f"{path}: expected the file that this run wrote. "
+                        "Received: another SHA-256; the file is damaged or "
+                        "was replaced"
+                    )
+
+    def _noted(self) -> dict[str, list[str]]:
+        """Returns the checksums that count, by the name of the file."""
+        path = self.checksums
+        noted = files.read_json_object(path) if path.is_file() else {}
+        for name, found in noted.items():
+            if not isinstance(found, list) or pathlib.Path(name).name != name:
+                raise InputError(
+                    f"{path}: expected lists of checksums by file. "
+                    f"Received: {name!r}: {found!r}"
+                )
+        return noted
+
     def read_config(self) -> TrainConfig:
         """Reads the configuration of a trained model.
 
@@ -85,7 +142,9 @@ class Workdir:
                 "`workdir` must be a folder in which recsys.train has trained "
                 f"a model. Received: {self.path} ({what})"
             )
-        return self._stored_config()
+        config = self._stored_config()
+        self.check_checksums()
+        return config
 
     def read_vocabulary(self) -> Vocabulary:
         """Reads the model's items."""
@@ -213,6 +272,7 @@ class Workdir:
             )
         if not self.config.is_file():
             return
+        self.check_checksums()
         differing = differences(
             self._stored_config().to_dict(), config.to_dict()
         )
@@ -240,6 +300,11 @@ class Workdir:
                 "name another --workdir for the new data. Received: "
                 f"{vocabulary.num_items} items, not the same items and counts"
             )
+
+
+def _checksum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_paths(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -250,6 +250,31 @@ class SaveAndLoadTest(absltest.TestCase):
         ):
             Vocabulary.load(self.path)
 
+    def test_no_flipped_bit_is_read_as_data(self):
+        _films().save(self.path)
+        whole = self.path.read_bytes()
+        self.assertEqual(whole.count(b"recsys.sha256"), 1)
+        rng = np.random.default_rng(3)
+        num_errors = 0
+        for _ in range(300):
+            content = np.frombuffer(whole, np.uint8).copy()
+            for place in rng.choice(len(whole), rng.integers(1, 3), False):
+                content[place] ^= 1 << rng.integers(8)
+            self.path.write_bytes(content.tobytes())
+            try:
+                found = Vocabulary.load(self.path).items
+            except InputError as error:
+                self.assertIn("vocabulary.parquet: ", str(error))
+                num_errors += 1
+            else:  # A flip in the name of the checksum.
+                self.assertTrue(found.equals(_films().items))
+        self.assertGreater(num_errors, 280)
+
+    def test_files_of_earlier_versions_have_no_checksum(self):
+        items = _films().items
+        pq.write_table(items, self.path, store_schema=False)
+        self.assertTrue(Vocabulary.load(self.path).items.equals(items))
+
     def test_not_a_vocabulary(self):
         pq.write_table(pa.table({"item_id": [1, 2]}), self.path)
         with self.assertRaisesRegex(InputError, "string column `item_id`"):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import tempfile
 import unittest
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -144,6 +145,49 @@ class WorkdirTest(parameterized.TestCase):
                 self.workdir.stored_results()
         files.write_json(self.workdir.metrics, {**stored, "text": ["a", "b"]})
         self.assertEqual(self.workdir.stored_results(), "a\nb")
+
+    def _write_model(self, content: str) -> None:
+        with self.workdir.writing(self.workdir.model) as path:
+            path.write_text(content)
+
+    def test_a_damaged_or_replaced_file(self):
+        self._write_run(TrainConfig())
+        self._write_model("weights")
+        self.workdir.read_config()
+        self.workdir.model.write_text("weighty")
+        for read in (
+            self.workdir.read_config,
+            lambda: self.workdir.check(TrainConfig()),
+        ):
+            with self.assertRaisesRegex(
+                InputError, "model.keras: expected the file that this run"
+            ):
+                read()
+
+    def test_a_run_that_dies_between_a_checksum_and_its_file(self):
+        self._write_run(TrainConfig())
+        self._write_model("epoch 1")
+        self._write_model("epoch 2")
+        with (
+            mock.patch.object(files, "_replace", side_effect=OSError),
+            self.assertRaises(OSError),
+        ):
+            self._write_model("epoch 3")
+        self.assertEqual(self.workdir.model.read_text(), "epoch 2")
+        self.workdir.read_config()
+
+    @parameterized.parameters("[]", '{"model.keras": 3}', '{"../x": []}')
+    def test_damaged_checksums(self, content: str):
+        self._write_run(TrainConfig())
+        self._write_model("weights")
+        self.workdir.checksums.write_text(content)
+        with self.assertRaisesRegex(InputError, "checksums.json: expected"):
+            self.workdir.read_config()
+
+    def test_a_folder_without_checksums(self):
+        self._write_run(TrainConfig())
+        self.workdir.model.touch()
+        self.workdir.read_config()
 
     def test_no_such_folder(self):
         with self.assertRaisesRegex(

@@ -352,6 +352,7 @@ def write_table(table: pa.Table, sink: Any) -> None:
         # than plain, and as fast to read.
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
         row_group_size=max(1, len(table)),
+        write_page_checksum=True,
     )
 
 
@@ -361,7 +362,9 @@ def _flat(lists: pa.ChunkedArray) -> np.ndarray:
 
 def _read(path: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read(columns)
+        return pq.ParquetFile(path, page_checksum_verification=True).read(
+            columns
+        )
     except (OSError, pa.ArrowException, KeyError) as error:
         raise InputError(
             f"{path}: expected a readable shard. Received: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -20,6 +21,10 @@ from recsys.files import atomic_path
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 
 _WORD_BYTES = 8
+# The key of a file's SHA-256 in its metadata, and what stands in for the
+# value while it is computed.
+_CHECKSUM = b"recsys.sha256"
+_NO_CHECKSUM = b"0" * 64
 
 
 class IdIndex:
@@ -444,13 +449,23 @@ class Vocabulary:
 
     def write(self, stream: IO[bytes]) -> None:
         """Writes the content of the file of `save` to a stream."""
-        pq.write_table(
-            self._items.replace_schema_metadata(None).combine_chunks(),
-            stream,
+        items = self._items.replace_schema_metadata(None).combine_chunks()
+        written = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            written,
+            items.schema,
             compression="zstd",
             # Arrow's copy of the schema would change in a round trip.
             store_schema=False,
-        )
+            write_page_checksum=True,
+        ) as writer:
+            writer.write_table(items)
+            writer.add_key_value_metadata({_CHECKSUM: _NO_CHECKSUM})
+        content = written.getvalue().to_pybytes()
+        begin = _checksum_place(content)
+        stream.write(content[:begin])
+        stream.write(hashlib.sha256(content).hexdigest().encode())
+        stream.write(content[begin + len(_NO_CHECKSUM) :])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -464,8 +479,13 @@ class Vocabulary:
                 f"a vocabulary file must exist. Received: {os.fspath(path)}"
             )
         try:
-            # `read_table` would take the names of folders for columns.
-            table = pq.ParquetFile(path).read()
+            content = pathlib.Path(path).read_bytes()
+            _check_checksum(content)
+            table = pq.ParquetFile(
+                pa.BufferReader(content), page_checksum_verification=True
+            ).read()
+            table.validate(full=True)
+            table = table.replace_schema_metadata(None)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{path}: expected a vocabulary in Parquet. Received: "
@@ -496,6 +516,31 @@ class Vocabulary:
         return ", ".join(
             f"{titles[row].as_py()!r} (id {self.item_ids[row]})" for row in rows
         )
+
+
+def _checksum_place(content: bytes) -> int:
+    """Returns where a file holds its own checksum; -1 if it has none."""
+    key = content.rfind(_CHECKSUM)
+    # Between the key and the value stand the value's tag and length.
+    begin = key + len(_CHECKSUM) + 2
+    return -1 if key < 0 else begin
+
+
+def _check_checksum(content: bytes) -> None:
+    """Raises OSError if a file with a checksum has changed.
+
+    Parquet's own checksums are for the pages of values, not for what says
+    how they are to be read. Files of earlier versions have neither.
+    """
+    begin = _checksum_place(content)
+    if begin < 0:
+        return
+    end = begin + len(_NO_CHECKSUM)
+    digest = hashlib.sha256(content[:begin])
+    digest.update(_NO_CHECKSUM)
+    digest.update(content[end:])
+    if digest.hexdigest().encode() != content[begin:end]:
+        raise OSError("its checksum differs: the file is damaged")
 
 
 def _as_strings(

@@ -62,7 +62,8 @@ def write_extension(
         (temporary / DATA_FOLDER).mkdir(parents=True)
         write_log(grown.log, temporary / DATA_FOLDER)
         if grown.workdir.item_features.is_file():
-            shutil.copy(grown.workdir.item_features, folder.item_features)
+            with folder.writing(folder.item_features) as path:
+                shutil.copy(grown.workdir.item_features, path)
         new = Trainer(config, folder, grown.grown_data, verbose=False)
         size = grown.grown_data.vocabulary.size
         for source, target in (
@@ -71,9 +72,11 @@ def write_extension(
         ):
             carry(source, target, grown.indices, size)
         _initialize_new_rows(new.model, grown)
-        new.model.save(folder.model)
+        with folder.writing(folder.model) as path:
+            new.model.save(path)
         new.checkpoints.save(Progress())
-        grown.grown_data.vocabulary.save(folder.vocabulary)
+        with folder.writing(folder.vocabulary) as path:
+            grown.grown_data.vocabulary.save(path)
         files.write_json(folder.extension, about)
         files.write_json(folder.config, config.to_dict())
 

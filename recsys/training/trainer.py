@@ -74,9 +74,11 @@ def run_training(
         replicas = connect(config.strategy, cluster)
         trainer = Trainer(config, folder, data, verbose, replicas)
         if trainer.is_chief and not folder.config.exists():
-            data.vocabulary.save(folder.vocabulary)
+            with folder.writing(folder.vocabulary) as path:
+                data.vocabulary.save(path)
             if trainer.item_encoder is not None:
-                trainer.item_encoder.save(folder.item_features)
+                with folder.writing(folder.item_features) as path:
+                    trainer.item_encoder.save(path)
             files.write_json(folder.config, config.to_dict())
         return trainer.run()
 
@@ -225,7 +227,7 @@ class Trainer:
         best = best_epoch(progress.history, metric)
         assert best is not None  # There is at least this epoch.
         if best == progress.epoch:
-            with files.atomic_path(self._folder.model) as path:
+            with self._folder.writing(self._folder.model) as path:
                 self.model.save(path)
         for name, value in measures.items():
             tf.summary.scalar(name, value, step=progress.epoch)
