@@ -1,11 +1,11 @@
 """A user feature next to the history, a text vector next to the item.
 
-Run it from the checkout, in some ten seconds:
+Run it from a checkout; it takes about ten seconds:
 
     python examples/extra_inputs.py
 
-The towers are Keras layers, so further inputs need no subclass: a functional
-model adds what another layer makes of them to what the towers answer.
+The towers are Keras layers, so more inputs need no subclass: a functional
+model adds the outputs of other layers to the towers' outputs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build_model() -> keras.Model:
 
 
 def main() -> keras.Model:
-    """Trains on users who like what their country's texts are like.
+    """Trains on users whose taste in texts depends on their country.
 
     Returns:
         The model, trained.
@@ -71,7 +71,9 @@ def main() -> keras.Model:
         inputs, liking.argmax(axis=1), batch_size=64, epochs=8, verbose=0
     )
     accuracy = history.history["accuracy"]
-    print(f"accuracy: {accuracy[0]:.2f} in epoch 1, {accuracy[-1]:.2f} at last")
+    print(
+        f"accuracy: {accuracy[0]:.2f} at first, {accuracy[-1]:.2f} at the end"
+    )
     return model
 
 

@@ -1,9 +1,9 @@
-"""Fine-tuning a trained model on new interactions, in a loop of one's own.
+"""Fine-tuning a trained model on new interactions, in a custom loop.
 
     python examples/fine_tuning.py runs/movielens-small
 
-The items are those that the model knows. For new items, and for training that
-can be stopped and resumed, there is `python -m recsys.extend`.
+The items must be known to the model. For new items, and for training that can
+be stopped and resumed, use `python -m recsys.extend`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main(
     """Fine-tunes a model.
 
     Args:
-        workdir: Where recsys.train put it.
-        histories: Raw item ids, oldest first. Default: everybody now watches
-            the same ten items.
+        workdir: A workdir of recsys.train.
+        histories: Raw item ids, oldest first. Default: ten users who
+            all watch the same ten items.
         num_epochs: Passes over them.
 
     Returns:

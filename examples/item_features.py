@@ -1,11 +1,11 @@
-"""Recommends films that nobody has seen, by what is known of them.
+"""Recommends films that nobody has watched, by their features.
 
-Run it from the checkout, in some ten seconds:
+Run it from a checkout; it takes about ten seconds:
 
     python examples/item_features.py
 
-Two groups of users keep to their genre. A model learns from the films that
-they watched, with the genres and years of these; then two films come out.
+Two groups of users watch one genre each. A model learns from the films they
+watched, with their genres and years; then two new films are released.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> dict[str, float]:
 
 
 def _watched() -> dict[str, np.ndarray]:
-    """Returns histories and, at each place, the film after it."""
+    """Returns histories and, at each position, the next film."""
     rng = np.random.default_rng(0)
     first = np.repeat([2, 22], 64)[:, np.newaxis]
     films = first + rng.permuted(np.tile(np.arange(20), (128, 1)), axis=1)

@@ -1,4 +1,4 @@
-"""The trained towers in a model of one's own, in ten lines.
+"""The trained towers in a model of your own, in ten lines.
 
 python examples/reuse_towers.py runs/movielens-small
 """
@@ -14,10 +14,10 @@ import recsys
 
 
 def main(workdir: str) -> keras.Model:
-    """Makes a model that tells how likely a user likes an item.
+    """Makes a model of the probability that a user likes an item.
 
     Args:
-        workdir: Where recsys.train put a model.
+        workdir: A workdir of recsys.train.
 
     Returns:
         A model from history and candidate ids to a probability, compiled: its

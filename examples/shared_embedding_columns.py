@@ -1,15 +1,15 @@
-"""Several feature columns over one table, as feature columns used to share it.
+"""Several columns over one table, as with `shared_embedding_columns`.
 
     python examples/shared_embedding_columns.py
 
-With `tf.feature_column` one wrote
+With `tf.feature_column` you would write
 
     columns = tf.feature_column.shared_embedding_columns(
         [last_liked, watch_list, candidate], dimension=8, combiner="mean")
 
 Here a column is a call of the one layer: single-valued ids give their rows,
-multi-valued ids are pooled. Whatever column an item stands in, it has one row,
-which all of them train.
+multi-valued ids are pooled. An item has one row, whichever column it appears
+in, and all columns train it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOCABULARY_SIZE, DIM = 40, 8
 
 
 def build_model() -> tuple[keras.Model, keras.Model]:
-    """Returns the model, and one that shows what each column gives."""
+    """Returns the model, and one that returns the vectors of each column."""
     table = recsys.SharedItemEmbedding(VOCABULARY_SIZE, DIM, name="items")
     last_liked = keras.Input((), dtype="int32", name="last_liked")
     watch_list = keras.Input((None,), dtype="int32", name="watch_list")
@@ -63,7 +63,7 @@ def make_inputs(num_rows: int = 256) -> dict[str, np.ndarray]:
 
 
 def main() -> tuple[keras.Model, keras.Model]:
-    """Trains the model on pairs in which the last liked item comes again.
+    """Trains the model to recognize the last liked item as a candidate.
 
     Returns:
         What `build_model` does, trained.

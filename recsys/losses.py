@@ -57,9 +57,9 @@ def sampled_softmax(
             integer, with repetitions as they were drawn.
         weights: `[num_rows, length]` float; 0 for queries that do not count.
         log_expected_counts: Shaped as `negative_ids`, float: log k. Infinite
-            for an entry that is no negative. None leaves the logits
+            for an entry that is not a negative. None leaves the logits
             uncorrected, as if k were 1.
-        known_ids: `[num_rows, num_known]` integer, items that are no
+        known_ids: `[num_rows, num_known]` integer, items that are not
             negatives of a row, such as the rest of its user's history; None
             for none. Leaving them out moves the loss away from the full
             softmax.

@@ -13,7 +13,7 @@ Sources, for a batch with targets t₁ … t_m (padding left out) and N negative
   https://doi.org/10.1145/3366424.3386195). Whichever source an item came
   from, it is expected as often as both together expect it: k is the sum.
 
-With `trained_only` the items that were never counted are none of these.
+With `trained_only`, items that were never counted are never drawn.
 
 The cost of a draw does not depend on the number of items.
 """
@@ -60,6 +60,8 @@ class AliasTable:
 
     Walker's alias method: every column has the same width, of which a share
     belongs to the column's own item and the rest to one other (Vose 1991).
+    Searching the cumulative sum needs less code, but of ten million items
+    65,536 draws take 34 ms instead of 3 (2 cores).
 
     Args:
         counts: `[vocabulary_size]`, of which each item's weight is one more.
@@ -134,7 +136,7 @@ def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def item_counts(counts: np.ndarray) -> np.ndarray:
-    """Returns the counts as float64, those of no items 0."""
+    """Returns the counts as float64, with 0 for padding and unknown."""
     counts = np.array(counts, np.float64)
     counts[:FIRST_ITEM_INDEX] = 0
     if not counts.sum() > 0:
@@ -163,7 +165,7 @@ class Negatives(NamedTuple):
             `[num_rows, num_negatives]`, each row's own; with repetitions.
         log_expected_counts: Of the same shape, float32: log k of each; None
             where the loss is not to be corrected.
-        known_ids: `[num_rows, num_known]` int32, items that are no negatives
+        known_ids: `[num_rows, num_known]` int32, items that are not negatives
             of a row; None for none.
     """
 
@@ -189,7 +191,7 @@ class Negatives(NamedTuple):
 
 
 class Frequencies(Protocol):
-    """Anything that tells how frequent an item is."""
+    """Anything that estimates how frequent an item is."""
 
     def __call__(self, ids: Any) -> tf.Tensor:
         """Returns each item's share of all targets.
@@ -218,11 +220,11 @@ class NegativeSampler:
         frequencies: What estimates the in-batch negatives' frequencies, such
             as `StreamingFrequencies`. Default: `counts`.
         per_row: Draw for each row of the batch rather than once for all.
-        corrected: Whether `log_expected_counts` are told (the logQ
+        corrected: Whether to return `log_expected_counts` (the logQ
             correction). Without it popular negatives are pushed away too far.
         masks_known: Whether a row's own items, those of its history and its
-            targets, are no negatives of the row.
-        trained_only: Whether items of count 0 are no negatives. Those that
+            targets, are excluded from its negatives.
+        trained_only: Whether items of count 0 are never drawn. Those that
             have features would only be pushed down, and their features with
             them.
 
@@ -296,7 +298,7 @@ class NegativeSampler:
 
         Args:
             batch: `history_ids` and `target_ids`, `[num_rows, length]`
-                integer, 0 where there is none.
+                integer, 0 at padding.
             seed: `[2]` integer, another one for each batch.
 
         Returns:
@@ -324,7 +326,7 @@ class NegativeSampler:
         if not self._corrected:
             return Negatives(ids, None, known_ids)
         counts = self._expected_counts(ids, tf.size(targets))
-        # What is never expected is no negative: padding, where a batch has no
+        # Items that are never drawn are excluded: padding, where a batch has no
         # targets, and a batch's only target.
         log_counts = tf.where(counts > 0, tf.math.log(counts), np.inf)
         return Negatives(ids, log_counts, known_ids)
@@ -387,8 +389,8 @@ class StreamingFrequencies(keras.layers.Layer):
     with the largest B of the hashes, since an item that shares its place seems
     too frequent, never too rare. With one interaction in each batch this is
     algorithm 2 of Yi et al. 2019 (https://doi.org/10.1145/3298689.3346996),
-    which counts time in batches, so that an item which is in every batch could
-    not be told from one that is ten times in each.
+    which counts time in batches, so an item that occurs once in every batch
+    looks like one that occurs ten times in each.
 
     The state is in the weights of this layer, which a `NegativeSampler` that
     it is given to does not make part of the model: save it beside the model.
@@ -479,10 +481,10 @@ class StreamingFrequencies(keras.layers.Layer):
         return tf.cast(1 / gap, self.compute_dtype)
 
     def update(self, ids: tf.Tensor) -> None:
-        """Takes in the items of a batch.
+        """Updates the estimates with the items of a batch.
 
         Args:
-            ids: `[...]` integer; padding and unknown are passed over.
+            ids: `[...]` integer; padding and unknown are ignored.
         """
         if not self.built:
             self.build()

@@ -164,8 +164,8 @@ class RowwiseAdagrad(LazyAdam):
     Args:
         learning_rate: Float, or a Keras schedule.
         beta_1: Of Adam, for all but the tables.
-        beta_2: Likewise.
-        epsilon: Likewise, and ε above.
+        beta_2: Of Adam, for all but the tables.
+        epsilon: Of Adam, and ε above.
         table_rate_factor: How much higher the tables' learning rate is: that
             of Adagrad falls with the number of updates, Adam's does not.
         initial_accumulator: What accumulators start from.
@@ -283,7 +283,7 @@ def _values(gradient: Any) -> Any:
 
 
 def _dense(gradient: Any) -> Any:
-    """A variable that is no table may have been looked up in nevertheless."""
+    """Returns a dense gradient; other variables than tables can have slices."""
     return (
         tf.convert_to_tensor(gradient)
         if isinstance(gradient, tf.IndexedSlices)
@@ -293,11 +293,11 @@ def _dense(gradient: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="recsys")
 class LaterSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that begins at a later step.
+    """A learning rate schedule that starts at a later step.
 
     Args:
         schedule: The schedule.
-        first_step: The step at which it begins.
+        first_step: The step at which it starts.
     """
 
     def __init__(

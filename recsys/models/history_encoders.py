@@ -32,7 +32,7 @@ class MeanPooling(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
-        """Has nothing to create."""
+        """Creates nothing: the layer has no weights."""
         self.built = True
         keep_frozen(self)
 
@@ -42,7 +42,7 @@ class MeanPooling(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Averages.
+        """Averages the vectors up to each position.
 
         Args:
             vectors: `[batch, length, dim]`.
@@ -126,7 +126,7 @@ class GRUEncoder(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Runs the unit.
+        """Encodes histories.
 
         Args:
             vectors: `[batch, length, dim]`.
@@ -153,7 +153,7 @@ class GRUEncoder(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         projection = None
-        # Of a projection that is not quantized, the dimensions say all.
+        # A projection that is not quantized follows from the input's shape.
         if self.projection and self.projection.quantization_mode:
             projection = self.projection.get_config()
         return {
@@ -236,7 +236,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         training: bool | None = None,
         only_positions: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Encodes.
+        """Encodes histories.
 
         Args:
             vectors: `[batch, length, dim]`.

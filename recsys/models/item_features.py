@@ -1,4 +1,4 @@
-"""What is known of an item, as a vector; also of items nobody has seen."""
+"""Item features as vectors, also for items that were never trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ItemFeatures(keras.layers.Layer):
     occurs. The scale s makes steps of the features s times as long as those
     of the items' rows, which are to hold only what the features cannot tell.
 
-    Given to both towers (`item_features=`), it is one layer in both.
+    Both towers can share one layer (`item_features=`).
 
     Example, of four items with one or two values out of three:
 
@@ -97,7 +97,7 @@ class ItemFeatures(keras.layers.Layer):
         )
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates E and W, and the features of every item, none as yet."""
+        """Creates E and W, and the features of every item, all empty."""
         rows, dim = self.vocabulary_size, self.embedding_dim
         self.values: Any = None
         self.value_weights: Any = None
@@ -130,7 +130,7 @@ class ItemFeatures(keras.layers.Layer):
     def set_features(
         self, values: Any = None, weights: Any = None, vectors: Any = None
     ) -> None:
-        """Sets what is known of the items.
+        """Sets the features of all items.
 
         Args:
             values: `[num_items, values_per_item]` int from 0 to
@@ -170,7 +170,7 @@ class ItemFeatures(keras.layers.Layer):
             getattr(self, variable).assign(np.concatenate([none, rows]))
 
     def call(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """Looks the features of items up and adds their vectors.
+        """Looks up the features of items and adds up their vectors.
 
         Args:
             ids: `[...]` integer item ids, dense or ragged, of any rank.
@@ -190,7 +190,7 @@ class ItemFeatures(keras.layers.Layer):
         Args:
             values: `[..., width]` int, as in `set_features`; None only if the
                 layer has no values.
-            weights: `[..., width]` float, likewise.
+            weights: `[..., width]` float, as in `set_features`.
             vectors: `[..., vector_dim]` float; None only if the layer has no
                 vectors.
 
@@ -236,8 +236,8 @@ class ItemFeatures(keras.layers.Layer):
     ) -> ItemFeatures:
         """Returns a layer with further items behind those of this one.
 
-        E and W are copied, so that the vectors of the old items stay as they
-        are and those of the new ones are what `embed` says.
+        E and W are copied, so the vectors of the old items do not change, and
+        the new items have the vectors that `embed` returns for them.
 
         Args:
             values: `[num_new, width]`, as in `set_features`.

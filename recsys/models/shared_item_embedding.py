@@ -528,7 +528,7 @@ class SharedItemEmbedding(keras.layers.Embedding):
         weights: tf.Tensor | tf.RaggedTensor | None = None,
         pooling: str | None = None,
     ) -> tf.Tensor | tf.RaggedTensor:
-        """Looks the ids up.
+        """Looks up the ids.
 
         Args:
             ids: `[...]` integers from 0 to `vocabulary_size - 1`, dense,

@@ -88,8 +88,8 @@ def causal_attention(
 
     Args:
         queries: `[batch, heads, length, head_dim]` float.
-        keys: Likewise.
-        values: Likewise.
+        keys: `[batch, heads, length, head_dim]` float.
+        values: `[batch, heads, length, head_dim]` float.
         distance_bias: `[heads, max_distance]` float.
         mask: `[batch, length]` boolean, false where a key is not to be read;
             None reads all.
@@ -118,7 +118,7 @@ def _bias_matrix(distance_bias: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
 def _maybe_add(
     condition: tf.Tensor, wide: tf.Tensor, narrow: tf.Tensor
 ) -> tf.Tensor:
-    """Adds only where it must, which spares a pass over all logits."""
+    """Adds only if the condition holds; else saves a pass over the logits."""
     return tf.cond(condition, lambda: wide + narrow, lambda: wide)
 
 
@@ -370,7 +370,7 @@ class TransformerBlock(keras.layers.Layer):
             mask: `[batch, length]` boolean, or None.
 
         Returns:
-            What is attended to and the gate's input, `[batch, dim]` both.
+            The attention's output and the gate's input, `[batch, dim]` each.
         """
         shape, dim = tf.shape(normed), normed.shape[-1]
         matrix = keras.ops.convert_to_tensor(self.attention_in)

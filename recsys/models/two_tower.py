@@ -96,7 +96,7 @@ class TwoTower(keras.Model):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training, and builds the model if that is not done.
 
-        All sizes are known, so that callbacks and saving find the weights.
+        All sizes are known, so callbacks and saving can find the weights.
 
         Args:
             *args: As for `keras.Model.compile`.
@@ -349,7 +349,7 @@ class TwoTower(keras.Model):
         variables = self.trainable_variables
         gradients = tape.gradient(total, variables)
         if num_replicas > 1:
-            # What is shortest to send: a full softmax has all rows.
+            # Send the smaller form: a full softmax has a gradient in all rows.
             shortest = tf.convert_to_tensor if negatives is None else merge_rows
             gradients = [
                 shortest(each) if isinstance(each, tf.IndexedSlices) else each
@@ -400,7 +400,7 @@ class TwoTower(keras.Model):
         return self.negative_sampler.draw(inputs, tf.stack(seed))
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Returns the function of `fit`, which Keras asks for before it.
+        """Returns the function that `fit` runs for each batch.
 
         Raises:
             ValueError: The model was compiled with a loss or with metrics.
@@ -409,7 +409,7 @@ class TwoTower(keras.Model):
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Returns the function of `evaluate`, as `make_train_function`."""
+        """Returns the function that `evaluate` runs for each batch."""
         self._check_compiled()
         return super().make_test_function(force)
 
