@@ -41,7 +41,7 @@ def atomic_path(
         OSError: The result could not be written.
     """
     for left in path.parent.glob(f".recsys-*-{glob.escape(path.name)}"):
-        if "-old-" in left.name and not path.exists() and _is_stale(left):
+        if "-old-" in left.name and not path.exists() and is_stale(left):
             os.replace(left, path)  # Killed between the two renames.
         remove_if_stale(left)
     temporary = path.with_name(f".recsys-{os.getpid()}-{path.name}")
@@ -91,11 +91,12 @@ def remove_if_stale(path: pathlib.Path) -> None:
     Args:
         path: Any path; ignored unless it has one of our temporary names.
     """
-    if _is_stale(path):
+    if is_stale(path):
         _remove(path)
 
 
-def _is_stale(path: pathlib.Path) -> bool:
+def is_stale(path: pathlib.Path) -> bool:
+    """Whether a path has a temporary name of a process of ours that is dead."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is None:
         return False

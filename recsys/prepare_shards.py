@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,8 @@ def main(values: dict[str, Any]) -> int:
     )
     source = Source(**{name: values[name] for name in SOURCE_FIELDS})
     prepare = _on_this_machine if values["runner"] is None else _with_beam
+    # The default would leave the workers and half of the shards behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(prepare(values, source, options).summary())
     flags = "".join(f" --{name}={value}" for name, value in given.items())
     data = shlex.quote(values["output"])

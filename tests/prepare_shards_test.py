@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 import unittest
 
 from absl.testing import absltest, parameterized
@@ -44,6 +49,32 @@ class CommandTest(parameterized.TestCase):
             [path.name for path in (self.folder / "out").iterdir()],
             ["manifest.json", "vocabulary.parquet", "sequences", "queries"],
         )
+
+    @parameterized.parameters(signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    def test_a_killed_preparation_can_be_run_again(self, number):
+        output = self.folder / "out"
+        data = "--data=synthetic:users=40000,items=500,interactions=1600000"
+        command = [sys.executable, "-m", "recsys.prepare_shards", data]
+        command += [f"--output={output}", "--num_workers=2", "--num_shards=4"]
+        with subprocess.Popen(
+            command, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            while not any(output.glob(".recsys-*-rows/*.arrow")):
+                self.assertIsNone(process.poll())
+                time.sleep(0.01)
+            process.send_signal(number)
+            process.wait()
+        for _ in range(1000):  # Workers may need a moment.
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.01)
+        else:
+            self.fail("a worker is still running")
+        if number != signal.SIGKILL:
+            self.assertEmpty(list(output.iterdir()))
+        self.assertEqual(self.run_command("out", "--num_workers=1")[0], 0)
 
     def test_help_lists_the_splits_of_shards(self):
         code, output, _ = self.run_command("out", "--help")

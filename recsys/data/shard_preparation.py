@@ -18,13 +18,16 @@ import functools
 import multiprocessing
 import os
 import pathlib
-import tempfile
+import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from recsys import files
 from recsys.config import HELD_OUT_BY_USER, REPEATS
 from recsys.data import shards
 from recsys.data.interactions import Interactions, filter_interactions
@@ -449,10 +452,10 @@ def prepare_shards(
         source.data, options, functools.partial(_open, output)
     )
     with (
-        tempfile.TemporaryDirectory(dir=output) as folder,
+        _unfinished(output) as folder,
         _map_on_workers(num_workers or os.cpu_count() or 1) as run,
     ):
-        spill = _Spill(pathlib.Path(folder), preparation)
+        spill = _Spill(folder, preparation)
         found = FoundItems()
         num_low_ratings = 0
         for unit_items, num_low in run(spill.write_unit, units):
@@ -463,9 +466,9 @@ def prepare_shards(
         vocabulary.save(spill.vocabulary)
         make = functools.partial(spill.write_shard, num_units=len(units))
         summaries = list(run(make, range(options.num_shards)))
-    return preparation.write_manifest(
-        summaries, vocabulary, items, num_low_ratings
-    )
+        return preparation.write_manifest(
+            summaries, vocabulary, items, num_low_ratings
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -537,8 +540,59 @@ def _map_on_workers(num_workers: int) -> Iterator[Any]:
         return
     # A fork would copy Arrow's threads in an unknown state.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context) as pool:
-        yield pool.map
+    before = multiprocessing.active_children()
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers, context, initializer=_end_with_parent
+    ) as pool:
+        try:
+            yield pool.map
+        except BaseException:
+            # Waiting for work that nobody wants takes minutes.
+            for child in multiprocessing.active_children():
+                if child not in before:
+                    child.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent ends, however that happens."""
+    # Ctrl-C reaches all processes; the parent is the one that says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # This runs in workers only.
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Provides a folder in `output`, which marks that it is not complete.
+
+    If the block fails, what was made is removed; what a process leaves that
+    is killed is removed by the next one.
+    """
+    folder = output / f".recsys-{os.getpid()}-rows"
+    folder.mkdir()
+    try:
+        yield folder
+    except BaseException:
+        _remove_unfinished(output)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unfinished(output: pathlib.Path) -> None:
+    """Removes what an incomplete preparation has made, but nothing else."""
+    if (output / shards.MANIFEST).exists():
+        return
+    for name in (shards.sequences_name(0), shards.queries_name(0)):
+        shutil.rmtree(output / pathlib.PurePath(name).parts[0], True)
+    (output / shards.VOCABULARY).unlink(missing_ok=True)
 
 
 def _open(folder: pathlib.Path, name: str) -> IO[bytes]:
@@ -548,6 +602,10 @@ def _open(folder: pathlib.Path, name: str) -> IO[bytes]:
 
 
 def _check_output(output: pathlib.Path) -> None:
+    for left in output.glob(".recsys-*-rows"):
+        if files.is_stale(left):
+            _remove_unfinished(output)
+            files.remove_if_stale(left)
     if not is_new_or_empty(output):
         raise InputError(
             "--output must be a new or an empty folder. "
