@@ -53,7 +53,7 @@ def _sharing() -> Iterator[bool]:
         yield True
         return
     frame = _outermost(functional.functional_from_config)
-    if frame is None:
+    if frame is None or "created_layers" not in frame.f_locals:
         yield False
         return
     # Kept among the layers of the model being rebuilt, in the one place that
