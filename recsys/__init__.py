@@ -132,6 +132,7 @@ _MOVED = {
             "training.co_occurrence training.feature_regression "
             "training.new_rows"
         ),
+        "training.trainer": "training.step",
         "workdir": "training.workdir",
     }.items()
     for old in names.split()

@@ -128,9 +128,8 @@ def main(values: dict[str, Any]) -> int:
     """
     # What needs no TensorFlow comes first, so that errors come at once.
     from recsys.evaluation import comparison, run
-    from recsys.workdir import Workdir
 
-    folder = Workdir(model_folder(values))
+    folder = recsys.workdir.Workdir(model_folder(values))
     config = folder.read_config()
     if not any(v for name, v in values.items() if name != "workdir"):
         stored = folder.stored_results()

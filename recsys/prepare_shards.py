@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+import recsys
 from recsys.command_line import Command, add_config_flags
 from recsys.config import HELD_OUT_BY_USER, SOURCE_FIELDS
 from recsys.errors import InputError
@@ -91,9 +92,6 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    from recsys.data.shard_preparation import Options
-    from recsys.data.sources import Source
-
     for name, what in (("output", "a folder"), ("data", "a log")):
         if not values[name]:
             raise InputError(f"--{name} must name {what}. Received: none")
@@ -102,12 +100,14 @@ def main(values: dict[str, Any]) -> int:
         for name in ("split", "min_rating", "repeats")
         if values[name] is not None
     }
-    options = Options(
+    options = recsys.data.shard_preparation.Options(
         num_shards=values["num_shards"],
         num_queries=values["num_queries"],
         **given,
     )
-    source = Source(**{name: values[name] for name in SOURCE_FIELDS})
+    source = recsys.data.sources.Source(
+        **{name: values[name] for name in SOURCE_FIELDS}
+    )
     prepare = _on_this_machine if values["runner"] is None else _with_beam
     # The default would leave the workers and half of the shards behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -124,8 +124,6 @@ def main(values: dict[str, Any]) -> int:
 def _on_this_machine(
     values: dict[str, Any], source: Source, options: Options
 ) -> Manifest:
-    from recsys.data import shard_preparation
-
     if values["beam"]:
         raise InputError(
             f"--beam needs --runner. Received: --beam={values['beam'][0]}"
@@ -136,7 +134,7 @@ def _on_this_machine(
             f"--num_workers must be at least 1. Received: {num_workers}"
         )
     output = pathlib.Path(os.path.expanduser(values["output"]))
-    return shard_preparation.prepare_shards(
+    return recsys.data.shard_preparation.prepare_shards(
         source, output, options, num_workers
     )
 

@@ -217,7 +217,7 @@ def _measure(point: Point) -> dict[str, Any]:
         build_negative_sampler,
         build_optimizer,
     )
-    from recsys.training.step import TrainStep
+    from recsys.training.trainer import TrainStep
 
     config = TrainConfig(
         loss="sampled_softmax",

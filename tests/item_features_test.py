@@ -13,7 +13,7 @@ from recsys import (
     SharedItemEmbedding,
     TwoTower,
 )
-from recsys.training.step import TrainStep
+from recsys.training.trainer import TrainStep
 
 # Items 2, 3 and 4: two values, one value, none.
 VALUES = [[1, 2], [2, 0], [0, 0]]

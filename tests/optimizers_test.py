@@ -17,7 +17,7 @@ from recsys import (
     optimizers,
 )
 from recsys.negatives import NegativeSampler
-from recsys.training.step import TrainStep
+from recsys.training.trainer import TrainStep
 
 OPTIMIZERS = (optimizers.LazyAdam, optimizers.RowwiseAdagrad)
 

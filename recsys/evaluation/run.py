@@ -54,7 +54,7 @@ from recsys.evaluation.comparison import (
 from recsys.evaluation.results import aligned
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.metrics import parse_metric
-from recsys.report.data import ReportData, check_packages
+from recsys.report import ReportData, check_packages
 from recsys.workdir import Workdir
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from recsys.evaluation.results import bootstrap_interval
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.metrics import Metric
-from recsys.report.data import K, ReportData, average, validation_measures
+from recsys.report import K, ReportData, average, validation_measures
 
 # Colors of Okabe and Ito, which color-blind readers tell apart; the first is
 # the model's.

@@ -15,8 +15,7 @@ from recsys.evaluation.results import (
     compare,
 )
 from recsys.metrics import Metric
-from recsys.report import figures
-from recsys.report.data import K, ReportData, average, validation_measures
+from recsys.report import K, ReportData, average, figures, validation_measures
 
 _COLUMNS = (
     Metric("recall", K),
