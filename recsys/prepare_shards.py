@@ -152,7 +152,8 @@ def _with_beam(
         from recsys.data import beam_preparation
     except ImportError as error:
         raise InputError(
-            "--runner needs the extra [beam] (pip install 'recsys[beam]'). "
+            "--runner needs the extra [beam] (from a checkout: "
+            "pip install '.[beam]'). "
             f"Received: {error}"
         ) from error
     flags = [f"--runner={values['runner']}", *(values["beam"] or [])]

@@ -322,8 +322,9 @@ def _check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--plot must be left out, or matplotlib installed: pip install "
-            "'recsys[report]'. Received: --plot without matplotlib"
+            "--plot must be left out, or matplotlib installed (from a "
+            "checkout: pip install '.[report]'). Received: --plot without "
+            "matplotlib"
         ) from error
 
 

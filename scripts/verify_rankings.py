@@ -153,7 +153,7 @@ def recompute(
         import ir_measures
     except ImportError as error:
         raise InputError(
-            "this script needs the extra [test] (pip install 'recsys[test]'). "
+            "this script needs the extra [test] (pip install '.[test]'). "
             f"Received: {error}"
         ) from error
     run = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pathlib
 import tempfile
 from unittest import mock
@@ -79,6 +80,31 @@ class CheckpointsTest(parameterized.TestCase):
             each.step()
         for one, two in zip(run.arrays(), other.arrays()):
             np.testing.assert_array_equal(one, two)
+
+    def test_says_what_has_changed_since_the_checkpoint(self):
+        run = Run(self.folder)
+        self.assertEqual(run.checkpoints.runtime_changes(), [])
+        run.checkpoints.save(Progress(global_step=5))
+        self.assertEqual(run.checkpoints.runtime_changes(), [])
+        [path] = checkpoint_paths(self.folder)
+        record = json.loads((path / "runtime.json").read_text())
+        threads = record["threads"]
+        (path / "runtime.json").write_text(
+            json.dumps({**record, "threads": "99", "Keras": "2.0"})
+        )
+        self.assertEqual(
+            run.checkpoints.runtime_changes(),
+            [
+                f"Keras: 2.0, now {keras.__version__}",
+                f"threads: 99, now {threads}",
+            ],
+        )
+        (path / "runtime.json").write_text('{"threads": 2}')
+        with self.assertRaisesRegex(InputError, "runtime.json: expected"):
+            run.checkpoints.runtime_changes()
+        # As an earlier version of this package wrote it.
+        (path / "runtime.json").unlink()
+        self.assertEqual(run.checkpoints.runtime_changes(), [])
 
     def test_holds_the_table_and_its_two_moments_once(self):
         run = Run(self.folder)

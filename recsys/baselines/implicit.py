@@ -30,8 +30,8 @@ def _fitted(
         imported = importlib.import_module(f"implicit.{module}")
     except ImportError as error:
         raise InputError(
-            "the ALS and BPR baselines need the package `implicit`: install "
-            f"recsys[baselines]. Received: {error}"
+            "the ALS and BPR baselines need the package `implicit` (from a "
+            f"checkout: pip install '.[baselines]'). Received: {error}"
         ) from error
     fitted = getattr(imported, model)(**options, use_gpu=False)
     matrix = binary_matrix(train.items, train.offsets, vocabulary_size)

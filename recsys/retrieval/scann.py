@@ -223,7 +223,8 @@ def import_scann() -> ModuleType:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:
         raise InputError(
-            "approximate retrieval needs ScaNN: pip install 'recsys[ann]'. "
+            "approximate retrieval needs ScaNN (from a checkout: "
+            "pip install '.[ann]'). "
             f"Received: {error}"
         ) from error
     finally:

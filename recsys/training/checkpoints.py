@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import platform
 import shutil
 import sys
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tqdm
 
 from recsys import files
 from recsys.errors import InputError
 from recsys.workdir import checkpoint_paths, epoch_measures
+
+_RUNTIME_FILE = "runtime.json"
 
 
 @dataclasses.dataclass
@@ -44,9 +49,9 @@ class Checkpoints:
 
     Each checkpoint is a folder `step-…` that gets its name only when it is
     complete. It holds the variables of the model (including the states of its
-    random generators) and of the optimizer, each once, and the run's
-    `Progress`. The order of the batches needs no state: it follows from the
-    seed, the epoch and the step.
+    random generators) and of the optimizer, each once, the run's `Progress`
+    and the `runtime` that wrote it. The order of the batches needs no state:
+    it follows from the seed, the epoch and the step.
 
     Args:
         folder: Folder of the checkpoints.
@@ -88,6 +93,7 @@ class Checkpoints:
             files.write_json(
                 temporary / "progress.json", dataclasses.asdict(progress)
             )
+            files.write_json(temporary / _RUNTIME_FILE, runtime())
         for path in checkpoint_paths(folder):
             if path != target:
                 shutil.rmtree(path)
@@ -125,6 +131,55 @@ class Checkpoints:
                 f"Received: {reason}"
             ) from error
         return progress
+
+    def runtime_changes(self) -> list[str]:
+        """Lists what has changed since the newest checkpoint was written.
+
+        Returns:
+            One "name: old, now new" for each entry of `runtime` that differs;
+            nothing for a checkpoint of an earlier version of this package,
+            which recorded none, or without a checkpoint.
+
+        Raises:
+            InputError: The record is damaged.
+        """
+        paths = checkpoint_paths(self._folder)
+        if not paths or not (paths[-1] / _RUNTIME_FILE).exists():
+            return []
+        now = runtime()
+        before = files.read_json_object(
+            paths[-1] / _RUNTIME_FILE, **dict.fromkeys(now, str)
+        )
+        return [
+            f"{name}: {before[name]}, now {value}"
+            for name, value in now.items()
+            if before[name] != value
+        ]
+
+
+def runtime() -> dict[str, str]:
+    """Describes what the last bits of a weight depend on besides the seed.
+
+    Returns:
+        The versions of TensorFlow, Keras and NumPy, the number of threads, the
+        processor's vector instructions, TensorFlow's setting of oneDNN, and
+        the number of GPUs.
+    """
+    # Not every system can restrict a process to some cores.
+    affinity = getattr(os, "sched_getaffinity", None)
+    num_cores = len(affinity(0)) if affinity else os.cpu_count()
+    num_threads = tf.config.threading.get_intra_op_parallelism_threads()
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    instructions = [*simd.get("baseline", []), *simd.get("found", [])]
+    return {
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "NumPy": np.__version__,
+        "threads": str(num_threads or num_cores),
+        "processor": " ".join([platform.machine(), *instructions]),
+        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        "GPUs": str(len(tf.config.list_physical_devices("GPU"))),
+    }
 
 
 def read_progress(checkpoint: pathlib.Path) -> Progress:

@@ -163,6 +163,13 @@ class Trainer:
         if self._verbose:
             lines = [start_line(progress, config.num_epochs)]
             if not progress.finished:
+                changes = self.checkpoints.runtime_changes()
+                if self.is_chief and changes:
+                    lines.append(
+                        "the checkpoint was written under other conditions "
+                        f"({'; '.join(changes)}): weights may differ in their "
+                        "last bits from those of an uninterrupted run"
+                    )
                 lines.append(
                     describe_method(config, self._data.vocabulary.num_items)
                 )
