@@ -184,7 +184,7 @@ class MatrixFactorizationTest(parameterized.TestCase):
             mock.patch.dict(
                 sys.modules, {"implicit.als": None, "implicit.bpr": None}
             ),
-            self.assertRaisesRegex(InputError, r"recsys\[baselines\]"),
+            self.assertRaisesRegex(InputError, r"install '\.\[baselines\]"),
         ):
             baseline.fit(_sequences([2, 3]), 5)
 

@@ -446,7 +446,7 @@ class WithoutScannTest(absltest.TestCase):
         with (
             mock.patch.dict("sys.modules", {"scann": None}),
             mock.patch.dict("sys.modules", {"scann.scann_ops.py": None}),
-            self.assertRaisesRegex(InputError, r"pip install 'recsys\[ann\]'"),
+            self.assertRaisesRegex(InputError, r"pip install '\.\[ann\]'"),
         ):
             retrieval.ScannIndex(IDS, VECTORS)
 
