@@ -435,7 +435,7 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
 
-    from recsys.data.pipeline import without_autotune
+    from recsys.data.pipeline import num_usable_cores, without_autotune
 
     specs = builder.info.features.tf_example_spec
     fields = [*_ROLES.values(), "movie_title"]
@@ -446,7 +446,7 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     )
     files = [str(path) for path in builder.info.splits["train"].filepaths]
     batches = tf.data.TFRecordDataset(files).batch(_BATCH_ROWS)
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = num_usable_cores()
     batches = batches.map(
         lambda records: tf.io.parse_example(records, spec),
         num_parallel_calls=num_cores,

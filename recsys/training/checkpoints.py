@@ -15,6 +15,7 @@ import tensorflow as tf
 import tqdm
 
 from recsys import files
+from recsys.data.pipeline import num_usable_cores
 from recsys.errors import InputError
 from recsys.workdir import checkpoint_paths, epoch_measures
 
@@ -165,9 +166,6 @@ def runtime() -> dict[str, str]:
         processor's vector instructions, TensorFlow's setting of oneDNN, and
         the number of GPUs.
     """
-    # Not every system can restrict a process to some cores.
-    affinity = getattr(os, "sched_getaffinity", None)
-    num_cores = len(affinity(0)) if affinity else os.cpu_count()
     num_threads = tf.config.threading.get_intra_op_parallelism_threads()
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     instructions = [*simd.get("baseline", []), *simd.get("found", [])]
@@ -175,7 +173,7 @@ def runtime() -> dict[str, str]:
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
         "NumPy": np.__version__,
-        "threads": str(num_threads or num_cores),
+        "threads": str(num_threads or num_usable_cores()),
         "processor": " ".join([platform.machine(), *instructions]),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "GPUs": str(len(tf.config.list_physical_devices("GPU"))),

@@ -163,8 +163,7 @@ class Trainer:
         if self._verbose:
             lines = [start_line(progress, config.num_epochs)]
             if not progress.finished:
-                changes = self.checkpoints.runtime_changes()
-                if self.is_chief and changes:
+                if changes := self.checkpoints.runtime_changes():
                     lines.append(
                         "the checkpoint was written under other conditions "
                         f"({'; '.join(changes)}): weights may differ in their "
@@ -233,13 +232,13 @@ class Trainer:
         metric = self._config.selection_metric
         best = best_epoch(progress.history, metric)
         assert best is not None  # There is at least this epoch.
-        if best == progress.epoch:
+        is_best = best == progress.epoch
+        if is_best:
             with self._folder.writing(self._folder.model) as path:
                 self.model.save(path)
         for name, value in measures.items():
             tf.summary.scalar(name, value, step=progress.epoch)
         if self._verbose:
-            is_best = best == progress.epoch
             print_line(epoch_line(progress, self._config.num_epochs, is_best))
         progress.epoch += 1
         progress.step = 0
