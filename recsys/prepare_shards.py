@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shlex
 import signal
@@ -42,7 +41,7 @@ COMMAND.add_flag(
     group="Data",
 )
 COMMAND.add_flag(
-    str,
+    pathlib.Path,
     "output",
     "Folder of the shards, new or empty.",
     group="Shards",
@@ -133,9 +132,8 @@ def _on_this_machine(
         raise InputError(
             f"--num_workers must be at least 1. Received: {num_workers}"
         )
-    output = pathlib.Path(os.path.expanduser(values["output"]))
     return recsys.data.shard_preparation.prepare_shards(
-        source, output, options, num_workers
+        source, pathlib.Path(values["output"]), options, num_workers
     )
 
 
