@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
 from recsys.data import shards, sources
+from recsys.data.interactions import filter_interactions
 from recsys.errors import InputError
 
 _INTERACTIONS = "userId,movieId,timestamp\n7,3,0\n7,1,1\n9,3,0\n"
@@ -453,6 +454,89 @@ class ReadTest(SourcesTestCase):
             "('tensorflow', 'keras', 'tensorflow_datasets')))"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Rows 0, 2 and 3 are of user a, row 1 is of user b.
+_EVENTS = {
+    "user": ["a", "b", "a", "a"],
+    "item": ["x", "x", "x", "y"],
+    "timestamp": [4, 3, 2, 1],
+    "event": ["view", "buy", "buy", "view"],
+    "seconds": [1.5, 2.5, None, 4.5],
+}
+
+
+class OtherColumnsTest(parameterized.TestCase):
+    """Columns that were asked for by name, besides those with a role."""
+
+    def _write(self, kind: str) -> str:
+        table = pa.table(_EVENTS)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = pathlib.Path(folder.name)
+        for number in (0, 1):
+            part = table.slice(2 * number, 2)
+            if kind == "parquet":
+                pq.write_table(part, path / f"{number}.parquet")
+            else:
+                rows = [",".join(part.column_names)] + [
+                    ",".join("" if v is None else str(v) for v in row.values())
+                    for row in part.to_pylist()
+                ]
+                (path / f"{number}.csv").write_text("\n".join(rows))
+        return str(path)
+
+    @parameterized.parameters(
+        ("csv", ["1.5", "2.5", "", "4.5"]),
+        ("parquet", [1.5, 2.5, None, 4.5]),
+    )
+    def test_they_are_aligned_with_the_rows(self, kind, seconds):
+        data = self._write(kind)
+        source = sources.Source(data, other_columns=("event", "seconds"))
+        expected = {"event": _EVENTS["event"], "seconds": seconds}
+        log = source.read().interactions
+        self.assertEqual(log.columns.to_pydict(), expected)
+        self.assertEqual(
+            log.columns["event"].type, pa.dictionary(pa.int32(), pa.string())
+        )
+        blocks = [b for unit in source.units()[0] for b in unit.blocks()]
+        streamed = [row for b in blocks for row in b.columns.to_pylist()]
+        self.assertEqual(
+            streamed, pa.table(expected, log.columns.schema).to_pylist()
+        )
+        # The last of the repeats of (a, x) is that of time 4, row 0.
+        kept = filter_interactions(log, repeats="last", min_user_count=2)
+        self.assertEqual(
+            kept.columns.to_pydict(),
+            {"event": ["view", "view"], "seconds": [seconds[0], seconds[3]]},
+        )
+        self.assertIsNone(sources.read(data).interactions.columns)
+
+    def test_a_column_with_a_role_can_be_asked_for_too(self):
+        for kind in ("csv", "parquet"):
+            log = sources.read(
+                self._write(kind), other_columns=("user", "timestamp")
+            )
+            columns = log.interactions.columns
+            self.assertEqual(columns["user"].to_pylist(), ["a", "b", "a", "a"])
+            self.assertEqual(columns["timestamp"].to_pylist(), [4, 3, 2, 1])
+
+    def test_a_log_that_is_read_whole_keeps_them_in_blocks(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (pathlib.Path(folder) / "u.data").write_text(_U_DATA)
+            source = sources.Source(folder, other_columns=("movieId",))
+            [unit] = source.units()[0]
+            [block] = unit.blocks()
+        self.assertEqual(block.columns.to_pydict(), {"movieId": list("313")})
+
+    def test_a_missing_one_is_an_error(self):
+        data = self._write("csv")
+        with self.assertRaisesRegex(
+            InputError, r"0\.csv: expected a column 'kind'\. .*'event'"
+        ):
+            sources.read(data, other_columns=("event", "kind"))
+        with self.assertRaisesRegex(InputError, "`other_columns` needs"):
+            sources.read("synthetic:users=9,items=9", other_columns=("kind",))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ class Interactions:
         timestamps_per_second: Units of `timestamps` in a second: 1,000,000
             for dates and fractions of a second, 1 for other numbers, whose
             unit is not converted.
+        columns: `[num_interactions]` rows: the other columns of the log that
+            were asked for, strings dictionary-encoded; None without any. Text
+            files give strings, as they are written.
 
     Raises:
         ValueError: The columns differ in length.
@@ -39,15 +42,18 @@ class Interactions:
     timestamps: np.ndarray
     ratings: np.ndarray | None = None
     timestamps_per_second: int = 1
+    columns: pa.Table | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(self.users), len(self.items), len(self.timestamps)]
         if self.ratings is not None:
             lengths.append(len(self.ratings))
+        if self.columns is not None:
+            lengths.append(len(self.columns))
         if len(set(lengths)) != 1:
             raise ValueError(
-                "`users`, `items`, `timestamps` and `ratings` must have one "
-                f"length. Received lengths: {lengths}"
+                "`users`, `items`, `timestamps`, `ratings` and `columns` must "
+                f"have one length. Received lengths: {lengths}"
             )
 
     def __len__(self) -> int:
@@ -212,7 +218,7 @@ def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
     item_ids, items = number_by_appearance(
         interactions.item_ids, interactions.items[rows]
     )
-    ratings = interactions.ratings
+    ratings, columns = interactions.ratings, interactions.columns
     return dataclasses.replace(
         interactions,
         user_ids=user_ids,
@@ -221,6 +227,7 @@ def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
         items=items,
         timestamps=interactions.timestamps[rows],
         ratings=None if ratings is None else ratings[rows],
+        columns=None if columns is None else columns.take(pa.array(rows)),
     )
 
 

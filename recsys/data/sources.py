@@ -12,6 +12,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import pyarrow as pa
 
@@ -38,7 +39,7 @@ _BLOCK_ROWS = 2**20
 _ReadBlocks = Callable[[], Iterator[Interactions]]
 
 
-def read(data: str, **options: str | None) -> Log:
+def read(data: str, **options: Any) -> Log:
     """Reads a log of interactions.
 
     Args:
@@ -93,6 +94,8 @@ class Source:
             Default: its own default.
         tfds_manual_dir: A folder with the original archive, which is used
             instead of a download.
+        other_columns: Names of further columns to read, which become
+            `Interactions.columns`. Default: none.
     """
 
     data: str
@@ -103,6 +106,7 @@ class Source:
     items_file: str | None = None
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
+    other_columns: tuple[str, ...] = ()
 
     def read(self) -> Log:
         """Reads the whole log.
@@ -137,16 +141,16 @@ class Source:
     def _found(self) -> Iterator[_FoundLog]:
         """Finds out what `data` is; an archive is open within the block."""
         if self.data.startswith(TFDS_PREFIX):
-            self._reject("a file or folder", "_column")
+            self._reject("a file or folder", ("_column", "_columns"))
             yield _TfdsLog(
                 self.data.removeprefix(TFDS_PREFIX),
                 self.tfds_data_dir,
                 self.tfds_manual_dir,
             )
             return
-        self._reject(f"a '{TFDS_PREFIX}...' source", "_dir")
+        self._reject(f"a '{TFDS_PREFIX}...' source", ("_dir",))
         if synthetic.is_synthetic(self.data):
-            self._reject("a file or folder", "_column")
+            self._reject("a file or folder", ("_column", "_columns"))
             yield _SyntheticLog(self.data, synthetic.parse(self.data))
             return
         with contextlib.ExitStack() as stack:
@@ -156,10 +160,10 @@ class Source:
             else:
                 yield self._find_at(_existing_path(self.data), stack)
 
-    def _reject(self, kind: str, suffix: str) -> None:
+    def _reject(self, kind: str, suffixes: tuple[str, ...]) -> None:
         """Raises InputError for options with a suffix, which need a kind."""
         for name, value in dataclasses.asdict(self).items():
-            if name.endswith(suffix) and value is not None:
+            if name.endswith(suffixes) and value not in (None, ()):
                 raise InputError(
                     f"`{name}` needs `data` to be {kind}. "
                     f"Received: {name}={value!r} with data={self.data!r}"
@@ -220,6 +224,7 @@ class Source:
             self.item_column,
             self.timestamp_column,
             self.rating_column,
+            self.other_columns,
         )
 
     def _items(self, found: _FoundLog) -> pa.Table | None:
@@ -366,12 +371,14 @@ def _blocks_of_whole(source: Source) -> Iterator[Interactions]:
     whole = source.read().interactions
     for begin in range(0, len(whole), _BLOCK_ROWS):
         rows = slice(begin, begin + _BLOCK_ROWS)
+        columns = whole.columns
         yield dataclasses.replace(
             whole,
             users=whole.users[rows],
             items=whole.items[rows],
             timestamps=whole.timestamps[rows],
             ratings=None if whole.ratings is None else whole.ratings[rows],
+            columns=None if columns is None else columns[rows],
         )
 
 

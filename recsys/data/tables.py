@@ -55,12 +55,21 @@ class ColumnNames:
         timestamp: The column that gives the order.
         rating: The column of the ratings. None is found by itself when
             asked for, and means none when found; "" asks for none.
+        others: Further columns to read.
     """
 
     user: str | None = None
     item: str | None = None
     timestamp: str | None = None
     rating: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def by_role(self) -> dict[str, str]:
+        """The columns by role; another column's role is "+" and its name."""
+        roles = {role: getattr(self, role) for role in SPELLINGS}
+        roles.update((f"+{name}", name) for name in self.others)
+        return {role: name for role, name in roles.items() if name}
 
     def find(self, header: Sequence[str], file: object) -> ColumnNames:
         """Returns the names as the file spells them.
@@ -78,13 +87,18 @@ class ColumnNames:
             find_column(header, "timestamp", self.timestamp, file),
             self._rating(header, file),
         )
-        names = [name for name in dataclasses.astuple(found) if name]
+        names = list(found.by_role.values())
         if len(set(names)) < len(names):
             raise InputError(
                 f"{file}: expected a column of its own for each of user, "
                 f"item, timestamp and rating. Received: {', '.join(names)}"
             )
-        return found
+        if missing := [name for name in self.others if name not in header]:
+            raise InputError(
+                f"{file}: expected a column {missing[0]!r}. "
+                f"Received columns: {_quoted(header)}"
+            )
+        return dataclasses.replace(found, others=self.others)
 
     def _rating(self, header: Sequence[str], file: object) -> str | None:
         if self.rating == "":
@@ -851,7 +865,10 @@ def _parsing(names: ColumnNames, form: TextForm, quoting: Quoting) -> _Parsing:
     types.update((name, pa.null()) for name in form.blank_columns)
     if names.rating:
         types[names.rating] = pa.float32()
-    wanted = [name for name in dataclasses.astuple(names) if name is not None]
+    for name in names.others:
+        if name != names.timestamp:
+            types.setdefault(name, _ID_TYPE)
+    wanted = list(dict.fromkeys(names.by_role.values()))
     return (
         pa_csv.ReadOptions(
             block_size=_BLOCK_BYTES,
@@ -883,12 +900,13 @@ def _read_parquet(
         names = given.find(schema.names, file)
         strings = [
             name
-            for name in (names.user, names.item)
+            for name in {names.user, names.item, *names.others}
             if schema.field(name).type == pa.string()
+            and name not in (names.timestamp, names.rating)
         ]
         opened.seek(0)
         parquet = pq.ParquetFile(opened, read_dictionary=strings)
-        columns = [name for name in dataclasses.astuple(names) if name]
+        columns = list(dict.fromkeys(names.by_role.values()))
         if row_group is None:
             table = parquet.read(columns)
         else:
@@ -941,12 +959,7 @@ def _in_one_unit(table: pa.Table, part: object) -> pa.Table:
 
 
 def _with_roles(table: pa.Table, names: ColumnNames) -> pa.Table:
-    roles = {
-        role: table[name]
-        for role, name in dataclasses.asdict(names).items()
-        if name is not None
-    }
-    return pa.table(roles)
+    return pa.table({role: table[name] for role, name in names.by_role.items()})
 
 
 def _is_sound(table: pa.Table) -> bool:
@@ -1008,8 +1021,39 @@ def assemble(
     user_ids, users = _codes([table["user"] for table in tables])
     item_ids, items = _codes([table["item"] for table in tables])
     return Interactions(
-        user_ids, item_ids, users, items, timestamps, ratings, per_second
+        user_ids,
+        item_ids,
+        users,
+        items,
+        timestamps,
+        ratings,
+        per_second,
+        _other_columns(tables, [part for _, part in filled]),
     )
+
+
+def _other_columns(
+    tables: Sequence[pa.Table], parts: Sequence[object]
+) -> pa.Table | None:
+    """Returns the columns without a role, strings as dictionaries."""
+    names = [n[1:] for n in tables[0].column_names if n.startswith("+")]
+    if not names:
+        return None
+    found = []
+    for table in tables:
+        columns = {name: table[f"+{name}"] for name in names}
+        for name, column in columns.items():
+            if pa.types.is_large_string(column.type) or column.type == "string":
+                columns[name] = column.cast(pa.string()).dictionary_encode()
+        found.append(pa.table(columns))
+    try:
+        merged = pa.concat_tables(found, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{parts[0]} and the other parts: expected columns of one type. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+    return merged.unify_dictionaries().combine_chunks()
 
 
 def _codes(
@@ -1106,4 +1150,4 @@ def _concatenate(columns: Sequence[pa.ChunkedArray]) -> np.ndarray:
 
 
 def _spell(names: ColumnNames) -> str:
-    return ", ".join(name for name in dataclasses.astuple(names) if name)
+    return ", ".join(names.by_role.values())

@@ -233,6 +233,11 @@ def merge_logs(old: Log, new: Log) -> Log:
     ratings = None
     if first.ratings is not None or second.ratings is not None:
         ratings = np.concatenate([_ratings(first), _ratings(second)])
+    columns = None
+    if first.columns is not None and second.columns is not None:
+        columns = pa.concat_tables(
+            [first.columns, second.columns], promote_options="permissive"
+        ).unify_dictionaries()
     return Log(
         name=old.name,
         interactions=Interactions(
@@ -243,6 +248,7 @@ def merge_logs(old: Log, new: Log) -> Log:
             timestamps=np.concatenate([first.timestamps, second.timestamps]),
             ratings=ratings,
             timestamps_per_second=first.timestamps_per_second,
+            columns=columns,
         ),
         items=_merge_items(old, new),
     )
