@@ -96,7 +96,7 @@ _MOVED = {
         "data.prepare": "data.summary training.inputs",
         "data.shard_preparation": "data.local_preparation",
         "data.sources": "data.log_blocks",
-        "data.tables": "data.bad_rows data.columns data.tabular",
+        "data.tables": "data.bad_rows data.tabular",
         "data.vocabulary": "data.id_index data.titles",
         "evaluation.comparison": "results",
         "evaluation.ranking": (

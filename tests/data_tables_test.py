@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
 from recsys.data import tables
+from recsys.data.columns import ColumnNames
 from recsys.data.interactions import Interactions
-from recsys.data.tables import ColumnNames
 from recsys.errors import InputError
 
 _HEADER = "user_id,item_id,rating,timestamp\n"

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recsys.data import tables
-from recsys.data.tables import find_column, find_optional_column
+from recsys.data import input_files
+from recsys.data.columns import find_column, find_optional_column
 from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
@@ -35,16 +35,16 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
         InputError: The file cannot be read, has no item column or names an
             item twice.
     """
-    with tables.readable(file):
-        if tables.file_kind(file) == "parquet":
+    with input_files.readable(file):
+        if input_files.file_kind(file) == "parquet":
             with file.open("rb") as stream:
                 table = pq.ParquetFile(stream).read()
             table.validate(full=True)  # Text may not be UTF-8.
             name = _item_column(table.column_names, item_column, file)
         else:
-            header, delimiter = tables.read_header(file)
+            header, delimiter = input_files.read_header(file)
             name = _item_column(header, item_column, file)
-            form = tables.TextForm(header, delimiter)
+            form = input_files.TextForm(header, delimiter)
             table = _read_text(file, form, name)
     names = table.column_names
     if len(set(names)) < len(names):
@@ -165,18 +165,18 @@ def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
 
 
 def _read_text(
-    file: Traversable, form: tables.TextForm, item_column: str
+    file: Traversable, form: input_files.TextForm, item_column: str
 ) -> pa.Table:
-    table, _, reason = tables.read_quoted(
+    table, _, reason = input_files.read_quoted(
         file,
         form,
         lambda quoting: (
             pa_csv.ReadOptions(),
-            tables.parse_options(form, quoting),
+            input_files.parse_options(form, quoting),
             # Ids stay as they are written: "007" is not "7".
             pa_csv.ConvertOptions(column_types={item_column: pa.string()}),
         ),
     )
     if table is None:
-        tables.raise_ragged(file, form, reason)
+        input_files.raise_ragged(file, form, reason)
     return table

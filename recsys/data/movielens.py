@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.data import input_files, tables
 from recsys.data import items as items_lib
-from recsys.data import tables
+from recsys.data.columns import ColumnNames
+from recsys.data.input_files import TextForm
 from recsys.data.interactions import Interactions
-from recsys.data.tables import ColumnNames, TextForm
 from recsys.errors import InputError
 from recsys.files import atomic_path
 
@@ -171,7 +172,7 @@ def _split_lines(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields the line number and fields of each line that is not blank."""
     is_blank = True
-    for number, line in enumerate(tables.read_lines(file, "latin-1"), 1):
+    for number, line in enumerate(input_files.read_lines(file, "latin-1"), 1):
         line = line.rstrip("\r\n")
         if not line:
             continue

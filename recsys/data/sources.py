@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from recsys.data import input_files, movielens, synthetic, tables
 from recsys.data import items as items_lib
-from recsys.data import movielens, synthetic, tables
+from recsys.data.columns import ColumnNames
 from recsys.data.interactions import Interactions, Log
-from recsys.data.tables import ColumnNames
 from recsys.errors import InputError
 
 BUNDLED = "movielens-small"
@@ -174,10 +174,10 @@ class Source:
     ) -> _FoundLog:
         if path.is_dir():
             return self._find_in(path, stack)
-        if tables.file_kind(path) == "zip":
-            archive = stack.enter_context(tables.open_zip(path))
+        if input_files.file_kind(path) == "zip":
+            archive = stack.enter_context(input_files.open_zip(path))
             return self._find_in(archive, stack)
-        members = tables.list_members(path.parent)
+        members = input_files.list_members(path.parent)
         layout = path.name.removesuffix(".gz")
         if layout in movielens.LAYOUTS:
             return self._grouplens(layout, path, members)
@@ -186,7 +186,7 @@ class Source:
     def _find_in(
         self, folder: Traversable, stack: contextlib.ExitStack
     ) -> _FoundLog:
-        members = tables.list_members(folder)
+        members = input_files.list_members(folder)
         ratings = movielens.ratings_files(members)
         if len(ratings) > 1:
             raise InputError(
@@ -199,7 +199,7 @@ class Source:
             return _TablesLog(parts, members, self._columns)
         archives = [name for name in members if name.lower().endswith(".zip")]
         if len(archives) == 1:
-            archive = tables.open_zip(members[archives[0]])
+            archive = input_files.open_zip(members[archives[0]])
             return self._find_in(stack.enter_context(archive), stack)
         raise InputError(
             f"{folder}: expected ratings.csv, ratings.dat, u.data, or CSV, "
@@ -296,7 +296,7 @@ class _TablesLog(_FoundLog):
         found: list[tuple[str, _ReadBlocks]] = []
         for part in self.parts:
             groups: Sequence[int | None] = [None]
-            if tables.file_kind(part) == "parquet":
+            if input_files.file_kind(part) == "parquet":
                 groups = range(tables.num_row_groups(part))
             for group in groups:
                 blocks = functools.partial(
@@ -390,7 +390,7 @@ def _parts_in(folder: Traversable) -> list[Traversable]:
     Raises:
         InputError: A part would be left out without a word, or read twice.
     """
-    with tables.readable(folder):
+    with input_files.readable(folder):
         children = sorted(folder.iterdir(), key=lambda child: child.name)
     parts: list[Traversable] = []
     named: dict[str, Traversable] = {}
