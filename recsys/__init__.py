@@ -124,7 +124,7 @@ _MOVED = {
         "serving.vectors": (
             "exporting.item_arrays exporting.projector exporting.tsv"
         ),
-        "training.checkpoints": "training.history training.progress",
+        "training.checkpoints": "training.history",
         "training.cluster": "training.rendezvous",
         "training.distributed": "training.replicas",
         "training.growth": "data.merging",

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from recsys.command_line import load_tensorflow
@@ -17,9 +18,10 @@ from recsys.evaluation.comparison import Results
 from recsys.evaluation.run import EvaluationData, evaluate_workdir
 from recsys.metrics import parse_metric
 from recsys.training.cluster import cluster_of
+from recsys.training.progress import Callback
 from recsys.workdir import Workdir, best_epoch
 
-__all__ = ["PRESETS", "TrainConfig", "TrainResult", "train"]
+__all__ = ["PRESETS", "Callback", "TrainConfig", "TrainResult", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def train(
     data: PreparedData | None = None,
     verbose: bool = True,
     evaluate: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Trains a model into a workdir and compares it with baselines.
 
@@ -73,6 +76,7 @@ def train(
             progress on standard error.
         evaluate: Whether to evaluate the best model and the baselines on the
             test queries at the end and write `metrics.json`.
+        callbacks: Follow the run, in this order; see `Callback`.
 
     Returns:
         The result. The weights kept in `model.keras` are those of the epoch
@@ -96,7 +100,9 @@ def train(
         # Imports TensorFlow, which must be quiet and have its settings by now.
         from recsys.training.trainer import run_training
 
-        progress = run_training(config, folder, data, cluster, verbose)
+        progress = run_training(
+            config, folder, data, cluster, verbose, callbacks
+        )
         history = progress.history
         best = best_epoch(history, config.selection_metric)
         assert best is not None  # A finished run has at least one epoch.

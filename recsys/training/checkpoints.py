@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and the lines that show its progress."""
+"""Checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -7,42 +7,18 @@ import os
 import pathlib
 import platform
 import shutil
-import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from recsys import files
 from recsys.data.pipeline import num_usable_cores
 from recsys.errors import InputError
+from recsys.training.progress import Progress
 from recsys.workdir import checkpoint_paths, epoch_measures
 
 _RUNTIME_FILE = "runtime.json"
-
-
-@dataclasses.dataclass
-class Progress:
-    """The state of a run besides its variables.
-
-    Attributes:
-        epoch: The current epoch, from 0.
-        step: Number of finished steps in that epoch.
-        global_step: Number of finished steps in the run.
-        loss_sum: Sum of the losses of the epoch's targets so far.
-        num_targets: Number of those targets.
-        history: One dictionary of measures per finished epoch.
-        finished: Whether the run has ended.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    loss_sum: float = 0.0
-    num_targets: float = 0.0
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    finished: bool = False
 
 
 class Checkpoints:
@@ -210,82 +186,3 @@ def _reason(error: tf.errors.OpError) -> str:
     """Returns the system's reason, without TensorFlow's names around it."""
     reason = str(error.message).rpartition(";")[2]
     return reason.partition("[Op:")[0].strip()
-
-
-class ProgressBar(tqdm.tqdm):
-    """The progress bar of one epoch, shown only on a terminal.
-
-    Args:
-        progress: The run's progress at the start.
-        num_epochs: Number of epochs in the run.
-        num_steps: Number of steps in the epoch.
-        verbose: Whether to show anything.
-    """
-
-    def __init__(
-        self, progress: Progress, num_epochs: int, num_steps: int, verbose: bool
-    ) -> None:
-        super().__init__(
-            total=num_steps,
-            initial=progress.step,
-            desc=_epoch_name(progress.epoch, num_epochs),
-            unit="step",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (verbose and sys.stderr.isatty()),
-        )
-        self._targets_before = progress.num_targets
-
-    def show(self, progress: Progress) -> None:
-        """Shows one more step."""
-        if self.disable:
-            return
-        seconds = max(self.format_dict["elapsed"], 1e-9)
-        rate = (progress.num_targets - self._targets_before) / seconds
-        loss = progress.loss_sum / max(progress.num_targets, 1)
-        self.set_postfix_str(
-            f"loss {loss:.3f}, {rate:,.0f} interactions/s", refresh=False
-        )
-        self.update()
-
-
-def start_line(progress: Progress, num_epochs: int) -> str | None:
-    """Describes where a run resumes; None for a new run."""
-    if progress.finished:
-        return (
-            f"this run is finished: {len(progress.history)} epochs, "
-            "nothing to train"
-        )
-    if not progress.global_step:
-        return None
-    step = f", step {progress.step + 1}" if progress.step else ""
-    return f"resuming at {_epoch_name(progress.epoch, num_epochs)}{step}"
-
-
-def epoch_line(progress: Progress, num_epochs: int, is_best: bool) -> str:
-    """Describes the epoch that ended last.
-
-    Args:
-        progress: The run's progress; its history ends with that epoch.
-        num_epochs: Number of epochs in the run.
-        is_best: Whether it is the best epoch so far.
-    """
-    epoch = len(progress.history) - 1
-    measures = progress.history[epoch]
-    validation = "  ".join(
-        f"{name.removeprefix('validation_')} {value:.4f}"
-        for name, value in measures.items()
-        if name.startswith("validation_")
-    )
-    return (
-        f"{_epoch_name(epoch, num_epochs)}  loss {measures['loss']:.4f}  "
-        f"validation {validation}  "
-        f"{measures['interactions_per_second']:>7,.0f} interactions/s  "
-        f"{measures['seconds']:.1f} s" + ("  best so far" if is_best else "")
-    )
-
-
-def _epoch_name(epoch: int, num_epochs: int) -> str:
-    """Names an epoch, counted from 1, in a width that keeps lines aligned."""
-    width = len(str(num_epochs))
-    return f"epoch {epoch + 1:>{width}}/{num_epochs}"

@@ -26,8 +26,8 @@ import tensorflow as tf
 
 from recsys.data.pipeline import Part
 from recsys.errors import InputError, WorkerLostError
-from recsys.training.checkpoints import Progress
 from recsys.training.cluster import Cluster
+from recsys.training.progress import Progress
 
 # The most values that are sent to the other processes in one message.
 _NUM_AT_ONCE = 2**22

@@ -19,9 +19,9 @@ from recsys.training.build import (
     chosen_table_optimizer,
     uses_sampled_softmax,
 )
-from recsys.training.checkpoints import Progress
 from recsys.training.growth import DATA_FOLDER, GrownData, write_log
 from recsys.training.initial_table import neighbor_rows
+from recsys.training.progress import Progress
 from recsys.training.trainer import Trainer
 from recsys.workdir import Workdir
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -28,15 +29,16 @@ from recsys.training.build import (
     initialize_table,
     trained_items,
 )
-from recsys.training.checkpoints import (
-    Checkpoints,
+from recsys.training.checkpoints import Checkpoints
+from recsys.training.cluster import Cluster, fingerprint, meet, print_line
+from recsys.training.distributed import Replicas, connect, translated_loss
+from recsys.training.progress import (
+    Callback,
     Progress,
     ProgressBar,
     epoch_line,
     start_line,
 )
-from recsys.training.cluster import Cluster, fingerprint, meet, print_line
-from recsys.training.distributed import Replicas, connect, translated_loss
 from recsys.workdir import Workdir, best_epoch
 
 # Measured after each epoch, besides the metric that selects the best one.
@@ -49,6 +51,7 @@ def run_training(
     data: PreparedData,
     cluster: Cluster | None,
     verbose: bool,
+    callbacks: Sequence[Callback] = (),
 ) -> Progress:
     """Trains a model into a workdir, or resumes the run that is there.
 
@@ -58,6 +61,7 @@ def run_training(
         data: The data that the configuration names.
         cluster: The processes of `multi_worker`; None for a single one.
         verbose: Whether to show progress on standard error.
+        callbacks: Follow the run, in this order.
 
     Returns:
         The run's progress at its end.
@@ -72,7 +76,7 @@ def run_training(
         meet(cluster, fingerprint(config, data.vocabulary))
     with translated_loss(cluster):
         replicas = connect(config.strategy, cluster)
-        trainer = Trainer(config, folder, data, verbose, replicas)
+        trainer = Trainer(config, folder, data, verbose, replicas, callbacks)
         if trainer.is_chief and not folder.config.exists():
             with folder.writing(folder.vocabulary) as path:
                 data.vocabulary.save(path)
@@ -92,6 +96,7 @@ class Trainer:
         data: The data that the configuration names.
         verbose: Whether to show progress on standard error.
         replicas: The replicas that train together; None for one device.
+        callbacks: Follow the run, in this order.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Trainer:
         data: PreparedData,
         verbose: bool,
         replicas: Replicas | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._config = config
         self._folder = folder
@@ -108,6 +114,7 @@ class Trainer:
         self._replicas = replicas
         self.is_chief = replicas is None or replicas.is_chief
         self._verbose = verbose and self.is_chief
+        self._callbacks = callbacks if self.is_chief else ()
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps that run's feature values.
@@ -176,8 +183,12 @@ class Trainer:
                     lines.append(self._replicas.summary())
             for line in filter(None, lines):
                 print_line(line)
+        for callback in self._callbacks:
+            callback.on_start(config, self._folder.path, progress)
         if not progress.finished:
             progress = self._run_epochs(progress)
+        for callback in self._callbacks:
+            callback.on_end(progress)
         return progress
 
     def _start(self) -> Progress:
@@ -247,7 +258,12 @@ class Trainer:
             progress.epoch == self._config.num_epochs
             or progress.epoch - 1 - best >= self._config.patience
         )
-        self.checkpoints.save(progress)
+        try:
+            # Each of them is called, whatever the others return.
+            ends = [each.on_epoch_end(progress) for each in self._callbacks]
+            progress.finished |= any(ends)
+        finally:
+            self.checkpoints.save(progress)
 
     def _train_epoch(self, progress: Progress) -> None:
         """Runs the remaining steps of an epoch."""
@@ -260,6 +276,9 @@ class Trainer:
                 loss, num_targets = self.train_step(batch)
                 self._count(progress, float(loss), float(num_targets))
                 bar.show(progress)
+                for callback in self._callbacks:
+                    mean = float(loss) / max(float(num_targets), 1.0)
+                    callback.on_step(progress, mean)
                 # The epoch's last step is saved after its validation.
                 if (
                     progress.step % self._config.checkpoint_steps == 0
