@@ -72,6 +72,7 @@ _MODULES = (
     "negatives",
     "optimizers",
     "recommender",
+    "reranking",
     "retrieval",
     "serving",
     "training",

@@ -18,10 +18,12 @@ from recsys import workdir as workdir_lib
 from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.data.prepare import train_counts
+from recsys.data.sequences import concatenated_ranges, offsets_of
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.two_tower import TwoTower
+from recsys.reranking import Rules, Search
 from recsys.retrieval import top_columns, top_k
 
 # Positions encoded at once: enough for few calls, and few enough that the
@@ -212,6 +214,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude_history: bool = True,
+        rules: Rules | None = None,
     ) -> list[Recommendation]:
         """Recommends items for one history.
 
@@ -220,6 +223,8 @@ class Recommender:
                 `Vocabulary.find`.
             k: How many items.
             exclude_history: Whether items of the history are excluded.
+            rules: Which items may be recommended, and in which order.
+                Default: all, by score.
 
         Returns:
             At most `k` items, best first; fewer if no more are left.
@@ -233,6 +238,7 @@ class Recommender:
             np.array([0, len(indices)], np.int64),
             k,
             exclude_history=exclude_history,
+            rules=rules,
         )
         return self._named(items[0], scores[0])
 
@@ -335,6 +341,7 @@ class Recommender:
         k: int,
         *,
         exclude_history: bool = True,
+        rules: Rules | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Recommends items for many histories.
 
@@ -347,6 +354,8 @@ class Recommender:
             offsets: As for `user_vectors`.
             k: How many items for each history.
             exclude_history: Whether items of a history are excluded.
+            rules: Which items may be recommended, and in which order.
+                Default: all, by score.
 
         Returns:
             `[num_queries, min(k, num_items)]` int32 vocabulary indices, best
@@ -358,31 +367,68 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
+        rules = rules or Rules()
         items, offsets = _without_unknown(items, offsets)
-        lengths = np.diff(offsets)
-        has_history = lengths > 0
-        shape = (len(lengths), min(k, self.vocabulary.num_items))
+        has_history = np.diff(offsets) > 0
+        shape = (len(has_history), min(k, self.vocabulary.num_items))
         found = np.empty(shape, np.int64)
         scores = np.empty(shape, np.float32)
-        exclusions = None
-        if exclude_history:
-            exclusions = (
-                items - FIRST_ITEM_INDEX,
-                np.append(0, offsets[1:][has_history]),
-            )
-        found[has_history], scores[has_history] = top_k(
-            self._encode_known(items, offsets)[has_history],
-            self.item_vectors()[FIRST_ITEM_INDEX:],
-            k,
-            exclusions=exclusions,
-        )
-        if not has_history.all():
-            # Every list of the most popular items is the same.
-            popular = self._popularity[np.newaxis, FIRST_ITEM_INDEX:]
-            found[~has_history], scores[~has_history] = top_columns(
-                popular, shape[1]
+        nearest = self._nearest(items, offsets, exclude_history, rules.rows)
+        for search, is_theirs in (
+            (nearest, has_history),
+            (self._popular(rules.rows), ~has_history),
+        ):
+            if not is_theirs.any():
+                continue
+            found[is_theirs], scores[is_theirs] = rules.rank(
+                search,
+                np.flatnonzero(is_theirs),
+                shape[1],
+                self.item_vectors()[FIRST_ITEM_INDEX:],
             )
         return _indices(found), scores
+
+    def _nearest(
+        self,
+        items: np.ndarray,
+        offsets: np.ndarray,
+        exclude_history: bool,
+        rows: np.ndarray | None,
+    ) -> Search:
+        """Returns the search by dot product for some of the histories."""
+        vectors = self._encode_known(items, offsets)
+        lengths = np.diff(offsets)
+
+        def search(which: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            exclusions = None
+            if exclude_history:
+                taken = concatenated_ranges(offsets[which], lengths[which])
+                exclusions = (
+                    items[taken] - FIRST_ITEM_INDEX,
+                    offsets_of(lengths[which]),
+                )
+            return top_k(
+                vectors[which],
+                self.item_vectors()[FIRST_ITEM_INDEX:],
+                k,
+                exclusions=exclusions,
+                rows=rows,
+            )
+
+        return search
+
+    def _popular(self, rows: np.ndarray | None) -> Search:
+        """Returns the search by popularity, whose lists are all the same."""
+
+        def search(which: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            counts = self._popularity[np.newaxis, FIRST_ITEM_INDEX:]
+            if rows is not None:
+                is_left = np.isin(np.arange(counts.shape[1]), rows)
+                counts = np.where(is_left, counts, -np.inf)
+            found, scores = top_columns(counts, k)
+            return found.repeat(len(which), 0), scores.repeat(len(which), 0)
+
+        return search
 
     def _named(
         self, items: np.ndarray, scores: np.ndarray

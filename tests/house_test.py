@@ -17,7 +17,7 @@ FLOORS = (
     {"errors"},
     {"ids", "files", "config", "metrics"},
     {"command_line", "losses", "optimizers", "negatives", "data"},
-    {"models", "retrieval"},
+    {"models", "retrieval", "reranking"},
     {"evaluation"},
     {"workdir", "baselines"},
     {"recommender", "report"},

@@ -53,7 +53,7 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
             f"{file}: expected every column name once. "
             f"Received twice: {twice!r}"
         )
-    columns = {"item_id": _ids(table[name], file)}
+    columns = {"item_id": as_ids(table[name], file)}
     taken = [name]
     for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
         column = _find(table.column_names, spellings)
@@ -118,15 +118,23 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
-    """Returns the raw ids as strings, whole numbers without a fraction."""
+def as_ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
+    """Returns raw ids as strings, whole numbers without a fraction.
+
+    Args:
+        column: Text or numbers.
+        file: Where they come from, for messages.
+
+    Raises:
+        InputError: They are neither.
+    """
     try:
         if pa.types.is_floating(column.type):
             column = column.cast(pa.int64())
         return column.cast(pa.string())
     except pa.ArrowException as error:
         raise InputError(
-            f"{file}: expected ids in the item column. Received: {error}"
+            f"{file}: expected a column of ids. Received: {error}"
         ) from error
 
 
