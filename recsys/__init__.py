@@ -15,6 +15,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recsys.data.sources import Log
     from recsys.errors import InputError
     from recsys.models.history_encoders import (
         GRUEncoder,
@@ -35,6 +36,7 @@ __all__ = [
     "HistoryTower",
     "InputError",
     "ItemFeatures",
+    "Log",
     "MeanPooling",
     "Recommender",
     "SelfAttentionEncoder",
@@ -52,6 +54,7 @@ _HOMES = {
     "HistoryTower": "recsys.models.towers",
     "InputError": "recsys.errors",
     "ItemFeatures": "recsys.models.item_features",
+    "Log": "recsys.data.sources",
     "MeanPooling": "recsys.models.history_encoders",
     "Recommender": "recsys.recommender",
     "SelfAttentionEncoder": "recsys.models.history_encoders",

@@ -34,8 +34,8 @@ from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
-    from recsys.data.interactions import Log
     from recsys.data.prepare import PreparedData
+    from recsys.data.sources import Log
 
 COMMAND = Command(
     "compare_extension",

@@ -17,9 +17,10 @@ import recsys
 from recsys import evaluate, extend, files, train
 from recsys.config import SOURCE_FIELDS, TrainConfig
 from recsys.data import sources
-from recsys.data.interactions import Interactions, Log
+from recsys.data.interactions import Interactions
 from recsys.data.prepare import build_data
 from recsys.data.sequences import Sequences, build_sequences
+from recsys.data.sources import Log
 from recsys.data.splits import leave_last_out
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError

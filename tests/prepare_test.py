@@ -5,8 +5,9 @@ import pyarrow as pa
 from absl.testing import absltest, parameterized
 
 from recsys.config import TrainConfig
-from recsys.data.interactions import Interactions, Log
+from recsys.data.interactions import Interactions
 from recsys.data.prepare import PreparedData, data_summary, prepare_log
+from recsys.data.sources import Log
 from recsys.errors import InputError
 
 

@@ -79,24 +79,6 @@ class Interactions:
         return np.flatnonzero(self.ratings >= min_rating)
 
 
-@dataclasses.dataclass(frozen=True)
-class Log:
-    """A log of interactions with item metadata, as a source returns it.
-
-    Attributes:
-        name: The name of the log: a built-in name or the path as given.
-        interactions: The interactions.
-        items: The item metadata, or None: one row per item, with `item_id`
-            (string), `title` (string) and `genres` (list of strings) if known,
-            then any other columns. Neither complete nor aligned with
-            `interactions.item_ids`.
-    """
-
-    name: str
-    interactions: Interactions
-    items: pa.Table | None = None
-
-
 def filter_interactions(
     interactions: Interactions,
     *,

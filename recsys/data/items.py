@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recsys.data import input_files
+from recsys.data import input_files, tables
 from recsys.data.columns import find_column, find_optional_column
 from recsys.errors import InputError
 
@@ -46,6 +47,30 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
             name = _item_column(header, item_column, file)
             form = input_files.TextForm(header, delimiter)
             table = _read_text(file, form, name)
+    return _with_roles(table, name, file)
+
+
+def from_frame(frame: Any, item_column: str, where: str) -> pa.Table:
+    """Takes item metadata from a frame; see `tables.frame_table`.
+
+    Args:
+        frame: The frame.
+        item_column: As for `read_items`.
+        where: What to call it in messages.
+
+    Returns:
+        As `read_items`.
+
+    Raises:
+        InputError: As `read_items`.
+    """
+    table = tables.frame_table(frame, where)
+    name = _item_column(table.column_names, item_column, where)
+    return _with_roles(table, name, where)
+
+
+def _with_roles(table: pa.Table, name: str, file: object) -> pa.Table:
+    """Returns the columns under the names of `read_items`."""
     names = table.column_names
     if len(set(names)) < len(names):
         twice = next(each for each in names if names.count(each) > 1)
@@ -118,7 +143,7 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
-def as_ids(column: pa.ChunkedArray, file: Traversable) -> pa.ChunkedArray:
+def as_ids(column: pa.ChunkedArray, file: object) -> pa.ChunkedArray:
     """Returns raw ids as strings, whole numbers without a fraction.
 
     Args:
@@ -152,9 +177,7 @@ def _split(genres: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(none, empty, lists)
 
 
-def _item_column(
-    header: list[str], given: str | None, file: Traversable
-) -> str:
+def _item_column(header: list[str], given: str | None, file: object) -> str:
     if given in header:
         return given
     usual = find_optional_column(header, "item", None, file)

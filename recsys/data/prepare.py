@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from recsys.config import TrainConfig, parse_cutoff
 from recsys.data import shards, sources, splits
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
-from recsys.data.interactions import Log, filter_interactions
+from recsys.data.interactions import filter_interactions
 from recsys.data.sequences import Sequences, build_sequences
+from recsys.data.sources import Log
 from recsys.data.splits import BY_USER, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError

@@ -19,7 +19,7 @@ import pyarrow as pa
 from recsys.data import input_files, movielens, synthetic, tables
 from recsys.data import items as items_lib
 from recsys.data.columns import ColumnNames
-from recsys.data.interactions import Interactions, Log
+from recsys.data.interactions import Interactions
 from recsys.errors import InputError
 
 BUNDLED = "movielens-small"
@@ -115,7 +115,9 @@ class Source:
             InputError: The log cannot be read, or an option has no effect.
         """
         with self._found() as found:
-            return Log(self.data, found.interactions(), self._items(found))
+            return Log(
+                self.data, found.interactions(), self._items(found), self
+            )
 
     def units(self) -> tuple[list[Unit], pa.Table | None]:
         """Divides the log into units.
@@ -237,6 +239,91 @@ class Source:
                 f"Received: {self.items_file!r}"
             )
         return items_lib.read_items(path, found.item_column)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A log of interactions with item metadata.
+
+    Attributes:
+        name: The name of the log: a built-in name, the path as given, or
+            "frame".
+        interactions: The interactions.
+        items: The item metadata, or None: one row per item, with `item_id`
+            (string), `title` (string) and `genres` (list of strings) if known,
+            then any other columns. Neither complete nor aligned with
+            `interactions.item_ids`.
+        source: Where the log was read from; None for a log in memory.
+    """
+
+    name: str
+    interactions: Interactions
+    items: pa.Table | None = None
+    source: Source | None = None
+
+    @staticmethod
+    def read(data: str | os.PathLike[str], **options: Any) -> Log:
+        """Reads a log.
+
+        Args:
+            data: A path or another source; see `Source`.
+            **options: The other attributes of `Source`, such as
+                `user_column`.
+
+        Returns:
+            The log.
+
+        Raises:
+            InputError: It cannot be read, or an option has no effect on it.
+        """
+        return Source(os.fspath(data), **options).read()
+
+    @staticmethod
+    def from_frame(
+        frame: Any,
+        *,
+        items: Any = None,
+        user_column: str | None = None,
+        item_column: str | None = None,
+        timestamp_column: str | None = None,
+        rating_column: str | None = None,
+        other_columns: Sequence[str] = (),
+    ) -> Log:
+        """Takes a log from a DataFrame, by the rules for Parquet files.
+
+        Args:
+            frame: One row per interaction: a pandas or Polars DataFrame, an
+                Arrow table, a DuckDB relation or anything else with
+                `__arrow_c_stream__`, or arrays by column name. Categories
+                count as their values, NaN as missing.
+            items: One row per item, likewise, with a column of item ids and
+                titles, genres or any other columns. Default: none.
+            user_column: The column of user ids: text or whole numbers. By
+                default this column and the next three are found by their
+                usual names.
+            item_column: The column of item ids, likewise.
+            timestamp_column: The column of times: numbers or dates.
+            rating_column: The column of ratings; "" ignores the ratings.
+            other_columns: Further columns, for `Interactions.columns`.
+
+        Returns:
+            The log.
+
+        Raises:
+            InputError: This is no frame, a column is missing or ambiguous, or
+                a row lacks its user, item or time; names row and column.
+        """
+        given = ColumnNames(
+            user_column,
+            item_column,
+            timestamp_column,
+            rating_column,
+            tuple(other_columns),
+        )
+        interactions, item_column = tables.read_frame(frame, given, "frame")
+        if items is not None:
+            items = items_lib.from_frame(items, item_column, "items frame")
+        return Log("frame", interactions, items)
 
 
 class _FoundLog(abc.ABC):

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from recsys.errors import InputError
 
 
 def raise_first_fault(
-    file: Traversable,
+    file: Any,
     names: ColumnNames,
     table: pa.Table,
     form: TextForm | None,
@@ -409,7 +409,82 @@ def _read_parquet(
             table = parquet.read_row_group(row_group, columns)
         # Text that is not UTF-8, and positions beyond a dictionary.
         table.validate(full=True)
-    table = _with_roles(table, names)
+    return _typed_columns(_with_roles(table, names), names, file)
+
+
+def read_frame(
+    frame: Any, given: ColumnNames, where: str
+) -> tuple[Interactions, str]:
+    """Takes interactions from a frame.
+
+    Args:
+        frame: A frame; see `frame_table`.
+        given: The column names that the user gave.
+        where: What to call it in messages.
+
+    Returns:
+        The interactions, and the name of the item column.
+
+    Raises:
+        InputError: A column or a value is missing or not as expected.
+    """
+    table = frame_table(frame, where)
+    names = given.find(table.column_names, where)
+    table = _typed_columns(_with_roles(table, names), names, where)
+    return assemble([table], [where]), names.by_role["item"]
+
+
+def frame_table(frame: Any, where: str) -> pa.Table:
+    """Returns a frame as an Arrow table of plain types.
+
+    Args:
+        frame: Whatever `pyarrow.table` takes: a frame with
+            `__arrow_c_stream__`, a pandas DataFrame, or arrays by name.
+        where: What to call it in messages.
+
+    Returns:
+        The table: categories as their values, NaN as missing.
+
+    Raises:
+        InputError: It is none of these, or its values have mixed types.
+    """
+    try:
+        table = pa.table(frame)
+        columns = [_plain(column) for column in table.columns]
+        table = pa.Table.from_arrays(columns, names=table.column_names)
+        table.validate(full=True)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{where}: expected a pandas, Polars, Arrow or DuckDB table, or "
+            "arrays by column name, each of one type. Received: "
+            f"{type(frame).__name__} ({reason})"
+        ) from error
+    return table
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns categories as their values, and NaN as missing."""
+    is_encoded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_encoded else column.type
+    if pa.types.is_string_view(kind):
+        kind = pa.string()
+    if is_encoded:
+        chunks = [
+            c.dictionary.cast(kind).take(c.indices) for c in column.chunks
+        ]
+        column = pa.chunked_array(chunks, kind)
+    elif kind != column.type:
+        column = column.cast(kind)
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return column
+
+
+def _typed_columns(
+    table: pa.Table, names: ColumnNames, file: object
+) -> pa.Table:
+    """Checks columns by role and gives them their types; see `read_text`."""
     for role in ("user", "item"):
         ids = ids_as_strings(table[role], file, names, role)
         table = table.set_column(table.column_names.index(role), role, ids)

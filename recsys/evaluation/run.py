@@ -13,7 +13,6 @@ import numpy as np
 import recsys
 from recsys import files
 from recsys.config import DEFAULTS, SOURCE_FIELDS, TEMPORAL_FIELDS, TrainConfig
-from recsys.data.interactions import Log
 from recsys.data.prepare import (
     PreparedData,
     build_data,
@@ -23,6 +22,7 @@ from recsys.data.prepare import (
     train_counts,
 )
 from recsys.data.shards import is_sharded
+from recsys.data.sources import Log
 from recsys.data.splits import Queries, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError

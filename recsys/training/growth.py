@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from recsys.config import SEEDED_SPLITS, SOURCE_FIELDS, TrainConfig
 from recsys.data import shards, sources
-from recsys.data.interactions import Interactions, Log
+from recsys.data.interactions import Interactions
 from recsys.data.prepare import PreparedData, prepare_log, read_log
 from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.sources import Log
 from recsys.data.splits import Queries
 from recsys.errors import InputError
 from recsys.evaluation import audit
