@@ -117,8 +117,8 @@ _MOVED = {
         "models.transformer_block": "models.attention models.dropout",
         "negatives": "item_shares negative_sampling streaming_frequencies",
         "report": "evaluation.report evaluation_report",
+        "retrieval.approximate": "retrieval.scann retrieval.scann_index",
         "retrieval.index": "retrieval.identifiers retrieval.stored",
-        "retrieval.scann": "retrieval.scann_index",
         "serving": "exporting",
         "serving.formats": (
             "exporting.formats exporting.verification serving.check"
@@ -242,7 +242,9 @@ else:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         # Imported here because it takes longer than all the rest.
-        value = importlib.import_module("importlib.metadata").version("recsys")
+        metadata = importlib.import_module("importlib.metadata")
+        errors = importlib.import_module("recsys.errors")
+        value = metadata.version(errors.DISTRIBUTION)
     elif name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES or f"recsys.{name}" in _MOVED:

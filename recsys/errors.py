@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# What pip installs; `recsys` on PyPI is another project.
+DISTRIBUTION = "recsys-towers"
+
 
 class InputError(ValueError):
     """A path, column, row, flag or id from outside cannot be used.
@@ -10,6 +13,15 @@ class InputError(ValueError):
     one), says what was expected and ends with what was received. The
     command-line modules print it as one line and exit with code 2.
     """
+
+
+def missing_extra(what: str, extra: str, received: object) -> InputError:
+    """Returns the error for what needs an extra, with how to install it."""
+    return InputError(
+        f"{what} needs the extra [{extra}]: pip install "
+        f"'{DISTRIBUTION}[{extra}]' (in a checkout: pip install '.[{extra}]'). "
+        f"Received: {received}"
+    )
 
 
 class MismatchError(RuntimeError):

@@ -1,4 +1,4 @@
-"""`python -m recsys.evaluate`: the results of a trained model."""
+"""`python -m recsys.evaluate`: measures a trained model beside baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m recsys.export`: a trained model for other environments."""
+"""`python -m recsys.export`: writes a trained model for other environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m recsys.extend`: adds new items to a trained model."""
+"""`python -m recsys.extend`: adds interactions and items to a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m recsys.prepare_shards`: from a log to a folder of shards."""
+"""`python -m recsys.prepare_shards`: turns a log into a folder of shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import recsys
 from recsys.command_line import Command, add_config_flags
 from recsys.config import HELD_OUT_BY_USER, SOURCE_FIELDS
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from recsys.data.shard_preparation import Options
@@ -149,11 +149,7 @@ def _with_beam(
     try:
         from recsys.data import beam_preparation
     except ImportError as error:
-        raise InputError(
-            "--runner needs the extra [beam] (from a checkout: "
-            "pip install '.[beam]'). "
-            f"Received: {error}"
-        ) from error
+        raise missing_extra("--runner", "beam", error) from error
     flags = [f"--runner={values['runner']}", *(values["beam"] or [])]
     return beam_preparation.prepare_shards(
         source, values["output"], options, flags

@@ -1,4 +1,4 @@
-"""`python -m recsys.recommend`: items for a history, or for many."""
+"""`python -m recsys.recommend`: recommends items for a history, or for many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m recsys.train`: from a log to a trained model and its results."""
+"""`python -m recsys.train`: trains a model on a log of interactions."""
 
 from __future__ import annotations
 

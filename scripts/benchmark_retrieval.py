@@ -10,8 +10,9 @@ The candidates are synthetic: clusters of normal vectors, the same in every
 run; queries are from the same clusters. Exact search and faiss run one after
 the other, each in a process of its own, and their lists are compared; times are
 medians.
-The recall of ScaNN is relative to the exact lists, and its time is that of one
-query in a batch of 1,000. OPENBLAS_CORETYPE, if it is set, may slow NumPy down.
+The recall of the approximate index is relative to the exact lists, and its time
+is that of one query in a batch of 1,000. OPENBLAS_CORETYPE, if it is set, may
+slow NumPy down.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from json_flag import add_json_flag, check_output_file, write_if_asked
 from measuring import machine, num_cores
 
 from recsys.command_line import Command, load_tensorflow
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
 
 _K = 100
 _BATCH_SIZES = (1, 32, 1000)
@@ -41,7 +42,7 @@ COMMAND = Command(
     "Times exact and approximate top-k beside faiss, as a table and as JSON.",
     [
         "scripts/benchmark_retrieval.py",
-        "scripts/benchmark_retrieval.py --candidates=10000000 --scann=false",
+        "scripts/benchmark_retrieval.py --approximate=false",
     ],
 )
 COMMAND.add_flag(
@@ -52,7 +53,11 @@ COMMAND.add_flag(
 )
 COMMAND.add_flag(int, "dim", "Length of the vectors.", group="Run", default=64)
 COMMAND.add_flag(
-    bool, "scann", "Whether to measure ScaNN too.", group="Run", default=True
+    bool,
+    "approximate",
+    "Whether to measure the approximate index too.",
+    group="Run",
+    default=True,
 )
 COMMAND.add_flag(
     int,
@@ -98,18 +103,15 @@ def main(values: dict[str, Any]) -> int:
     try:
         import faiss  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "the benchmark needs faiss: pip install '.[benchmarks]'. "
-            f"Received: {error}"
-        ) from error
+        raise missing_extra("this benchmark", "benchmarks", error) from error
     load_tensorflow()
     measured = []
     for size in sizes:
         measured += _measure_exact(int(size), values["dim"], values["repeats"])
-        if values["scann"]:
+        if values["approximate"]:
             candidates, queries = _clusters(int(size), values["dim"])
             measured.append(
-                _measure_scann(candidates, queries, values["repeats"])
+                _measure_approximate(candidates, queries, values["repeats"])
             )
     print(f"\n{machine()}; top {_K}, {values['dim']} dimensions")
     for entry in measured:
@@ -205,16 +207,16 @@ def _time_library(
     return times, lists
 
 
-def _measure_scann(
+def _measure_approximate(
     candidates: np.ndarray, queries: np.ndarray, repeats: int
 ) -> dict[str, float]:
     """Measures the recall relative to the exact lists, and the time."""
-    from recsys.retrieval import ExactIndex, ScannIndex
+    from recsys.retrieval import ApproximateIndex, ExactIndex
 
     identifiers = np.arange(len(candidates))
     expected = ExactIndex(identifiers, candidates).top_k(queries, _K)
     began = time.perf_counter()
-    index = ScannIndex(identifiers, candidates)
+    index = ApproximateIndex(identifiers, candidates)
     building = time.perf_counter() - began
     found = index.top_k(queries, _K)
     seconds = [
@@ -224,7 +226,9 @@ def _measure_scann(
     entry = {
         "candidates": len(candidates),
         "queries": len(queries),
-        "ScaNN, ms a query": 1000 * float(np.median(seconds)) / len(queries),
+        "approximate, ms a query": 1000
+        * float(np.median(seconds))
+        / len(queries),
         f"recall@{_K}": _recall(found.identifiers, expected.identifiers),
         "building, s": building,
     }

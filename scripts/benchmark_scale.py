@@ -28,7 +28,7 @@ from measuring import machine, peak_memory
 
 from recsys.command_line import Command, load_tensorflow
 from recsys.config import TABLE_OPTIMIZERS, TrainConfig
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
 
 COMMAND = Command(
     "benchmark_scale",
@@ -321,11 +321,7 @@ def _check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "--plot must be left out, or matplotlib installed (from a "
-            "checkout: pip install '.[report]'). Received: --plot without "
-            "matplotlib"
-        ) from error
+        raise missing_extra("--plot", "report", error) from error
 
 
 def _plot(rows: list[dict[str, Any]], path: str) -> None:

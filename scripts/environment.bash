@@ -20,20 +20,22 @@ fail() {
   exit 1
 }
 
-is_python_3_11() {
-  "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+is_supported_python() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+    2>/dev/null
 }
 
 system_python() {
   local candidate
-  for candidate in python3.11 python3 python; do
-    if is_python_3_11 "$candidate"; then
+  for candidate in python3.11 python3.12 python3.13 python3 python; do
+    if is_supported_python "$candidate"; then
       printf '%s\n' "$candidate"
       return
     fi
   done
-  fail "Python 3.11 is required, and neither python3.11 nor python3 is it." \
-    "On Debian 12: apt-get install python3.11 python3.11-venv"
+  fail "Python 3.11, 3.12 or 3.13 is required, and neither python3 nor" \
+    "python3.11 to python3.13 is one. On Debian or Ubuntu:" \
+    "apt-get install python3 python3-venv"
 }
 
 make_venv() {
@@ -41,7 +43,7 @@ make_venv() {
   base=$(system_python) || exit 1
   "$base" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$base has no venv and ensurepip modules." \
-      "On Debian 12: apt-get install python3.11-venv"
+      "On Debian or Ubuntu: apt-get install python3-venv"
   echo "Creating an environment in .venv (downloads about 750 MB, takes 3 GB of" \
     "disk and 2 to 10 minutes) ..." >&2
   mkdir "$venv"
@@ -70,7 +72,7 @@ update_environment() {
   )
   [[ -r $venv/recsys-state ]] && state=$(<"$venv/recsys-state")
   if [[ -e $venv ]] &&
-    { [[ $state == installing ]] || ! is_python_3_11 "$python"; }; then
+    { [[ $state == installing ]] || ! is_supported_python "$python"; }; then
     echo "The environment in .venv is incomplete; creating it again." >&2
     state=''
     rm -rf "$venv"

@@ -30,7 +30,7 @@ from recsys.command_line import (
 )
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import InputError
+from recsys.errors import missing_extra
 from recsys.evaluation import (
     Evaluation,
     evaluate,
@@ -152,10 +152,7 @@ def recompute(
     try:
         import ir_measures
     except ImportError as error:
-        raise InputError(
-            "this script needs the extra [test] (pip install '.[test]'). "
-            f"Received: {error}"
-        ) from error
+        raise missing_extra("this script", "test", error) from error
     run = {}
     with path.open(encoding="utf-8") as file:
         for line in map(json.loads, file):

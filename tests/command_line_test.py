@@ -16,6 +16,8 @@ import tempfile
 from absl.testing import absltest, parameterized
 from commands import run
 
+import recsys
+from recsys import __main__ as program
 from recsys import command_line, evaluate, recommend, train
 from recsys.command_line import Command
 from recsys.config import FIELDS, TrainConfig, make_config
@@ -355,6 +357,77 @@ class StartTest(parameterized.TestCase):
             f"python -m recsys.{name}: error: no such flag; did you mean "
             "--workdir? Received: --workdri\n",
         )
+
+
+class ProgramTest(parameterized.TestCase):
+    """`recsys` and `python -m recsys`."""
+
+    def run_program(self, *arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = program.main(arguments)
+        return code, out.getvalue(), err.getvalue()
+
+    @parameterized.parameters([()], [("--help",)], [("-h",)], [("help",)])
+    def test_lists_every_command(self, arguments):
+        code, out, err = self.run_program(*arguments)
+        self.assertEqual((code, err), (0, ""))
+        modules = [
+            path.stem
+            for path in (ROOT / "recsys").glob("*.py")
+            if "COMMAND.run(main)" in path.read_text("utf-8")
+        ]
+        listed = re.findall(r"^  (\w+) {2,}[A-Z]\w+ ", out, re.M)
+        self.assertContainsSubset([*modules, "verify_rankings"], listed)
+        self.assertNoCommonElements(["__main__", "command_line"], listed)
+
+    def test_help_loads_nothing_heavy(self):
+        code = (
+            "import sys; from recsys.__main__ import main; main(['--help'])\n"
+            "print({'absl', 'numpy', 'tensorflow'} & sys.modules.keys())"
+        )
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        self.assertEndsWith(printed, "\nset()\n")
+
+    def test_runs_a_command_with_its_flags_and_exit_code(self):
+        for name in ("train", "prepare_shards", "prepare-shards"):
+            code, out, err = self.run_program(name, "--preset=nonesuch")
+            self.assertEqual((code, out), (2, ""))
+            self.assertStartsWith(
+                err, f"python -m recsys.{name.replace('-', '_')}: error: "
+            )
+        code, out, _ = self.run_program("recommend", "--help")
+        self.assertEqual(code, 0)
+        self.assertIn("--history=", out)
+
+    def test_runs_a_script_in_a_process_of_its_own(self):
+        process = subprocess.run(
+            [sys.executable, "-m", "recsys", "verify_rankings", "--wrkdir=x"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertIn("did you mean --workdir?", process.stderr)
+
+    @parameterized.parameters(
+        ("trian", "no such command; did you mean train? Received: 'trian'"),
+        ("--data=x", "no such command; see recsys --help. Received: '--data="),
+    )
+    def test_an_unknown_command_is_one_line(self, name, message):
+        code, out, err = self.run_program(name)
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+        self.assertStartsWith(err, f"recsys: error: {message}")
+
+    def test_version(self):
+        code, out, _ = self.run_program("--version")
+        self.assertEqual((code, out), (0, f"recsys {recsys.__version__}\n"))
 
 
 if __name__ == "__main__":

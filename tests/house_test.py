@@ -25,6 +25,7 @@ FLOORS = (
     {"evaluation.comparison"},
     {"evaluation.run", "training"},
     {"train", "evaluate", "recommend", "export", "extend", "prepare_shards"},
+    {"__main__"},
 )
 
 

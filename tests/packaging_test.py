@@ -17,8 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import recsys
+from recsys.errors import missing_extra
 
 ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = list(ROOT.glob("scripts/*.py"))
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -90,6 +92,36 @@ class MetadataTest(absltest.TestCase):
         self.assertEqual(recsys.__version__, version)
         for path in [*ROOT.glob("recsys/**/*.py"), ROOT / "pyproject.toml"]:
             self.assertNotIn(version, path.read_text("utf-8"), str(path))
+
+    def test_what_pip_installs_is_named_as_setup_cfg_names_it(self):
+        self.assertEqual(setup_cfg()["metadata"]["name"], "recsys-towers")
+        for extra in requirements():
+            if not extra:
+                continue
+            error = str(missing_extra("--flag", extra, "nothing"))
+            self.assertEqual(
+                error,
+                f"--flag needs the extra [{extra}]: pip install "
+                f"'recsys-towers[{extra}]' (in a checkout: pip install "
+                f"'.[{extra}]'). Received: nothing",
+            )
+
+    def test_every_extra_that_a_message_names_exists(self):
+        named = set()
+        for path in [*ROOT.glob("recsys/**/*.py"), *SCRIPTS]:
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                is_call = isinstance(node, ast.Call)
+                if is_call and ast.unparse(node.func) == "missing_extra":
+                    named.add(ast.literal_eval(node.args[1]))
+                if isinstance(node, ast.Constant) and "install" in str(
+                    node.value
+                ):
+                    # No message has words of its own for this.
+                    self.assertNotRegex(
+                        node.value, r"pip install '\.\[\w+\]'", str(path)
+                    )
+        self.assertContainsSubset({"ann", "beam", "report"}, named)
+        self.assertContainsSubset(named, requirements())
 
     def test_every_imported_package_is_declared(self):
         homes = importlib.metadata.packages_distributions()
@@ -202,9 +234,13 @@ class ContentsTest(absltest.TestCase):
             },
         )
 
-    def test_holds_no_tests_and_no_scripts(self):
+    def test_holds_the_scripts_and_no_tests(self):
         self.assertEqual(
             {file.split("/")[0] for file in self.files}, {"recsys"}
+        )
+        scripts = {f"recsys/{p.relative_to(ROOT)}" for p in SCRIPTS}
+        self.assertEqual(
+            {name for name in self.files if "/scripts/" in name}, scripts
         )
 
 

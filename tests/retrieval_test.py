@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 import tempfile
 from unittest import mock
@@ -11,9 +12,14 @@ from absl.testing import absltest, parameterized
 
 from recsys import retrieval
 from recsys.errors import InputError
-from recsys.retrieval import exact, scann
+from recsys.retrieval import approximate, exact
 
-HAS_SCANN = importlib.util.find_spec("scann") is not None
+HAS_FAISS = importlib.util.find_spec("faiss") is not None
+
+# Fails a search of all candidates.
+NO_EXACT_SEARCH = mock.patch.object(
+    retrieval.ExactIndex, "_search", side_effect=AssertionError
+)
 
 IDS = ["a", "b", "c", "d", "e"]
 # Against [1, 0]: a 1, b 3, c 3, d 0, e 2. Against [0, 1]: 0, 0, 1, 5, 2.
@@ -326,8 +332,8 @@ class ExactIndexTest(parameterized.TestCase):
         self.assertEqual(index.top_k([[1, 0]], 1).identifiers.tolist(), [["x"]])
 
 
-@absltest.skipUnless(HAS_SCANN, "ScaNN is not installed (extra [ann])")
-class ScannIndexTest(parameterized.TestCase):
+@absltest.skipUnless(HAS_FAISS, "faiss is not installed (extra [ann])")
+class ApproximateIndexTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -340,7 +346,7 @@ class ScannIndexTest(parameterized.TestCase):
         cls.queries = cls.vectors[:50] + 0.1
         cls.ids = [f"i{row}" for row in range(3000)]
         cls.exact = retrieval.ExactIndex(cls.ids, cls.vectors)
-        cls.index = retrieval.ScannIndex(
+        cls.index = retrieval.ApproximateIndex(
             cls.ids, cls.vectors, num_leaves=30, leaves_to_search=20
         )
 
@@ -392,14 +398,14 @@ class ScannIndexTest(parameterized.TestCase):
     def test_searches_again_if_the_partitions_hold_too_few(self):
         # Nothing near the query is allowed, so its partitions hold nothing.
         mask = self.vectors @ self.queries[0] < 0
-        with mock.patch.object(scann, "_LARGEST_FETCH", 1.0):
+        with mock.patch.object(approximate, "_LARGEST_FETCH", 1.0):
             got = self.index.top_k(self.queries[:1], 300, mask=mask)
         expected = self.exact.top_k(self.queries[:1], 300, mask=mask)
         self.assertEqual(got.counts.tolist(), [300])
         self._assert_recall(got, expected, 0.9)
 
     def test_adds_replaces_saves_and_loads(self):
-        index = retrieval.ScannIndex(self.ids, self.vectors)
+        index = retrieval.ApproximateIndex(self.ids, self.vectors)
         query = np.ones((1, 16), np.float32)
         index.update(
             ["new", "i5", "newer"],
@@ -412,8 +418,8 @@ class ScannIndexTest(parameterized.TestCase):
         saved = pathlib.Path(folder, "saved")
         index.save(saved)
         loaded = retrieval.load(saved.rename(pathlib.Path(folder, "moved")))
-        self.assertIsInstance(loaded, retrieval.ScannIndex)
-        with mock.patch.object(exact, "top_k", side_effect=AssertionError):
+        self.assertIsInstance(loaded, retrieval.ApproximateIndex)
+        with NO_EXACT_SEARCH:
             self.assertEqual(list(loaded.top_k(query, 3)), [expected])
         np.testing.assert_array_equal(
             loaded.top_k(self.queries, 9).identifiers,
@@ -423,7 +429,7 @@ class ScannIndexTest(parameterized.TestCase):
         self.assertEqual(loaded.top_k(query, 1).identifiers[0, 0], "new")
 
     def test_few_candidates_are_searched_exactly_until_there_are_more(self):
-        index = retrieval.ScannIndex(IDS, VECTORS)
+        index = retrieval.ApproximateIndex(IDS, VECTORS)
         self.assertEqual(
             list(index.top_k([[1, 0]], 2)), [[("b", 3.0), ("c", 3.0)]]
         )
@@ -433,22 +439,85 @@ class ScannIndexTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         more = [f"m{number}" for number in range(2000)]
         loaded.update(more, rng.normal(size=(2000, 2)))
-        with mock.patch.object(exact, "top_k", side_effect=AssertionError):
+        with NO_EXACT_SEARCH:
             self.assertEqual(loaded.top_k([[0, 1]], 1).identifiers[0, 0], "d")
+
+    def test_few_changes_are_exact_and_many_train_it_again(self):
+        index = retrieval.ApproximateIndex(
+            self.ids, self.vectors, num_leaves=30, leaves_to_search=20
+        )
+        folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory()), "saved"
+        )
+        for count, num_changed in ((300, 300), (301, 0)):
+            # Longer than the others, so that they are often among the best.
+            changed = self.vectors.copy()
+            changed[:count] *= 3
+            index.update(self.ids[:count], changed[:count])
+            with NO_EXACT_SEARCH:
+                got = index.top_k(self.queries, 20)
+            exact_index = retrieval.ExactIndex(self.ids, changed)
+            self._assert_recall(got, exact_index.top_k(self.queries, 20), 0.95)
+            for row in got.identifiers:
+                self.assertLen(set(row), 20)
+            index.save(folder)
+            self.assertLen(np.load(folder / "changed_rows.npy"), num_changed)
+
+    def test_an_odd_number_of_dimensions(self):
+        vectors = self.vectors[:, :15]
+        got = retrieval.ApproximateIndex(self.ids, vectors).top_k(
+            self.queries[:, :15], 20
+        )
+        exact_index = retrieval.ExactIndex(self.ids, vectors)
+        expected = exact_index.top_k(self.queries[:, :15], 20)
+        self._assert_recall(got, expected, 0.85)
+
+    def test_what_scann_saved_is_trained_again_and_says_so(self):
+        folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory()), "saved"
+        )
+        self.exact.save(folder)
+        about = {
+            "kind": "scann",
+            "num_leaves": 30,
+            "leaves_to_search": 20,
+            "has_searcher": True,
+        }
+        (folder / "index.json").write_text(json.dumps(about))
+        with self.assertWarnsRegex(UserWarning, "saved by ScaNN.*train"):
+            index = retrieval.load(folder)
+        self.assertIs(type(index), retrieval.ScannIndex)
+        np.testing.assert_array_equal(
+            index.top_k(self.queries, 9).identifiers,
+            self.index.top_k(self.queries, 9).identifiers,
+        )
+        index.save(folder)
+        self.assertEqual(
+            list(retrieval.load(folder).top_k(self.queries, 9)),
+            list(index.top_k(self.queries, 9)),
+        )
+
+    def test_a_damaged_searcher_is_reported(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.index.save(folder)
+        pathlib.Path(folder, "searcher.faiss").write_bytes(b"x")
+        with self.assertRaisesRegex(InputError, "expected searcher.faiss"):
+            retrieval.load(folder)
 
     def test_misuse(self):
         with self.assertRaisesRegex(InputError, "`num_leaves` must be at"):
-            retrieval.ScannIndex(IDS, VECTORS, num_leaves=0)
+            retrieval.ApproximateIndex(IDS, VECTORS, num_leaves=0)
 
 
-class WithoutScannTest(absltest.TestCase):
+class WithoutFaissTest(absltest.TestCase):
     def test_the_error_says_how_to_install_it(self):
         with (
-            mock.patch.dict("sys.modules", {"scann": None}),
-            mock.patch.dict("sys.modules", {"scann.scann_ops.py": None}),
-            self.assertRaisesRegex(InputError, r"pip install '\.\[ann\]'"),
+            mock.patch.dict("sys.modules", {"faiss": None}),
+            self.assertRaisesRegex(
+                InputError, r"pip install 'recsys-towers\[ann\]'"
+            ),
         ):
-            retrieval.ScannIndex(IDS, VECTORS)
+            retrieval.ApproximateIndex(IDS, VECTORS)
 
 
 if __name__ == "__main__":

@@ -146,16 +146,29 @@ class ScriptsTest(parameterized.TestCase):
         self.assertEqual(process.returncode, 1)
         self.assertEqual(self.state(), before)
 
+    @parameterized.parameters("python3.12", "python3.13", "python3", "python")
+    def test_whichever_python_is_there_is_taken(self, name):
+        tools = self.checkout / "tools"
+        (tools / "python3.11").rename(tools / name)
+        # Only what the script itself needs: no other Python is found.
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "mkdir", "rm"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        process, calls = self.run_script("test", PATH=str(tools))
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(calls[0], f"-m venv {self.checkout / '.venv'}")
+
     @parameterized.parameters("quickstart", "test", "lint")
     def test_missing_python_is_reported(self, name):
-        for candidate in ("python3", "python"):
+        for candidate in ("python3.12", "python3.13", "python3", "python"):
             shutil.copy(
                 self.checkout / "tools" / "python3.11",
                 self.checkout / "tools" / candidate,
             )
         process, calls = self.run_script(name, PROBE_STATUS="1")
         self.assertEqual(process.returncode, 1)
-        self.assertStartsWith(process.stderr, "Python 3.11 is required")
+        self.assertStartsWith(
+            process.stderr, "Python 3.11, 3.12 or 3.13 is required"
+        )
         self.assertEqual(calls, [])
         self.assertFalse((self.checkout / ".venv").exists())
 

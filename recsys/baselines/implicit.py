@@ -14,7 +14,7 @@ import scipy.sparse
 
 from recsys.baselines.closed_form import binary_matrix
 from recsys.data.sequences import Sequences
-from recsys.errors import InputError
+from recsys.errors import missing_extra
 
 
 def _fitted(
@@ -29,9 +29,8 @@ def _fitted(
     try:
         imported = importlib.import_module(f"implicit.{module}")
     except ImportError as error:
-        raise InputError(
-            "the ALS and BPR baselines need the package `implicit` (from a "
-            f"checkout: pip install '.[baselines]'). Received: {error}"
+        raise missing_extra(
+            "a baseline of `implicit`", "baselines", error
         ) from error
     fitted = getattr(imported, model)(**options, use_gpu=False)
     matrix = binary_matrix(train.items, train.offsets, vocabulary_size)

@@ -12,7 +12,7 @@ import numpy as np
 from recsys import baselines as baselines_lib
 from recsys.data.sequences import TrainingSequences
 from recsys.data.splits import Split
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
 from recsys.evaluation import Evaluation, Scorer, evaluate, results_table
 
 BASELINES: dict[str, Any] = baselines_lib.BASELINES
@@ -187,10 +187,8 @@ def check_baselines(names: Collection[str]) -> None:
         )
     for name in names:
         if name in IMPLICIT_BASELINES and not _has_implicit():
-            raise InputError(
-                f"--baselines={name} needs the extra [baselines] (from "
-                "a checkout: pip install '.[baselines]'). Received: no "
-                "package `implicit`"
+            raise missing_extra(
+                f"--baselines={name}", "baselines", "no package `implicit`"
             )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import InputError
+from recsys.errors import missing_extra
 from recsys.evaluation.recommendation_health import Health
 from recsys.evaluation.results import Comparison, Evaluation
 from recsys.evaluation.slices import (
@@ -147,10 +147,7 @@ def check_packages() -> None:
     """Raises InputError unless the packages of the extra are installed."""
     for package in ("matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
-            raise InputError(
-                "--report needs the extra [report], from a checkout: pip "
-                f"install '.[report]'. Received: no package {package}"
-            )
+            raise missing_extra("--report", "report", f"no package {package}")
 
 
 def validation_measures(data: ReportData) -> list[str]:

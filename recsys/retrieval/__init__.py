@@ -1,7 +1,18 @@
 """Retrieval: the candidates with the highest dot products for a query."""
 
+from recsys.retrieval.approximate import ApproximateIndex
 from recsys.retrieval.exact import top_columns, top_k
 from recsys.retrieval.index import ExactIndex, TopK, load
-from recsys.retrieval.scann import ScannIndex
 
-__all__ = ["ExactIndex", "ScannIndex", "TopK", "load", "top_columns", "top_k"]
+# The name of earlier versions, which searched with ScaNN.
+ScannIndex = ApproximateIndex
+
+__all__ = [
+    "ApproximateIndex",
+    "ExactIndex",
+    "ScannIndex",
+    "TopK",
+    "load",
+    "top_columns",
+    "top_k",
+]

@@ -387,10 +387,10 @@ def load(path: str | os.PathLike[str]) -> ExactIndex:
         path: The folder that `save` wrote.
 
     Returns:
-        An `ExactIndex` or `ScannIndex`, as it was saved.
+        An `ExactIndex` or `ApproximateIndex`, as it was saved.
 
     Raises:
-        InputError: There is no index, or ScaNN is needed but not installed.
+        InputError: There is no index, or faiss is needed but not installed.
     """
     folder = pathlib.Path(path)
     try:

@@ -1,17 +1,18 @@
-"""An index of candidates that is searched approximately, by ScaNN."""
+"""An index of candidates that is searched approximately, by faiss."""
 
 from __future__ import annotations
 
 import math
 import pathlib
-import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from recsys import files
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
+from recsys.retrieval import exact
 from recsys.retrieval.index import ExactIndex, Ids
 
 # With fewer candidates an exact search is faster than any index, and there is
@@ -22,21 +23,25 @@ _FEWEST_CANDIDATES = 1_000
 _LARGEST_FETCH = 0.002
 # Candidates that are scored exactly, per requested candidate.
 _REORDERED_PER_K = 5
-# Weighs errors along the vector, which change its dot products, above others
-# (Guo et al., 2020, arXiv:1908.10396).
-_ANISOTROPIC_THRESHOLD = 0.2
+# Numbers of candidates' vectors that are gathered at once to be scored: 64 MB.
+_NUMBERS_PER_BLOCK = 2**24
 _TRAINING_SAMPLE = 100_000
-# The trained part of a saved index.
-_SEARCHER = "scann"
+# The share of the candidates that may change before it is trained again.
+_MOST_CHANGED = 0.1
+# The trained part of a saved index, and the rows that changed since.
+_SEARCHER = "searcher.faiss"
+_CHANGED = "changed_rows.npy"
 
 
-class ScannIndex(ExactIndex):
+class ApproximateIndex(ExactIndex):
     """Candidates that are searched in the most promising partitions only.
 
-    A drop-in replacement for `ExactIndex`. It fetches as many more candidates
-    as exclusions and masks may remove; where that would be too many, or turns
-    out to be too few, the allowed candidates are searched exactly. Lists are
-    therefore as long as those of `ExactIndex`.
+    A drop-in replacement for `ExactIndex`. Partitions are searched with codes
+    of four bits for every two dimensions; the best by their codes are scored
+    exactly. As many more candidates are fetched as exclusions and masks may
+    remove; where that would be too many, or turns out to be too few, the
+    allowed candidates are searched exactly. Lists are therefore as long as
+    those of `ExactIndex`.
 
     Args:
         identifiers: As for `ExactIndex`.
@@ -45,14 +50,14 @@ class ScannIndex(ExactIndex):
             of candidates.
         leaves_to_search: Partitions to search for a query: more of them give
             a higher recall and take more time. Default: a twentieth.
-        searcher: The folder into which ScaNN saved a searcher of these very
-            vectors. Default: a new one is trained.
+        searcher: The folder into which an index of these very vectors was
+            saved. Default: a new one is trained.
 
     Raises:
-        InputError: As for `ExactIndex`, or ScaNN is not installed.
+        InputError: As for `ExactIndex`, or faiss is not installed.
     """
 
-    kind = "scann"
+    kind = "approximate"
 
     def __init__(
         self,
@@ -75,37 +80,50 @@ class ScannIndex(ExactIndex):
         leaves = num_leaves or round(2 * math.sqrt(len(self)))
         self._num_leaves = leaves
         self._leaves_to_search = leaves_to_search or max(10, leaves // 20)
-        self._scann = import_scann()
+        self._faiss = import_faiss()
         self._searcher: Any = None
+        # Rising rows that the searcher does not know as they are: its codes fit
+        # what it was trained on, so these are searched exactly.
+        self._changed = np.empty(0, np.int64)
         if searcher is None:
             self._build()
         else:
-            self._searcher = self._scann.load_searcher(str(searcher))
+            self._read(searcher)
 
     def _build(self) -> None:
         """Trains the partitions if there are enough candidates."""
         if len(self) < _FEWEST_CANDIDATES:
             return
+        vectors = self._candidates()
+        dim = vectors.shape[1]
         leaves = min(self._num_leaves, len(self))
-        vectors = self.vectors
-        sample = min(len(self), _TRAINING_SAMPLE)
-        builder = (
-            self._scann.builder(vectors, 10, "dot_product")
-            .tree(
-                num_leaves=leaves,
-                num_leaves_to_search=min(self._leaves_to_search, leaves),
-                training_sample_size=sample,
-            )
-            .score_ah(
-                2,
-                anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD,
-                training_sample_size=sample,
-            )
-            .reorder(100)
+        # Codes of two dimensions each; of one where the number is odd.
+        num_codes = dim if dim % 2 else dim // 2
+        self._searcher = self._faiss.index_factory(
+            dim,
+            f"IVF{leaves},PQ{num_codes}x4fs",
+            self._faiss.METRIC_INNER_PRODUCT,
         )
-        self._searcher = self._scann.create_searcher(
-            vectors, builder.create_config()
-        )
+        self._searcher.nprobe = self._leaves_to_search
+        # Small clusters are meant: faiss would warn of them.
+        self._searcher.cp.min_points_per_centroid = 1
+        rng = np.random.default_rng(0)
+        size = min(len(self), _TRAINING_SAMPLE)
+        sample = np.sort(rng.choice(len(self), size, replace=False))
+        self._searcher.train(vectors[sample])
+        self._searcher.add(vectors)
+        self._changed = self._changed[:0]
+
+    def _read(self, folder: pathlib.Path) -> None:
+        try:
+            self._searcher = self._faiss.read_index(str(folder / _SEARCHER))
+            self._changed = np.load(folder / _CHANGED)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{folder}: expected {_SEARCHER} and {_CHANGED}, as saved. "
+                f"Received: {' '.join(str(error).split())}"
+            ) from error
+        self._searcher.nprobe = self._leaves_to_search
 
     def _search(
         self,
@@ -124,7 +142,7 @@ class ScannIndex(ExactIndex):
         too_many = fetch > max(_LARGEST_FETCH * len(self), 2 * k)
         if self._searcher is None or too_many or not len(queries):
             return super()._search(queries, k, excluded, rows)
-        found, scores = self._fetch(queries, min(fetch, len(self)))
+        found, scores = self._fetch(queries, fetch)
         _remove(found, scores, excluded, rows)
         order = np.lexsort((found, -scores), axis=1)[:, :k]
         found = np.take_along_axis(found, order, axis=1)
@@ -140,27 +158,33 @@ class ScannIndex(ExactIndex):
         self, queries: np.ndarray, fetch: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns `[num_queries, fetch]` int64 rows and float32 scores."""
-        found, scores = self._searcher.search_batched_parallel(
-            queries,
-            final_num_neighbors=fetch,
-            pre_reorder_num_neighbors=_REORDERED_PER_K * fetch,
-            leaves_to_search=self._leaves_to_search,
-        )
-        found = found.astype(np.int64)
-        # Places that the partitions could not fill are NaN.
-        scores = np.where(np.isnan(scores), -np.inf, scores)
-        return found, scores.astype(np.float32)
+        width = min(_REORDERED_PER_K * fetch, self._searcher.ntotal)
+        # Places that the partitions could not fill are -1.
+        found = self._searcher.search(queries, width)[1]
+        found[np.isin(found, self._changed)] = -1
+        scores = np.empty(found.shape, np.float32)
+        step = max(_NUMBERS_PER_BLOCK // (width * queries.shape[1]), 1)
+        for begin in range(0, len(queries), step):
+            block = slice(begin, begin + step)
+            np.matmul(
+                self._table[found[block]],
+                queries[block, :, np.newaxis],
+                out=scores[block, :, np.newaxis],
+            )
+        scores[found < 0] = -np.inf
+        if len(self._changed):
+            others = exact.top_k(
+                queries, self._candidates(), fetch, rows=self._changed
+            )
+            found = np.concatenate([found, others[0]], axis=1)
+            scores = np.concatenate([scores, others[1]], axis=1)
+        places, scores = exact.top_columns(scores, fetch)
+        return np.take_along_axis(found, places, axis=1), scores
 
     def _write(self, rows: np.ndarray, vectors: np.ndarray, size: int) -> None:
         super()._write(rows, vectors, size)
-        if self._searcher is not None and len(rows):
-            # ScaNN appends where the row is None.
-            order = np.argsort(rows)
-            self._searcher.searcher.upsert(
-                [int(r) if r < size else None for r in rows[order]],
-                np.ascontiguousarray(vectors[order]),
-                1,
-            )
+        if self._searcher is not None:
+            self._changed = np.union1d(self._changed, rows)
 
     def update(
         self,
@@ -169,19 +193,18 @@ class ScannIndex(ExactIndex):
     ) -> None:
         """Adds or replaces candidates; see `ExactIndex.update`.
 
-        The partitions stay as they are: after many changes, in particular
-        with another distribution, a new index has a higher recall.
+        They are searched exactly, until they are a tenth of all: then the
+        partitions are trained again, within the call.
         """
         super().update(identifiers, vectors)
-        if self._searcher is None:
+        is_old = len(self._changed) > _MOST_CHANGED * len(self)
+        if self._searcher is None or is_old:
             self._build()
 
     def _save_more(self, folder: pathlib.Path) -> dict[str, Any]:
         if self._searcher is not None:
-            (folder / _SEARCHER).mkdir(exist_ok=True)
-            self._searcher.serialize(
-                str(folder / _SEARCHER), relative_path=True
-            )
+            self._faiss.write_index(self._searcher, str(folder / _SEARCHER))
+            np.save(folder / _CHANGED, self._changed)
         return {
             "num_leaves": self._num_leaves,
             "leaves_to_search": self._leaves_to_search,
@@ -194,43 +217,41 @@ class ScannIndex(ExactIndex):
     ) -> ExactIndex:
         about = files.read_json_object(
             path / "index.json",
+            kind=str,
             num_leaves=int,
             leaves_to_search=int,
             has_searcher=bool,
         )
+        is_old = about["kind"] != cls.kind and about["has_searcher"]
+        if is_old:
+            warnings.warn(
+                f"{path} was saved by ScaNN: its partitions are trained again. "
+                "Save it to keep the new ones.",
+                stacklevel=3,
+            )
         return cls(
             *arrays,
             num_leaves=about["num_leaves"],
             leaves_to_search=about["leaves_to_search"],
-            searcher=path / _SEARCHER if about["has_searcher"] else None,
+            searcher=path if about["has_searcher"] and not is_old else None,
         )
 
 
-def import_scann() -> ModuleType:
-    """Imports ScaNN's searcher for NumPy arrays.
+# What an earlier version saved, by ScaNN.
+ExactIndex._kinds["scann"] = ApproximateIndex
+
+
+def import_faiss() -> ModuleType:
+    """Imports faiss.
 
     Raises:
-        InputError: ScaNN is not installed.
+        InputError: It is not installed.
     """
-    # ScaNN 1.4.2 also loads operations that were built for TensorFlow 2.20
-    # and fail with any other version. With None in their place it takes them
-    # as missing, as in an installation without TensorFlow.
-    operations = "scann.scann_ops.py.scann_ops"
-    is_ours = operations not in sys.modules
-    if is_ours:
-        sys.modules[operations] = None  # type: ignore[assignment]
     try:
-        from scann.scann_ops.py import scann_ops_pybind
+        import faiss
     except ImportError as error:
-        raise InputError(
-            "approximate retrieval needs ScaNN (from a checkout: "
-            "pip install '.[ann]'). "
-            f"Received: {error}"
-        ) from error
-    finally:
-        if is_ours:
-            del sys.modules[operations]
-    return scann_ops_pybind
+        raise missing_extra("approximate retrieval", "ann", error) from error
+    return faiss
 
 
 def _remove(
