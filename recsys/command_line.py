@@ -17,7 +17,12 @@ from typing import Any
 from absl import flags
 
 from recsys.config import DEFAULTS, FIELDS, PRESETS, TYPES
-from recsys.errors import InputError, MismatchError, WorkerLostError
+from recsys.errors import (
+    InputError,
+    MismatchError,
+    WorkerLostError,
+    missing_extra,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -419,6 +424,45 @@ def add_config_flags(
             if names is None:
                 text += _defaults(name)
             command.add_flag(TYPES[name][0], name, text, group=info.group)
+
+
+def add_beam_flags(command: Command) -> None:
+    """Adds the flags `--runner` and `--beam` to a command."""
+    command.add_flag(
+        str,
+        "runner",
+        "Runner of Apache Beam, such as DirectRunner, DataflowRunner, "
+        "FlinkRunner or SparkRunner (extra [beam]), to use instead of this "
+        "machine.",
+        group="Execution",
+    )
+    command.add_flag(
+        list,
+        "beam",
+        "Option of the runner, such as --beam=--direct_num_workers=2; "
+        "repeatable.",
+        group="Execution",
+    )
+
+
+def given_beam_options(values: dict[str, Any]) -> list[str] | None:
+    """Returns the runner and its options as Beam's flags; None without one.
+
+    Raises:
+        InputError: There are options without a runner, or Beam is missing.
+    """
+    options = values["beam"] or []
+    if values["runner"] is None:
+        if options:
+            raise InputError(
+                f"--beam needs --runner. Received: --beam={options[0]}"
+            )
+        return None
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("--runner", "beam", error) from error
+    return [f"--runner={values['runner']}", *options]
 
 
 def given_fields(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,36 @@
-"""Recommendations for a file of histories, in constant memory."""
+"""Recommendations for many histories, in constant memory.
+
+The histories are those of a file, or of the users of a log.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from recsys import files
-from recsys.data.sequences import offsets_of
+from recsys.config import TrainConfig
+from recsys.data.prepare import user_histories
+from recsys.data.sequences import Sequences, offsets_of
+from recsys.data.shards import to_sequences, to_table
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
-from recsys.ids import UNKNOWN_INDEX
+from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
+from recsys.reranking import Rules
 
 if TYPE_CHECKING:
     from recsys.recommender import Recommender
@@ -34,13 +45,15 @@ _STRINGS = frozenset({str})
 _IDS = frozenset({str, int})
 _EXPECTED = 'expected {"query_id": "…", "history": ["item id", …]}'
 
+_Chunk = tuple[list[str], np.ndarray, np.ndarray]
+
 
 @dataclasses.dataclass
 class Summary:
-    """What was found in a file of histories.
+    """What was found in histories.
 
     Attributes:
-        num_queries: Lines.
+        num_queries: Histories.
         num_unknown: Ids in the histories that the model does not know.
         num_with_unknown: Histories with such an id.
         num_without_known: Histories that are empty or have only such ids.
@@ -84,17 +97,19 @@ class Summary:
         return "\n".join(lines)
 
 
-def check_files(histories: pathlib.Path, output: pathlib.Path) -> None:
+def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
     """Checks the paths before the slow part.
 
     Args:
-        histories: The file to read.
+        histories: The file to read, if any.
         output: The file to write.
 
     Raises:
         InputError: One of them cannot be used.
     """
-    if not histories.exists() or histories.is_dir():
+    if histories is not None and not (
+        histories.exists() and not histories.is_dir()
+    ):
         raise InputError(
             f"--histories must be a file. Received: {str(histories)!r}"
         )
@@ -103,7 +118,9 @@ def check_files(histories: pathlib.Path, output: pathlib.Path) -> None:
             "--output must be a file in a folder that exists. Received: "
             f"{str(output)!r}"
         )
-    if output.exists() and output.samefile(histories):
+    if histories is not None and (
+        output.exists() and output.samefile(histories)
+    ):
         raise InputError(
             "--output must be another file than --histories. Received: "
             f"{str(output)!r} for both"
@@ -117,6 +134,7 @@ def recommend_file(
     k: int,
     *,
     exclude_history: bool = True,
+    rules: Rules | None = None,
 ) -> Summary:
     """Answers every line of a file.
 
@@ -127,10 +145,15 @@ def recommend_file(
             query without an id gets the number of its line. The first line
             that is not blank decides which of the two the file is; a blank
             line is ignored in JSON and an empty history otherwise.
-        output: Gets `{"query_id", "items", "scores"}` per query, in the same
-            order; written when all are answered.
+        output: Written when all are answered, in the same order. A `.csv` or
+            `.parquet` file gets a row for each item, with columns `query_id`,
+            `rank` (from 1), `item`, `score` and `title` (the id where none is
+            known). Any other gets a line of JSON per query, `{"query_id",
+            "items", "scores"}`.
         k: How many items for each query, at most.
         exclude_history: Whether items of a history are excluded.
+        rules: Which items may be recommended, and in which order. Default:
+            all, by score.
 
     Returns:
         What was found.
@@ -142,38 +165,269 @@ def recommend_file(
     """
     began = time.perf_counter()
     summary = Summary()
-    num_listed = min(k, recommender.vocabulary.num_items)
-    with _open_output(output) as out, histories.open("rb") as lines:
+    with histories.open("rb") as lines, _open_output(output) as out:
         queries = read_queries(lines, str(histories))
-        chunks = _chunks(recommender.vocabulary, queries, num_listed, summary)
-        for names, items, offsets in _ahead(chunks):
-            found, scores = recommender.recommend_indices(
-                items, offsets, k, exclude_history=exclude_history
-            )
-            if not np.isfinite(scores[found > 0]).all():
-                raise FloatingPointError(
-                    f"{histories}: the model's scores must be finite. "
-                    "Received: NaN or infinity"
-                )
-            summary.num_short += int(np.count_nonzero((found > 0).sum(1) < k))
-            _write(out, names, recommender.vocabulary, found, scores)
+        largest = _largest_chunk(recommender, k)
+        chunks = _chunks(recommender.vocabulary, queries, largest, summary)
+        answers = _answers(
+            recommender, chunks, k, exclude_history, rules, summary
+        )
+        _write(out, output.suffix, "query_id", recommender.vocabulary, answers)
     summary.seconds = time.perf_counter() - began
     return summary
 
 
-_Chunk = tuple[list[str], np.ndarray, np.ndarray]
+def recommend_users(
+    recommender: Recommender,
+    parts: Iterable[Callable[[], Sequences]],
+    output: pathlib.Path,
+    k: int,
+    *,
+    exclude_history: bool = True,
+    rules: Rules | None = None,
+) -> Summary:
+    """Recommends for the users of a log.
+
+    Args:
+        recommender: The model.
+        parts: Read the users' histories; see
+            `recsys.data.prepare.user_histories`.
+        output: As for `recommend_file`; the column of CSV and Parquet is
+            called `user`.
+        k: As for `recommend_file`, and the following.
+        exclude_history: Whether items of a history are excluded.
+        rules: Which items may be recommended, and in which order.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: The log cannot be read.
+        FloatingPointError: A score is NaN or infinite.
+        OSError: The file could not be written.
+    """
+    began = time.perf_counter()
+    with _open_output(output) as out:
+        summary = _write_users(
+            recommender, parts, out, output.suffix, k, exclude_history, rules
+        )
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+def users_of(
+    parts: Iterable[Callable[[], Sequences]], user_ids: Sequence[str]
+) -> Sequences:
+    """Reads the histories of some users.
+
+    Args:
+        parts: As for `recommend_users`.
+        user_ids: The raw ids of the users, in the order wanted.
+
+    Raises:
+        InputError: A user has no interactions in the log.
+    """
+    wanted = pa.array(user_ids, pa.string())
+    tables = []
+    for part in parts:
+        table = to_table(part())
+        tables.append(table.filter(pc.is_in(table["user_id"], wanted)))
+    table = pa.concat_tables(tables)
+    rows = pc.index_in(wanted, table["user_id"])
+    if rows.null_count:
+        missing = wanted.filter(rows.is_null())
+        raise InputError(
+            "users must have interactions in the log that the filters leave. "
+            f"Received {len(missing):,} without: "
+            + ", ".join(map(repr, missing[:3].to_pylist()))
+            + (", …" if len(missing) > 3 else "")
+        )
+    return to_sequences(table.take(rows))
+
+
+def recommend_on_beam(
+    workdir: pathlib.Path,
+    config: TrainConfig,
+    output: str,
+    k: int,
+    *,
+    beam_options: Sequence[str],
+    exclude_history: bool = True,
+    rules: Rules | None = None,
+) -> Summary:
+    """Recommends for all users of a folder of shards, on Apache Beam.
+
+    Every worker must reach the workdir and the shards under the same names,
+    and holds the model and the users of a shard in memory.
+
+    Args:
+        workdir: The folder of the model.
+        config: Its configuration; `data` is the folder of the shards.
+        output: A new or empty folder, on any file system that Beam supports.
+            It gets a file for each shard, in the format of the folder's
+            suffix; see `recommend_users`.
+        k: How many items for each user, at most.
+        beam_options: The runner and its options, as Beam's flags.
+        exclude_history: Whether items of a history are excluded.
+        rules: Which items may be recommended, and in which order.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: The folder is not empty, or the log is not in shards.
+    """
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from recsys.data import beam_preparation, shards
+
+    began = time.perf_counter()
+    if not shards.is_sharded(config.data):
+        raise InputError(
+            "--runner needs a model trained on shards (see "
+            f"recsys.prepare_shards). Received: one trained on {config.data}"
+        )
+    beam_preparation.check_new(output)
+    folder = pathlib.Path(config.data).expanduser().absolute()
+    manifest = shards.read_manifest(folder)
+    answer = functools.partial(
+        _answer_shard,
+        workdir=workdir.absolute(),
+        config=dataclasses.replace(config, data=str(folder)),
+        output=output,
+        arguments=(k, exclude_history, rules),
+    )
+    with (
+        beam_preparation.input_errors(),
+        beam.Pipeline(options=PipelineOptions(list(beam_options))) as root,
+    ):
+        _ = (
+            root
+            | "Shards" >> beam.Create(range(len(manifest.num_users)))
+            | "Spread" >> beam.Reshuffle()
+            | "Recommend" >> beam.Map(answer)
+            | "Add up" >> beam.CombineGlobally(_total)
+            | "Write summary" >> beam.Map(_write_summary, output)
+        )
+    with beam.io.filesystems.FileSystems.open(
+        beam.io.filesystems.FileSystems.join(output, _SUMMARY)
+    ) as stream:
+        summary = Summary(**json.loads(stream.read()))
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+# Readers of a folder of Parquet files ignore names that begin so.
+_SUMMARY = "_summary.json"
+
+
+@functools.lru_cache(maxsize=1)
+def _load(
+    workdir: pathlib.Path, config: TrainConfig
+) -> tuple[Recommender, list[Callable[[], Sequences]]]:
+    """Loads a model and finds its users, once in each worker."""
+    from recsys import recommender
+
+    loaded = recommender.load(workdir)
+    return loaded, user_histories(config, loaded.vocabulary)
+
+
+def _answer_shard(
+    shard: int,
+    workdir: pathlib.Path,
+    config: TrainConfig,
+    output: str,
+    arguments: tuple[int, bool, Rules | None],
+) -> Summary:
+    from recsys.data import beam_preparation
+
+    recommender, parts = _load(workdir, config)
+    suffix = pathlib.PurePath(output).suffix or ".jsonl"
+    name = f"{shard:05d}{suffix}"
+    with beam_preparation.create(output, name) as out:
+        return _write_users(
+            recommender, [parts[shard]], out, suffix, *arguments
+        )
+
+
+def _total(summaries: Iterable[Summary]) -> Summary:
+    rows = map(dataclasses.astuple, summaries)
+    none = dataclasses.astuple(Summary())
+    return Summary(*map(sum, zip(none, *rows, strict=True)))
+
+
+def _write_summary(summary: Summary, output: str) -> None:
+    from recsys.data import beam_preparation
+
+    with beam_preparation.create(output, _SUMMARY) as out:
+        out.write(json.dumps(dataclasses.asdict(summary)).encode())
+
+
+def _write_users(
+    recommender: Recommender,
+    parts: Iterable[Callable[[], Sequences]],
+    out: IO[bytes],
+    suffix: str,
+    k: int,
+    exclude_history: bool,
+    rules: Rules | None,
+) -> Summary:
+    """Writes the answers for the users of some parts to a stream."""
+    summary = Summary()
+    largest = _largest_chunk(recommender, k)
+
+    def chunks() -> Iterator[_Chunk]:
+        for part in parts:
+            users = part()
+            for begin in range(0, users.num_users, largest):
+                rows = np.arange(begin, min(begin + largest, users.num_users))
+                some = users.select(rows)
+                _count(summary, some.items, some.lengths)
+                yield some.user_ids.tolist(), some.items, some.offsets
+
+    answers = _answers(
+        recommender, chunks(), k, exclude_history, rules, summary
+    )
+    _write(out, suffix, "user", recommender.vocabulary, answers)
+    return summary
+
+
+def _largest_chunk(recommender: Recommender, k: int) -> int:
+    num_listed = min(k, recommender.vocabulary.num_items)
+    return min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
+
+
+def _answers(
+    recommender: Recommender,
+    chunks: Iterator[_Chunk],
+    k: int,
+    exclude_history: bool,
+    rules: Rules | None,
+    summary: Summary,
+) -> Iterator[_Chunk]:
+    """Yields the ids, and the indices and scores of their lists."""
+    for names, items, offsets in _ahead(chunks):
+        found, scores = recommender.recommend_indices(
+            items, offsets, k, exclude_history=exclude_history, rules=rules
+        )
+        if not np.isfinite(scores[found > 0]).all():
+            raise FloatingPointError(
+                "the model's scores must be finite. Received: NaN or infinity"
+            )
+        summary.num_short += int(np.count_nonzero((found > 0).sum(1) < k))
+        yield names, found, scores
 
 
 def _chunks(
     vocabulary: Vocabulary,
     queries: Iterator[tuple[str, list[str]]],
-    num_listed: int,
+    largest: int,
     summary: Summary,
 ) -> Iterator[_Chunk]:
     """Yields query ids, flat items and offsets of many queries at a time."""
     names: list[str] = []
     histories: list[list[str]] = []
-    largest = min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
     num_items = 0
     for name, history in queries:
         if len(names) == largest or (
@@ -293,24 +547,90 @@ def _encode(
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
     ids = list(itertools.chain.from_iterable(histories))
     items = vocabulary.encode(pa.array(ids, pa.string()))
-    known = items != UNKNOWN_INDEX
-    rows = np.repeat(np.arange(len(histories)), lengths)
-    num_known = np.bincount(rows[known], minlength=len(histories))
-    summary.num_queries += len(histories)
-    summary.num_unknown += int(np.count_nonzero(~known))
-    summary.num_with_unknown += int(np.count_nonzero(num_known < lengths))
-    summary.num_without_known += int(np.count_nonzero(num_known == 0))
+    _count(summary, items, lengths)
     return items, offsets_of(lengths)
 
 
+def _count(summary: Summary, items: np.ndarray, lengths: np.ndarray) -> None:
+    """Adds histories of `[total]` indices to a summary."""
+    known = items != UNKNOWN_INDEX
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    num_known = np.bincount(rows[known], minlength=len(lengths))
+    summary.num_queries += len(lengths)
+    summary.num_unknown += int(np.count_nonzero(~known))
+    summary.num_with_unknown += int(np.count_nonzero(num_known < lengths))
+    summary.num_without_known += int(np.count_nonzero(num_known == 0))
+
+
 def _write(
-    out: IO[str],
+    out: IO[bytes],
+    suffix: str,
+    id_name: str,
+    vocabulary: Vocabulary,
+    answers: Iterator[_Chunk],
+) -> None:
+    """Writes answers to a stream, in the format of a suffix."""
+    open_writer = {".csv": pa_csv.CSVWriter, ".parquet": pq.ParquetWriter}.get(
+        suffix.lower()
+    )
+    if open_writer is None:
+        for names, found, scores in answers:
+            out.write(_json_lines(names, vocabulary, found, scores).encode())
+        return
+    none = np.zeros((0, 0))
+    schema = answers_table([], vocabulary, none, none, id_name).schema
+    with open_writer(out, schema) as writer:
+        for answer in answers:
+            names, found, scores = answer
+            writer.write_table(
+                answers_table(names, vocabulary, found, scores, id_name)
+            )
+
+
+def answers_table(
+    names: Sequence[str],
+    vocabulary: Vocabulary,
+    found: np.ndarray,
+    scores: np.ndarray,
+    id_name: str = "user",
+) -> pa.Table:
+    """Returns lists of items as a table with a row for each item.
+
+    Args:
+        names: `[num_queries]` str, what each list is for.
+        vocabulary: The items.
+        found: `[num_queries, k]` vocabulary indices, 0 behind the last.
+        scores: `[num_queries, k]` float32.
+        id_name: What the column of the names is called.
+
+    Returns:
+        Columns `id_name`, `rank` (from 1), `item`, `score` and `title`, the
+        raw id where no title is known.
+    """
+    queries, places = np.nonzero(found)
+    rows = found[queries, places].astype(np.int64) - FIRST_ITEM_INDEX
+    items = vocabulary.items
+    ids = titles = items["item_id"].take(rows)
+    if "title" in items.column_names:
+        titles = items["title"].take(rows).cast(pa.string())
+        titles = pc.coalesce(titles, ids)
+    columns = {
+        id_name: pa.array(names, pa.string()).take(queries),
+        "rank": pa.array(places + 1, pa.int32()),
+        "item": ids,
+        "score": pa.array(scores[queries, places], pa.float32()),
+        "title": titles,
+    }
+    return pa.table(columns)
+
+
+def _json_lines(
     names: list[str],
     vocabulary: Vocabulary,
     found: np.ndarray,
     scores: np.ndarray,
-) -> None:
-    """Writes a line per query."""
+) -> str:
+    """Returns a line per query."""
     is_item = found > 0
     ids = vocabulary.decode(found[is_item]).tolist()
     # Further decimals of a float32 are noise and would double the file.
@@ -326,18 +646,18 @@ def _write(
         }
         lines.append(json.dumps(line, ensure_ascii=False))
         begin = end
-    out.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 @contextlib.contextmanager
-def _open_output(path: pathlib.Path) -> Iterator[IO[str]]:
+def _open_output(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Opens the output, atomically unless it is a pipe or a device."""
     if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as out:
+        with path.open("wb") as out:
             yield out
         return
     with (
         files.atomic_path(path.resolve()) as temporary,  # A link stays one.
-        temporary.open("w", encoding="utf-8") as out,
+        temporary.open("wb") as out,
     ):
         yield out

@@ -6,17 +6,17 @@ import pathlib
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import recsys
-from recsys.command_line import Command, add_config_flags
+from recsys.command_line import (
+    Command,
+    add_beam_flags,
+    add_config_flags,
+    given_beam_options,
+)
 from recsys.config import HELD_OUT_BY_USER, SOURCE_FIELDS
-from recsys.errors import InputError, missing_extra
-
-if TYPE_CHECKING:
-    from recsys.data.shard_preparation import Options
-    from recsys.data.shards import Manifest
-    from recsys.data.sources import Source
+from recsys.errors import InputError
 
 COMMAND = Command(
     "recsys.prepare_shards",
@@ -67,19 +67,7 @@ COMMAND.add_flag(
     "Number of processes on this machine. Default: one for each core.",
     group="Execution",
 )
-COMMAND.add_flag(
-    str,
-    "runner",
-    "Runner of Apache Beam, such as DirectRunner, DataflowRunner, FlinkRunner "
-    "or SparkRunner (extra [beam]), to use instead of this machine.",
-    group="Execution",
-)
-COMMAND.add_flag(
-    list,
-    "beam",
-    "Option of the runner, such as --beam=--direct_num_workers=2; repeatable.",
-    group="Execution",
-)
+add_beam_flags(COMMAND)
 
 
 def main(values: dict[str, Any]) -> int:
@@ -107,10 +95,29 @@ def main(values: dict[str, Any]) -> int:
     source = recsys.data.sources.Source(
         **{name: values[name] for name in SOURCE_FIELDS}
     )
-    prepare = _on_this_machine if values["runner"] is None else _with_beam
+    beam_options = given_beam_options(values)
+    num_workers = values["num_workers"]
+    if num_workers is not None and beam_options is not None:
+        raise InputError(
+            "--num_workers is for this machine; a runner has options of its "
+            "own, such as --beam=--direct_num_workers=2. "
+            f"Received: --num_workers={num_workers}"
+        )
+    if num_workers is not None and num_workers < 1:
+        raise InputError(
+            f"--num_workers must be at least 1. Received: {num_workers}"
+        )
     # The default would leave the workers and half of the shards behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    print(prepare(values, source, options).summary())
+    if beam_options is None:
+        manifest = recsys.data.shard_preparation.prepare_shards(
+            source, pathlib.Path(values["output"]), options, num_workers
+        )
+    else:
+        manifest = recsys.data.beam_preparation.prepare_shards(
+            source, values["output"], options, beam_options
+        )
+    print(manifest.summary())
     flags = "".join(f" --{name}={value}" for name, value in given.items())
     data = shlex.quote(values["output"])
     print(
@@ -118,42 +125,6 @@ def main(values: dict[str, Any]) -> int:
         "--table_init=random --workdir=runs/large"
     )
     return 0
-
-
-def _on_this_machine(
-    values: dict[str, Any], source: Source, options: Options
-) -> Manifest:
-    if values["beam"]:
-        raise InputError(
-            f"--beam needs --runner. Received: --beam={values['beam'][0]}"
-        )
-    num_workers = values["num_workers"]
-    if num_workers is not None and num_workers < 1:
-        raise InputError(
-            f"--num_workers must be at least 1. Received: {num_workers}"
-        )
-    return recsys.data.shard_preparation.prepare_shards(
-        source, pathlib.Path(values["output"]), options, num_workers
-    )
-
-
-def _with_beam(
-    values: dict[str, Any], source: Source, options: Options
-) -> Manifest:
-    if values["num_workers"] is not None:
-        raise InputError(
-            "--num_workers is for this machine; a runner has options of its "
-            "own, such as --beam=--direct_num_workers=2. "
-            f"Received: --num_workers={values['num_workers']}"
-        )
-    try:
-        from recsys.data import beam_preparation
-    except ImportError as error:
-        raise missing_extra("--runner", "beam", error) from error
-    flags = [f"--runner={values['runner']}", *(values["beam"] or [])]
-    return beam_preparation.prepare_shards(
-        source, values["output"], options, flags
-    )
 
 
 if __name__ == "__main__":

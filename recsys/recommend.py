@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import recsys
 from recsys.command_line import (
     Command,
+    add_beam_flags,
     add_model_flag,
+    given_beam_options,
     load_tensorflow,
     model_folder,
 )
@@ -19,23 +22,30 @@ from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 
 if TYPE_CHECKING:
+    from recsys.config import TrainConfig
+    from recsys.data.sequences import Sequences
     from recsys.data.vocabulary import Vocabulary
     from recsys.recommender import Recommendation, Recommender
+    from recsys.reranking import Rules
 
 # Items of the history that --explain names for each recommendation.
 _NUM_INFLUENCES = 3
+# Items of a user's history that are named, the newest.
+_NUM_NAMED = 10
 
 COMMAND = Command(
     "recsys.recommend",
-    "Recommends items for one history, named by titles or ids, or for each "
-    "line of a file; or finds items similar to one.",
+    "Recommends items for one history, named by titles or ids, for users of "
+    "the log, or for each line of a file; or finds items similar to one.",
     [
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         '      --history="Toy Story (1995)" --history="Alien (1979)" --explain',
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
+        '      --user=7 --where="genres has Comedy and year >= 1990"',
+        "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
         '      --similar_to="Toy Story (1995)"',
         "python -m recsys.recommend --workdir=runs/movielens-small \\\n"
-        "      --histories=histories.jsonl --output=items.jsonl",
+        "      --users=all --at_most=genres:3 --output=items.parquet",
     ],
 )
 add_model_flag(COMMAND)
@@ -43,6 +53,12 @@ COMMAND.add_flag(
     list,
     "history",
     "An item of the history, by title or id; repeated, oldest first.",
+    group="One history",
+)
+COMMAND.add_flag(
+    list,
+    "user",
+    "A user of the log that the model was trained on, by id; repeatable.",
     group="One history",
 )
 COMMAND.add_flag(
@@ -68,9 +84,43 @@ COMMAND.add_flag(
 )
 COMMAND.add_flag(
     pathlib.Path,
-    "output",
-    'The file that gets a line {"query_id", "items", "scores"} per query.',
+    "users",
+    "Users of the log that the model was trained on: all, or a file of ids, "
+    "one per line or in the first column of CSV, TSV or Parquet.",
     group="Many histories",
+)
+COMMAND.add_flag(
+    pathlib.Path,
+    "output",
+    "The file of the answers. A .csv or .parquet file gets a row per item, any "
+    'other a line {"query_id", "items", "scores"} per query.',
+    group="Many histories",
+)
+for name, help_text in (
+    ("items", "A file of item ids, the only ones to recommend; as for --users"),
+    ("exclude", "A file of item ids that are never recommended"),
+):
+    COMMAND.add_flag(pathlib.Path, name, f"{help_text}.", group="Rules")
+COMMAND.add_flag(
+    str,
+    "where",
+    "Which items to recommend, by their columns, such as 'genres has Comedy "
+    "and (year >= 1990 or not price > 5)'.",
+    group="Rules",
+)
+COMMAND.add_flag(
+    list,
+    "at_most",
+    "COLUMN:N, to list at most N items with the same value in a column; "
+    "repeatable.",
+    group="Rules",
+)
+COMMAND.add_flag(
+    float,
+    "diversity",
+    "How much a list avoids similar items, from 0 to 1.",
+    group="Rules",
+    default=0.0,
 )
 COMMAND.add_flag(int, "k", "How many items, at most.", group="All", default=10)
 COMMAND.add_flag(
@@ -80,10 +130,11 @@ COMMAND.add_flag(
     group="All",
     default=True,
 )
+add_beam_flags(COMMAND)
 
 
 def main(values: dict[str, Any]) -> int:
-    """Recommends for one history or for a file of them.
+    """Recommends for one history, for users, or for a file of histories.
 
     Args:
         values: The value of every flag.
@@ -93,32 +144,62 @@ def main(values: dict[str, Any]) -> int:
     """
     path = model_folder(values)
     _check(values)
+    beam_options = given_beam_options(values)
     # Errors that need no TensorFlow are reported before it is loaded.
     folder = recsys.workdir.Workdir(path)
     config = folder.read_config()
     vocabulary = recsys.data.vocabulary.Vocabulary.load(folder.vocabulary)
-    items: list[int] = []
+    options = {
+        "exclude_history": values["exclude_history"],
+        "rules": _rules(values, vocabulary),
+    }
+    if beam_options is not None:
+        summary = recsys.histories.recommend_on_beam(
+            folder.path,
+            config,
+            values["output"],
+            values["k"],
+            beam_options=beam_options,
+            **options,
+        )
+        print(summary.text(values["k"]), file=sys.stderr)
+        return 0
+    output = pathlib.Path(values["output"] or "")
+    histories, parts, items = None, [], []
     if values["histories"] is not None:
-        recsys.histories.check_files(*_files(values))
-    elif values["similar_to"] is not None:
+        histories = pathlib.Path(values["histories"])
+    if values["output"]:
+        recsys.histories.check_files(histories, output)
+    if values["similar_to"] is not None:
         items = [vocabulary.find(values["similar_to"])]
-    else:
+    elif values["user"] or values["users"] is not None:
+        parts = _users(values, config, vocabulary)
+    elif histories is None:
         texts = [text for text in values["history"] or [] if text.strip()]
         items = [_find(vocabulary, text) for text in texts]
     load_tensorflow()
     recommender = recsys.recommender.restore(folder, config, vocabulary)
-    if values["histories"] is not None:
-        summary = recsys.histories.recommend_file(
-            recommender,
-            *_files(values),
-            values["k"],
-            exclude_history=values["exclude_history"],
-        )
+    if values["output"]:
+        if histories is not None:
+            answer = functools.partial(
+                recsys.histories.recommend_file, recommender, histories
+            )
+        else:
+            answer = functools.partial(
+                recsys.histories.recommend_users, recommender, parts
+            )
+        summary = answer(output, values["k"], **options)
         print(summary.text(values["k"]), file=sys.stderr)
     elif values["similar_to"] is not None:
         _print_similar(recommender, items[0], values["k"])
+    elif parts:
+        users = parts[0]()
+        for place, user in enumerate(users.user_ids):
+            history = users.items[slice(*users.offsets[place : place + 2])]
+            print("\n" * (place > 0) + f"User {_printable(user)}")
+            _print_recommended(recommender, history.tolist(), values, options)
     else:
-        _print_recommended(recommender, items, values)
+        _print_recommended(recommender, items, values, options)
     return 0
 
 
@@ -126,34 +207,96 @@ def _check(values: dict[str, Any]) -> None:
     """Raises InputError for flags that contradict each other."""
     if values["k"] < 1:
         raise InputError(f"--k must be at least 1. Received: {values['k']}")
+    ways = [
+        f"--{way}"
+        for way in ("history", "histories", "user", "users", "similar_to")
+        if values[way] not in (None, [])
+    ]
     if values["similar_to"] is not None:
-        others = ("history", "histories", "output", "explain")
-        given = [f"--{name}" for name in others if values[name]]
+        others = (
+            "history histories user users output explain items exclude where "
+            "at_most diversity runner"
+        )
+        given = [f"--{name}" for name in others.split() if values[name]]
         if given:
             raise InputError(
                 "--similar_to goes with --k alone. Received: "
                 + ", ".join(given)
             )
-    if values["histories"] is not None and values["explain"]:
-        raise InputError("--explain goes with --history. Received: --histories")
-    if values["histories"] is None:
-        if values["output"] is not None:
+    if len(ways) > 1:
+        raise InputError(
+            "expected one of --history, --histories, --user and --users. "
+            f"Received: {', '.join(ways)}"
+        )
+    is_many = ways in (["--histories"], ["--users"])
+    if values["explain"] and (is_many or values["output"]):
+        raise InputError(
+            "--explain goes with --history or --user, without --output. "
+            f"Received: {ways[0] if is_many else '--output'}"
+        )
+    if is_many and not values["output"]:
+        raise InputError(
+            f"{ways[0]} needs --output=FILE for its answers. Received: none"
+        )
+    if values["output"] and not is_many and ways != ["--user"]:
+        raise InputError(
+            "--output goes with --histories=FILE, --users or --user. "
+            f"Received: --output={values['output']} alone"
+        )
+    users = values["users"]
+    if users not in (None, "all") and not pathlib.Path(users).is_file():
+        raise InputError(f"--users must be all, or a file. Received: {users!r}")
+    if values["runner"] is not None and users != "all":
+        raise InputError(
+            "--runner goes with --users=all. Received: "
+            + (ways[0] if ways else f"--runner={values['runner']}")
+        )
+
+
+def _rules(values: dict[str, Any], vocabulary: Vocabulary) -> Rules:
+    """Makes the rules of the flags, and prints what they leave."""
+    ids = {
+        name: recsys.reranking.read_ids(
+            pathlib.Path(values[name]),
+            lambda text: vocabulary.encode([text])[0] != UNKNOWN_INDEX,
+        )
+        for name in ("items", "exclude")
+        if values[name] is not None
+    }
+    at_most: dict[str, int] = {}
+    for text in values["at_most"] or []:
+        column, _, limit = text.rpartition(":")
+        if not column or not limit.isdecimal() or column in at_most:
             raise InputError(
-                "--output goes with --histories=FILE. Received: "
-                f"--output={values['output']} alone"
+                "--at_most must be COLUMN:N, such as genres:2, once for a "
+                f"column. Received: {text!r}"
             )
-    elif values["history"]:
-        raise InputError(
-            "expected either --history or --histories. Received: both"
-        )
-    elif not values["output"]:
-        raise InputError(
-            "--histories needs --output=FILE for its answers. Received: none"
-        )
+        at_most[column] = int(limit)
+    rules = recsys.reranking.Rules.make(
+        vocabulary,
+        items=ids.get("items"),
+        exclude=ids.get("exclude"),
+        where=values["where"],
+        at_most=at_most,
+        diversity=values["diversity"],
+    )
+    print("".join(f"{note}\n" for note in rules.notes), end="", file=sys.stderr)
+    return rules
 
 
-def _files(values: dict[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
-    return pathlib.Path(values["histories"]), pathlib.Path(values["output"])
+def _users(
+    values: dict[str, Any], config: TrainConfig, vocabulary: Vocabulary
+) -> list[Callable[[], Sequences]]:
+    """Finds the histories of the users of the flags."""
+    parts = recsys.data.prepare.user_histories(config, vocabulary)
+    if values["users"] == "all":
+        return parts
+    user_ids = values["user"] or recsys.reranking.read_ids(
+        pathlib.Path(values["users"]),
+        lambda text: any(text in part().user_ids for part in parts),
+    )
+    found = recsys.histories.users_of(parts, user_ids)
+    return [lambda: found]
 
 
 def _find(vocabulary: Vocabulary, text: str) -> int:
@@ -173,13 +316,19 @@ def _find(vocabulary: Vocabulary, text: str) -> int:
 
 
 def _print_recommended(
-    recommender: Recommender, history: list[int], values: dict[str, Any]
+    recommender: Recommender,
+    history: list[int],
+    values: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Prints recommendations for a history of vocabulary indices."""
     vocabulary = recommender.vocabulary
     known = [index for index in history if index >= FIRST_ITEM_INDEX]
     if known:
-        titles = ", ".join(vocabulary.describe(index) for index in known)
+        named = known[-_NUM_NAMED:] if values["user"] else known
+        titles = ", ".join(vocabulary.describe(index) for index in named)
+        if len(named) < len(known):
+            titles = f"{len(known) - len(named)} others, {titles}"
         print(f"After {_printable(titles)}:\n")
     else:
         print(
@@ -187,9 +336,7 @@ def _print_recommended(
             "most popular items, scored by their interactions:\n"
         )
     ids = vocabulary.decode(known).tolist()
-    found = recommender.recommend(
-        ids, values["k"], exclude_history=values["exclude_history"]
-    )
+    found = recommender.recommend(ids, values["k"], **options)
     notes: list[str] = []
     if values["explain"] and known:
         notes = [

@@ -102,8 +102,8 @@ class Rules:
             allowed &= found.fill_null(False).to_numpy(zero_copy_only=False)
             if found.null_count:
                 notes.append(
-                    f"{found.null_count:,} items lack a value that `where` "
-                    "needs, and are not recommended"
+                    "items without a value that `where` needs, never "
+                    f"recommended: {found.null_count:,}"
                 )
         rows = None
         if not allowed.all():

@@ -127,8 +127,8 @@ class MakeTest(parameterized.TestCase):
             (
                 "1 of 4 ids of `items` are unknown, ignored",
                 "2 of 3 ids of `exclude` are unknown, ignored",
-                "1 items lack a value that `where` needs, and are not "
-                "recommended",
+                "items without a value that `where` needs, never recommended: "
+                "1",
                 "2 of 4 items may be recommended",
             ),
         )

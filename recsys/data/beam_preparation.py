@@ -54,21 +54,26 @@ def prepare_shards(
         InputError: The folder is not empty, the log cannot be read, or too
             little is left of it.
     """
-    if FileSystems.match([FileSystems.join(output, "*")])[0].metadata_list:
-        raise InputError(
-            f"--output must be a new or an empty folder. Received: {output!r}"
-        )
+    check_new(output)
     units, items = source.units()
     preparation = steps.Preparation(
-        source.data, options, functools.partial(_open, output)
+        source.data, options, functools.partial(create, output)
     )
     with (
-        _input_errors(),
+        input_errors(),
         beam.Pipeline(options=PipelineOptions(list(beam_options))) as root,
     ):
         _build(root, preparation, units, items)
     with FileSystems.open(FileSystems.join(output, shards.MANIFEST)) as stream:
         return shards.parse_manifest(stream.read().decode(), output)
+
+
+def check_new(output: str) -> None:
+    """Raises InputError if a folder, of any file system, has content."""
+    if FileSystems.match([FileSystems.join(output, "*")])[0].metadata_list:
+        raise InputError(
+            f"--output must be a new or an empty folder. Received: {output!r}"
+        )
 
 
 def _build(
@@ -183,7 +188,7 @@ def _from_bytes(data: bytes) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _input_errors() -> Iterator[None]:
+def input_errors() -> Iterator[None]:
     """Raises an InputError of a worker as it was.
 
     Beam adds where it happened, and a worker in another process returns it
@@ -201,7 +206,16 @@ def _input_errors() -> Iterator[None]:
         raise InputError(message) from error
 
 
-def _open(folder: str, name: str) -> IO[bytes]:
+def create(folder: str, name: str) -> IO[bytes]:
+    """Creates a file in a folder, of any file system.
+
+    Args:
+        folder: The folder; it and those on the way to the file may be new.
+        name: The path of the file in it, with "/".
+
+    Returns:
+        The file, to write bytes to.
+    """
     *parents, _ = name.split("/")
     target = FileSystems.join(folder, *parents)
     if not FileSystems.exists(target):

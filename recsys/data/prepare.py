@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 from recsys.config import TrainConfig, parse_cutoff
 from recsys.data import shards, sources, splits
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
-from recsys.data.interactions import filter_interactions
+from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.sources import Log
 from recsys.data.splits import BY_USER, Split
@@ -103,6 +105,50 @@ def read_log(config: TrainConfig) -> Log:
     return sources.read(**config.source())
 
 
+def filter_log(log: Log, config: TrainConfig) -> Interactions:
+    """Applies the filters of a configuration.
+
+    Raises:
+        InputError: As for `filter_interactions`.
+    """
+    return filter_interactions(
+        log.interactions,
+        min_rating=config.min_rating,
+        min_item_count=config.min_item_count,
+        min_user_count=config.min_user_count,
+        repeats=config.repeats,
+    )
+
+
+def user_histories(
+    config: TrainConfig, vocabulary: Vocabulary
+) -> list[Callable[[], Sequences]]:
+    """Finds all interactions of the users of a log, held-out ones included.
+
+    Args:
+        config: The log and its filters.
+        vocabulary: The items; others get the unknown index.
+
+    Returns:
+        Functions that read the sequences of some users each: one for each
+        shard, or a single one for a log that is not in shards.
+
+    Raises:
+        InputError: The log cannot be read, or nothing is left of it.
+    """
+    if not shards.is_sharded(config.data):
+        interactions = filter_log(read_log(config), config)
+        sequences = build_sequences(interactions, vocabulary, strict=False)
+        return [lambda: sequences]
+    folder = pathlib.Path(os.path.expanduser(config.data))
+    manifest = shards.read_manifest(folder)
+    indices = vocabulary.indices_of(Vocabulary.load(folder / shards.VOCABULARY))
+    return [
+        functools.partial(shards.read_users, folder, shard, indices)
+        for shard in range(len(manifest.num_users))
+    ]
+
+
 def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
     """Filters a log, numbers its items and splits it.
 
@@ -117,13 +163,7 @@ def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
         InputError: Fewer than two items, or no user with enough interactions,
             are left.
     """
-    interactions = filter_interactions(
-        log.interactions,
-        min_rating=config.min_rating,
-        min_item_count=config.min_item_count,
-        min_user_count=config.min_user_count,
-        repeats=config.repeats,
-    )
+    interactions = filter_log(log, config)
     if len(interactions.item_ids) < 2:
         raise InputError(
             f"{log.name}: expected at least two items to choose between. "

@@ -250,7 +250,7 @@ class Sequences(TrainingSequences):
 
 
 def build_sequences(
-    interactions: Interactions, vocabulary: Vocabulary
+    interactions: Interactions, vocabulary: Vocabulary, *, strict: bool = True
 ) -> Sequences:
     """Sorts a log by user and time.
 
@@ -260,16 +260,19 @@ def build_sequences(
 
     Args:
         interactions: The log.
-        vocabulary: Maps all of its items to indices.
+        vocabulary: Maps its items to indices.
+        strict: Whether an item that is not in the vocabulary is an error. If
+            not, it gets the unknown index.
 
     Returns:
         The sequences, one per user of the log.
 
     Raises:
-        InputError: An item of the log is not in the vocabulary.
+        InputError: An item of the log is not in the vocabulary, and `strict`
+            is set.
     """
     order = _chronological(interactions.users, interactions.timestamps)
-    indices = vocabulary.encode(interactions.item_ids, strict=True)
+    indices = vocabulary.encode(interactions.item_ids, strict=strict)
     counts = np.bincount(
         interactions.users, minlength=len(interactions.user_ids)
     )

@@ -313,6 +313,26 @@ def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
     return to_sequences(pa.concat_tables([_read(folder / n) for n in names]))
 
 
+def read_users(
+    folder: pathlib.Path, shard: int, indices: np.ndarray
+) -> Sequences:
+    """Reads the full sequences of all users of a shard.
+
+    Args:
+        folder: The folder.
+        shard: The number of the shard.
+        indices: `[vocabulary_size]` int32, the index to return for each index
+            of the folder's vocabulary.
+    """
+    queried = _read(folder / queries_name(shard))
+    train = _read(folder / sequences_name(shard))
+    # Without the targets of those who are queried.
+    is_there = pc.is_in(train["user_id"], value_set=queried["user_id"])
+    table = pa.concat_tables([train.filter(pc.invert(is_there)), queried])
+    found = to_sequences(table)
+    return dataclasses.replace(found, items=indices[found.items])
+
+
 def to_table(sequences: Sequences) -> pa.Table:
     """Returns sequences as the table of a shard."""
     offsets = pa.array(sequences.offsets.astype(np.int32))
