@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from recsys.models.shared_item_embedding import SharedItemEmbedding
     from recsys.models.towers import CandidateTower, HistoryTower
     from recsys.models.two_tower import TwoTower
-    from recsys.recommender import Recommender, load
+    from recsys.recommender import Recommender
+    from recsys.runs import TrainedModel, fit, load
 
     __version__: str
 
@@ -41,8 +42,10 @@ __all__ = [
     "Recommender",
     "SelfAttentionEncoder",
     "SharedItemEmbedding",
+    "TrainedModel",
     "TwoTower",
     "__version__",
+    "fit",
     "load",
 ]
 
@@ -59,8 +62,10 @@ _HOMES = {
     "Recommender": "recsys.recommender",
     "SelfAttentionEncoder": "recsys.models.history_encoders",
     "SharedItemEmbedding": "recsys.models.shared_item_embedding",
+    "TrainedModel": "recsys.runs",
     "TwoTower": "recsys.models.two_tower",
-    "load": "recsys.recommender",
+    "fit": "recsys.runs",
+    "load": "recsys.runs",
 }
 
 # Reached as attributes without an import of their own: recsys.training.train.
@@ -77,6 +82,7 @@ _MODULES = (
     "recommender",
     "reranking",
     "retrieval",
+    "runs",
     "serving",
     "training",
     "workdir",

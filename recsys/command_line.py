@@ -325,7 +325,7 @@ def load_tensorflow() -> None:
         tf.config.list_physical_devices()
 
 
-_DEFAULT_PRESET = "movielens-small"
+DEFAULT_PRESET = "movielens-small"
 
 
 def add_preset_flag(command: Command) -> None:
@@ -336,7 +336,7 @@ def add_preset_flag(command: Command) -> None:
         "Provides the values of flags that are not given: "
         f"{', '.join(PRESETS)}.",
         group="Run",
-        default=_DEFAULT_PRESET,
+        default=DEFAULT_PRESET,
     )
 
 

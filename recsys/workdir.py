@@ -65,6 +65,11 @@ class Workdir:
         return self.path / "extension.json"
 
     @property
+    def log(self) -> pathlib.Path:
+        """Folder of a log of the run's own: grown, or from a DataFrame."""
+        return self.path / "data"
+
+    @property
     def metrics(self) -> pathlib.Path:
         """The evaluation results, JSON."""
         return self.path / "metrics.json"
@@ -152,7 +157,14 @@ class Workdir:
 
     def _stored_config(self) -> TrainConfig:
         fields = files.read_json(self.config)
-        return TrainConfig.from_dict(fields, str(self.config))
+        config = TrainConfig.from_dict(fields, str(self.config))
+        if (
+            pathlib.Path(config.data).name == self.log.name
+            and (self.log / "interactions.parquet").is_file()
+        ):
+            # The folder may have been moved since.
+            config = dataclasses.replace(config, data=str(self.log))
+        return config
 
     def read_history(
         self, config: TrainConfig

@@ -24,6 +24,7 @@ FLOORS = (
     {"histories", "serving"},
     {"evaluation.comparison"},
     {"evaluation.run", "training"},
+    {"runs"},
     {"train", "evaluate", "recommend", "export", "extend", "prepare_shards"},
     {"__main__"},
 )

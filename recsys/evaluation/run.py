@@ -76,6 +76,7 @@ def evaluation_data(
     vocabulary: Vocabulary,
     fields: dict[str, Any],
     protocol: str | None,
+    log: Log | None = None,
 ) -> EvaluationData:
     """Reads the data for an evaluation, and checks that it is a fair one.
 
@@ -89,6 +90,7 @@ def evaluation_data(
         fields: Fields of the configuration that name another log or other
             cutoffs of the temporal split; empty for the model's own.
         protocol: Another protocol than the model's own, or None.
+        log: A log in memory, to use instead of the one that is named.
 
     Returns:
         The data.
@@ -104,12 +106,12 @@ def evaluation_data(
     asked = _asked_config(config, protocol, cutoffs)
     notes: list[str] = []
     own: PreparedData | None
-    if is_sharded(config.data):
+    if log is None and is_sharded(config.data):
         # Shards of another split than the model's are an error here.
         data = own = build_data(asked)
         notes += _drawn_queries(data)
     else:
-        log = read_log(config)
+        log = log or read_log(config)
         data = prepare_log(log, asked)
         own = data if asked == config else _own_data(log, config)
     if own is None or not same_training_items(own.vocabulary, vocabulary):
@@ -476,6 +478,7 @@ def evaluate_workdir(
     tune_baselines: bool = False,
     rankings: Collection[pathlib.Path] = (),
     rival: pathlib.Path | None = None,
+    recommender: Any = None,
 ) -> EvaluationRun:
     """Evaluates a stored model, its baselines and other systems.
 
@@ -488,6 +491,7 @@ def evaluate_workdir(
             validation queries; see `compare_with_baselines`.
         rankings: Rankings files of other systems on the same queries.
         rival: A workdir or rankings file to compare the model with.
+        recommender: The model. Default: it is loaded.
 
     Returns:
         The results.
@@ -500,7 +504,10 @@ def evaluate_workdir(
     others = [_read_lists(path, data, excludes) for path in rankings]
     if rival is not None and not rival.is_dir():
         others.append(_read_lists(rival, data, excludes))
-    recommender = _load(folder.path, data.vocabulary)
+    recommender = _scorer(
+        recommender or recsys.recommender.load(folder.path),
+        data.vocabulary,
+    )
     results = compare_with_baselines(
         recommender,
         data.split,
@@ -544,7 +551,7 @@ def _measure_rival(
     workdir: pathlib.Path, data: PreparedData, exclude_history: bool
 ) -> Evaluation:
     found = evaluate(
-        _load(workdir, data.vocabulary),
+        _scorer(recsys.recommender.load(workdir), data.vocabulary),
         data.split.reported[0],
         protocol=data.split.protocol,
         exclude_history=exclude_history,
@@ -552,9 +559,8 @@ def _measure_rival(
     return dataclasses.replace(found, name=str(workdir))
 
 
-def _load(workdir: pathlib.Path, vocabulary: Vocabulary) -> Any:
-    """Loads a model so that it scores the items of a vocabulary."""
-    recommender = recsys.load(workdir)
+def _scorer(recommender: Any, vocabulary: Vocabulary) -> Any:
+    """Returns a model so that it scores the items of a vocabulary."""
     known = recommender.vocabulary
     if np.array_equal(known.item_ids, vocabulary.item_ids):
         return recommender

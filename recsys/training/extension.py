@@ -19,7 +19,7 @@ from recsys.training.build import (
     chosen_table_optimizer,
     uses_sampled_softmax,
 )
-from recsys.training.growth import DATA_FOLDER, GrownData, write_log
+from recsys.training.growth import GrownData, write_log
 from recsys.training.initial_table import neighbor_rows
 from recsys.training.progress import Progress
 from recsys.training.trainer import Trainer
@@ -59,8 +59,8 @@ def write_extension(
     output.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_path(output) as temporary:
         folder = Workdir(temporary)
-        (temporary / DATA_FOLDER).mkdir(parents=True)
-        write_log(grown.log, temporary / DATA_FOLDER)
+        folder.log.mkdir(parents=True)
+        write_log(grown.log, folder.log)
         if grown.workdir.item_features.is_file():
             with folder.writing(folder.item_features) as path:
                 shutil.copy(grown.workdir.item_features, path)

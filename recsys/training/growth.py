@@ -23,9 +23,6 @@ from recsys.evaluation import audit
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.workdir import Workdir
 
-# Folder of the grown log, within the workdir of the extending run.
-DATA_FOLDER = "data"
-
 
 @dataclasses.dataclass(frozen=True)
 class GrownData:
@@ -83,7 +80,7 @@ def grow_data(
     # The configuration checks `changes`, before the slow reading of logs.
     new_source: dict[str, Any] = {
         **dict.fromkeys(SOURCE_FIELDS),
-        "data": str(output / DATA_FOLDER),
+        "data": str(Workdir(output).log),
     }
     grown_config = dataclasses.replace(config, **new_source, **changes)
     for name in (config.data, source["data"]):
@@ -303,6 +300,27 @@ def write_log(log: Log, folder: pathlib.Path) -> None:
         folder: The folder, which gets `interactions.parquet` and, if the log
             has item metadata, `items.parquet`.
     """
+    for name, table in _log_tables(log).items():
+        if table is not None:
+            pq.write_table(
+                table, folder / f"{name}.parquet", compression="zstd"
+            )
+
+
+def is_written(log: Log, folder: pathlib.Path) -> bool:
+    """Whether a folder holds what `write_log` writes for a log."""
+    for name, table in _log_tables(log).items():
+        path = folder / f"{name}.parquet"
+        found = pq.read_table(path) if path.is_file() else None
+        if found is None or table is None:
+            if found is not table:
+                return False
+        elif not found.equals(table):
+            return False
+    return True
+
+
+def _log_tables(log: Log) -> dict[str, pa.Table | None]:
     interactions = log.interactions
     times = pa.array(interactions.timestamps)
     if interactions.timestamps_per_second > 1:
@@ -313,13 +331,8 @@ def write_log(log: Log, folder: pathlib.Path) -> None:
         "timestamp": times,
     }
     if interactions.ratings is not None:
-        columns["rating"] = interactions.ratings
-    tables = {"interactions": pa.table(columns), "items": log.items}
-    for name, table in tables.items():
-        if table is not None:
-            pq.write_table(
-                table, folder / f"{name}.parquet", compression="zstd"
-            )
+        columns["rating"] = pa.array(interactions.ratings, from_pandas=True)
+    return {"interactions": pa.table(columns), "items": log.items}
 
 
 def _decoded(ids: np.ndarray, codes: np.ndarray) -> pa.Array:

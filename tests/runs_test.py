@@ -1,0 +1,238 @@
+"""`recsys.fit` and the model that it returns."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pandas as pd
+from absl.testing import absltest, parameterized
+
+import recsys
+from recsys import InputError, Log
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Twenty users who take six steps each around a circle of nine items.
+FRAME = pd.DataFrame(
+    [
+        (f"u{user}", f"i{(user + step) % 9}", step)
+        for user in range(20)
+        for step in range(6)
+    ],
+    columns=["user", "item", "timestamp"],
+)
+ITEMS = pd.DataFrame(
+    {
+        "item": [f"i{n}" for n in range(9)],
+        "title": [f"Item {n}" for n in range(9)],
+        "genres": ["even|small", "odd|small"] * 4 + ["even"],
+    }
+)
+FIELDS = {
+    "encoder": "mean_pooling",
+    "embedding_dim": 4,
+    "positions_per_batch": 125,
+    "num_epochs": 2,
+}
+FIT = """
+import pandas as pd, recsys, runs_test
+log = recsys.Log.from_frame(runs_test.FRAME, items=runs_test.ITEMS)
+recsys.fit(log, "frame", **runs_test.FIELDS)
+"""
+
+
+def fit(log, workdir=None, **fields):
+    fields = {"verbose": False, "evaluate": False, **FIELDS, **fields}
+    return recsys.fit(log, workdir, **fields)
+
+
+class RunsTestCase(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory())
+        )
+        self.log = Log.from_frame(FRAME, items=ITEMS)
+
+    def python(self, *arguments):
+        found = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            },
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(found.returncode, 0, found.stderr)
+        return found.stdout, found.stderr
+
+
+class ProcessesTest(RunsTestCase):
+    def test_a_frame_gives_what_its_rows_in_a_file_give(self):
+        FRAME.to_csv(self.folder / "log.csv", index=False)
+        ITEMS.to_csv(self.folder / "items.csv", index=False)
+        flags = [f"--{name}={value}" for name, value in FIELDS.items()]
+        out, err = self.python(
+            "-m", "recsys.train", "--data=log.csv", "--workdir=file", *flags
+        )
+        from_frame, quiet = self.python("-c", FIT)
+        # The same lines, except for the name of the log, and nothing else.
+        lines = from_frame.replace("frame/data:", "log.csv:").strip()
+        self.assertStartsWith(out, lines)
+        self.assertIn("two-tower", lines)
+        self.assertLen(quiet.splitlines(), len(err.splitlines()))
+        models = [recsys.load(self.folder / name) for name in ("file", "frame")]
+        np.testing.assert_array_equal(*[m.item_vectors() for m in models])
+        self.assertTrue(
+            models[0].vocabulary.items.equals(models[1].vocabulary.items)
+        )
+        metrics = [
+            json.loads((self.folder / name / "metrics.json").read_text())
+            for name in ("file", "frame")
+        ]
+        self.assertEqual(metrics[0]["metrics"], metrics[1]["metrics"])
+        # The commands find the log, also where the folder was moved to.
+        shutil.move(self.folder / "frame", self.folder / "moved")
+        out, _ = self.python(
+            "-m", "recsys.evaluate", "--workdir=moved", "--again", "--audit"
+        )
+        again = json.loads((self.folder / "moved/metrics.json").read_text())
+        self.assertEqual(again["metrics"], metrics[0]["metrics"])
+        self.assertEqual(again["data"], "moved/data")
+        self.assertIn("two-tower", out)
+
+
+class FitTest(RunsTestCase):
+    def test_the_same_call_resumes_and_another_frame_is_refused(self):
+        class End(recsys.training.Callback):
+            def on_epoch_end(self, progress):
+                raise KeyboardInterrupt
+
+        run = self.folder / "run"
+        with self.assertRaises(KeyboardInterrupt):
+            fit(self.log, run, callbacks=[End()])
+        for frame, items, number in (
+            (FRAME[:-1], ITEMS, 119),
+            (FRAME.assign(rating=1.0), ITEMS, 120),
+            (FRAME, None, 120),
+            (FRAME, ITEMS.assign(price=1), 120),
+        ):
+            with self.assertRaisesRegex(
+                InputError, f"another one, of {number}"
+            ):
+                fit(Log.from_frame(frame, items=items), run)
+        model = fit(self.log, run)
+        self.assertIsInstance(model, recsys.TrainedModel)
+        self.assertIsInstance(model, recsys.Recommender)
+        self.assertEqual(model.workdir, run)
+        self.assertEqual(model.config.data, str(run / "data"))
+        history, _ = recsys.workdir.Workdir(run).read_history(model.config)
+        self.assertLen(history, 2)
+
+    def test_ratings_that_are_missing_are_the_same_again(self):
+        rated = Log.from_frame(FRAME.assign(rating=[None, *[2.0] * 119]))
+        fit(rated, self.folder / "run", num_epochs=1)
+        fit(rated, self.folder / "run", num_epochs=1)  # Or it is refused.
+        found = recsys.data.sources.read(str(self.folder / "run" / "data"))
+        self.assertTrue(np.isnan(found.interactions.ratings[0]))
+        self.assertEqual(found.interactions.ratings[1:].tolist(), [2.0] * 119)
+
+    def test_a_log_that_failed_is_not_in_the_way(self):
+        alone = Log.from_frame(FRAME[::6])  # One interaction per user.
+        with self.assertRaisesRegex(InputError, "enough interactions"):
+            fit(alone, self.folder / "run")
+        fit(self.log, self.folder / "run", num_epochs=1)
+
+    def test_data_that_are_not_ours_stay(self):
+        (self.folder / "data").mkdir()
+        (self.folder / "data" / "mine.csv").write_text("x\n")
+        with self.assertRaisesRegex(InputError, "expected the log that"):
+            fit(self.log, self.folder)
+        self.assertEqual((self.folder / "data" / "mine.csv").read_text(), "x\n")
+
+    def test_a_temporary_workdir_lasts_as_long_as_the_model(self):
+        model = fit(self.log)
+        workdir, saved = model.workdir, self.folder / "new" / "saved"
+        self.assertTrue(workdir.is_dir())
+        model.save(saved)
+        expected = model.recommend(["Item 1", "i2"], 4)
+        del model
+        gc.collect()
+        self.assertFalse(workdir.exists())
+        model = recsys.load(saved)
+        self.assertEqual(model.recommend(["Item 1", "i2"], 4), expected)
+        self.assertEqual(model.config.data, str(saved / "data"))
+        for path, text in (
+            (saved.parent, "Received: a folder|expected"),
+            (saved / "inside", "must be outside of the workdir"),
+        ):
+            with self.assertRaisesRegex(InputError, text):
+                model.save(path)
+
+    def test_a_failed_run_leaves_no_temporary_folder(self):
+        before = set(pathlib.Path(tempfile.gettempdir()).glob("recsys-*"))
+        with self.assertRaisesRegex(InputError, "--num_epochs"):
+            fit(self.log, num_epochs=0)
+        after = set(pathlib.Path(tempfile.gettempdir()).glob("recsys-*"))
+        self.assertEqual(after - before, set())
+
+    def test_paths_and_logs_that_were_read_stay_where_they_are(self):
+        path, run = self.folder / "log.csv", self.folder / "run"
+        FRAME.rename(columns={"user": "who"}).to_csv(path, index=False)
+        log = Log.read(path, user_column="who")
+        fit(log, run, num_epochs=1)
+        # The same configuration, or it would be refused.
+        model = fit(path, run, num_epochs=1, user_column="who")
+        self.assertEqual(model.config.data, str(path))
+        self.assertEqual(model.config.user_column, "who")
+        self.assertFalse((run / "data").exists())
+
+    @parameterized.parameters(
+        ({"data": "x"}, InputError, "`data` must be left to the log"),
+        ({"items_file": "x"}, InputError, "`items_file` must be left"),
+        ({"preset": "none"}, InputError, "--preset must be"),
+        ({"num_blocks": 0}, InputError, "--num_blocks must be at least 1"),
+        ({"strategy": "multi_worker"}, InputError, "recsys.training.train"),
+        ({"epochs": 3}, TypeError, "epochs"),
+    )
+    def test_fields_that_are_refused(self, fields, kind, text):
+        with self.assertRaisesRegex(kind, text):
+            fit(self.log, self.folder / "run", **fields)
+        self.assertFalse((self.folder / "run").exists())
+
+
+class EvaluateTest(RunsTestCase):
+    def test_on_its_own_log_and_on_another(self):
+        model = fit(self.log, self.folder / "run", evaluate=True)
+        stored = json.loads((self.folder / "run/metrics.json").read_text())
+        found = model.evaluate(baselines=["popularity"])
+        self.assertEqual(found.results.to_dict()["metrics"], stored["metrics"])
+        self.assertEqual(found.notes, [])
+        # The same rows in memory are recognized as the training data.
+        same = model.evaluate(self.log, baselines=["popularity"])
+        self.assertEqual(same.notes, [])
+        self.assertEqual(same.text(), found.text())
+        with self.assertRaisesRegex(InputError, "what the model was trained"):
+            model.evaluate(self.log, protocol="held_out_users")
+        # Another log, with an item that the model does not know.
+        other = FRAME.replace({"item": {"i8": "new"}})
+        found = model.evaluate(Log.from_frame(other), baselines=["popularity"])
+        self.assertLen(found.notes, 2)
+        self.assertStartsWith(found.notes[0], "These are not the data")
+        self.assertStartsWith(found.notes[1], "1 of 9 items are unknown")
+        # Nothing was written.
+        self.assertEqual(
+            json.loads((self.folder / "run/metrics.json").read_text()), stored
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
