@@ -88,8 +88,8 @@ class ReadItemsTest(parameterized.TestCase):
             items.read_items(self.write(text), None)
 
     @parameterized.parameters(
-        ({"item": [1.5]}, "ids in the item column. Received"),
-        ({"item": [[1]]}, "ids in the item column. Received"),
+        ({"item": [1.5]}, "expected a column of ids. Received"),
+        ({"item": [[1]]}, "expected a column of ids. Received"),
         (
             {"item": ["a"], "genres": [{"x": 1}]},
             "text in the genres column.*struct<x: int64>$",
