@@ -12,7 +12,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import IO, TYPE_CHECKING, Any
 
@@ -375,22 +375,67 @@ def _write_users(
 ) -> Summary:
     """Writes the answers for the users of some parts to a stream."""
     summary = Summary()
-    largest = _largest_chunk(recommender, k)
-
-    def chunks() -> Iterator[_Chunk]:
-        for part in parts:
-            users = part()
-            for begin in range(0, users.num_users, largest):
-                rows = np.arange(begin, min(begin + largest, users.num_users))
-                some = users.select(rows)
-                _count(summary, some.items, some.lengths)
-                yield some.user_ids.tolist(), some.items, some.offsets
-
-    answers = _answers(
-        recommender, chunks(), k, exclude_history, rules, summary
-    )
+    chunks = _user_chunks(parts, _largest_chunk(recommender, k), summary)
+    answers = _answers(recommender, chunks, k, exclude_history, rules, summary)
     _write(out, suffix, "user", recommender.vocabulary, answers)
     return summary
+
+
+def _user_chunks(
+    parts: Iterable[Callable[[], Sequences]], largest: int, summary: Summary
+) -> Iterator[_Chunk]:
+    """Yields user ids, flat items and offsets of many users at a time."""
+    for part in parts:
+        users = part()
+        for begin in range(0, users.num_users, largest):
+            rows = np.arange(begin, min(begin + largest, users.num_users))
+            some = users.select(rows)
+            _count(summary, some.items, some.lengths)
+            yield some.user_ids.tolist(), some.items, some.offsets
+
+
+def recommend_table(
+    recommender: Recommender,
+    asked: Iterable[Callable[[], Sequences]] | Mapping[str, list[str]],
+    k: int,
+    *,
+    exclude_history: bool = True,
+    rules: Rules | None = None,
+) -> tuple[pa.Table, Summary]:
+    """Recommends for the users of a log, or for histories, in memory.
+
+    Args:
+        recommender: The model.
+        asked: The users, as for `recommend_users`; or the raw ids of
+            histories, oldest first, by the ids of queries.
+        k: As for `recommend_file`, and the following.
+        exclude_history: Whether items of a history are excluded.
+        rules: Which items may be recommended, and in which order.
+
+    Returns:
+        As `answers_table`, with the ids in a column `user` or `query_id`; and
+        what was found.
+
+    Raises:
+        InputError: As for `recommend_users`.
+        FloatingPointError: A score is NaN or infinite.
+    """
+    began = time.perf_counter()
+    summary, vocabulary = Summary(), recommender.vocabulary
+    largest = _largest_chunk(recommender, k)
+    if isinstance(asked, Mapping):
+        name = "query_id"
+        chunks = _chunks(vocabulary, iter(asked.items()), largest, summary)
+    else:
+        name, chunks = "user", _user_chunks(asked, largest, summary)
+    none: _Chunk = ([], np.zeros((0, 0)), np.zeros((0, 0)))
+    answers = _answers(recommender, chunks, k, exclude_history, rules, summary)
+    tables = [
+        answers_table(names, vocabulary, found, scores, name)
+        for names, found, scores in itertools.chain([none], answers)
+    ]
+    summary.seconds = time.perf_counter() - began
+    return pa.concat_tables(tables), summary
 
 
 def _largest_chunk(recommender: Recommender, k: int) -> int:

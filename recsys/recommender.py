@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import keras
 import numpy as np
@@ -215,6 +217,7 @@ class Recommender:
         *,
         exclude_history: bool = True,
         rules: Rules | None = None,
+        **filters: Any,
     ) -> list[Recommendation]:
         """Recommends items for one history.
 
@@ -225,12 +228,15 @@ class Recommender:
             exclude_history: Whether items of the history are excluded.
             rules: Which items may be recommended, and in which order.
                 Default: all, by score.
+            **filters: Arguments of `Rules.make`, instead of `rules`:
+                `items=[…]` allows, `exclude=[…]` forbids items by id.
 
         Returns:
             At most `k` items, best first; fewer if no more are left.
 
         Raises:
-            InputError: An entry of the history is not found or ambiguous.
+            InputError: An entry of the history is not found or ambiguous, or
+                a filter cannot be used.
         """
         indices = [self.vocabulary.find(text) for text in history]
         items, scores = self.recommend_indices(
@@ -238,9 +244,34 @@ class Recommender:
             np.array([0, len(indices)], np.int64),
             k,
             exclude_history=exclude_history,
-            rules=rules,
+            rules=self.make_rules(rules, filters),
         )
         return self._named(items[0], scores[0])
+
+    def make_rules(
+        self, rules: Rules | None, filters: Mapping[str, Any]
+    ) -> Rules | None:
+        """Returns rules that were made, or makes them of filters.
+
+        Args:
+            rules: The rules, if made.
+            filters: Arguments of `Rules.make`, else. What they leave is
+                printed on standard error.
+
+        Raises:
+            InputError: There are both, or a filter cannot be used.
+        """
+        if not filters:
+            return rules
+        if rules is not None:
+            raise InputError(
+                "`rules` must hold all filters. Received: rules and "
+                + ", ".join(filters)
+            )
+        made = Rules.make(self.vocabulary, **filters)
+        for note in made.notes:
+            print(note, file=sys.stderr)
+        return made
 
     def similar(self, item: str, k: int = 10) -> list[Recommendation]:
         """Finds the items whose vectors are most similar to an item's.

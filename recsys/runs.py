@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from recsys import files
 from recsys.command_line import DEFAULT_PRESET, load_tensorflow
 from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
+from recsys.data.prepare import user_histories
 from recsys.data.sources import Log
 from recsys.errors import InputError
 from recsys.evaluation.comparison import DEFAULT_BASELINES
@@ -29,7 +33,8 @@ from recsys.workdir import Workdir
 # that is imported above needs it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 load_tensorflow()
-from recsys import recommender  # noqa: E402
+from recsys import histories, recommender  # noqa: E402
+from recsys.reranking import Rules  # noqa: E402
 
 
 def fit(
@@ -212,6 +217,100 @@ class TrainedModel(recommender.Recommender):
         return evaluate_workdir(
             folder, self.config, asked, baselines=baselines, recommender=self
         )
+
+    def recommend_users(
+        self,
+        log: Log | None = None,
+        users: Iterable[str | int] | None = None,
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        rules: Rules | None = None,
+        **filters: Any,
+    ) -> pa.Table:
+        """Recommends items for users of a log.
+
+        Their histories are all of their interactions in the log that the
+        filters of the configuration leave. What was found in them, such as
+        items that the model does not know, is printed on standard error.
+
+        Args:
+            log: The log. Default: the one that the model was trained on.
+            users: Raw ids of the users, in the order wanted. Default: all, in
+                the order of the log.
+            k: How many items for each user, at most.
+            exclude_history: Whether items of a history are excluded.
+            rules: Which items may be recommended, and in which order.
+                Default: all, by score.
+            **filters: Arguments of `recsys.reranking.Rules.make`, instead of
+                `rules`, such as `items=[…]`, `exclude=[…]`, `where="…"`.
+
+        Returns:
+            An Arrow table, `.to_pandas()`, with a row for each item: `user`,
+            `rank` (from 1), `item`, `score` (float32; the number of training
+            interactions for users without a known item, who get the most
+            popular ones) and `title`, the id where no title is known.
+
+        Raises:
+            InputError: The log cannot be read, a user is not in it, or a
+                filter cannot be used.
+        """
+        parts = user_histories(self.config, self.vocabulary, log)
+        if users is not None:
+            found = histories.users_of(parts, list(map(str, users)))
+            parts = [lambda: found]
+        rules = self.make_rules(rules, filters)
+        return self._table(parts, k, exclude_history, rules)
+
+    def recommend_histories(
+        self,
+        queries: Mapping[str, Iterable[str | int]]
+        | Iterable[Iterable[str | int]],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        rules: Rules | None = None,
+        **filters: Any,
+    ) -> pa.Table:
+        """Recommends items for many histories.
+
+        Args:
+            queries: Histories of raw item ids, oldest first, by the id of the
+                query; or one after the other, whose ids are "0", "1" and so
+                on. Unknown items are ignored, and counted on standard error.
+            k: As for `recommend_users`, and the following.
+            exclude_history: Whether items of a history are excluded.
+            rules: Which items may be recommended, and in which order.
+            **filters: Arguments of `recsys.reranking.Rules.make`.
+
+        Returns:
+            As `recommend_users`, with `query_id` in the place of `user`.
+
+        Raises:
+            InputError: A filter cannot be used, or a history is a text.
+        """
+        if not isinstance(queries, Mapping):
+            queries = {str(n): items for n, items in enumerate(queries)}
+        for name, items in queries.items():
+            if isinstance(items, str):
+                raise InputError(
+                    "`queries` must be lists of item ids. Received: "
+                    f"{items!r} for {name!r}"
+                )
+        asked = {str(n): list(map(str, each)) for n, each in queries.items()}
+        rules = self.make_rules(rules, filters)
+        return self._table(asked, k, exclude_history, rules)
+
+    def _table(
+        self, asked: Any, k: int, exclude_history: bool, rules: Rules | None
+    ) -> pa.Table:
+        if k < 1:
+            raise InputError(f"`k` must be positive. Received: {k}")
+        table, summary = histories.recommend_table(
+            self, asked, k, exclude_history=exclude_history, rules=rules
+        )
+        print(summary.text(k), file=sys.stderr)
+        return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the run to another folder, for `recsys.load` and commands.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import pathlib
 import shutil
@@ -232,6 +234,157 @@ class EvaluateTest(RunsTestCase):
         self.assertEqual(
             json.loads((self.folder / "run/metrics.json").read_text()), stored
         )
+
+
+class RecommendTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.log = Log.from_frame(FRAME, items=ITEMS)
+        cls.model = fit(cls.log)
+
+    def said(self, function, *arguments, **options):
+        """Returns what a function returns, and its lines but for the time."""
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            found = function(*arguments, **options)
+        lines = err.getvalue().splitlines()
+        return found, [line.partition(" in ")[0] for line in lines]
+
+    def test_all_users_of_the_log(self):
+        table, said = self.said(self.model.recommend_users)
+        self.assertEqual(
+            said,
+            [
+                "20 histories",
+                "20 lists have fewer than k=10 items, because no "
+                "more were left",
+            ],
+        )
+        self.assertEqual(
+            table.column_names, ["user", "rank", "item", "score", "title"]
+        )
+        rows = table.to_pandas()
+        # Six of nine items are known to each user, so three are left.
+        self.assertEqual(
+            rows["user"].tolist(),
+            [f"u{n}" for n in range(20) for _ in range(3)],
+        )
+        self.assertEqual(rows["rank"].tolist(), [1, 2, 3] * 20)
+        self.assertEqual(
+            rows["title"].tolist(),
+            [item.replace("i", "Item ") for item in rows["item"]],
+        )
+        for user, part in rows.groupby("user"):
+            begin = int(user[1:])
+            history = [f"i{(begin + step) % 9}" for step in range(6)]
+            alone = self.model.recommend(history, 10)
+            self.assertEqual(
+                part["item"].tolist(), [each.item_id for each in alone]
+            )
+            np.testing.assert_allclose(
+                part["score"], [each.score for each in alone], rtol=1e-5
+            )
+        same, _ = self.said(self.model.recommend_users, self.log)
+        self.assertTrue(same.equals(table))
+
+    def test_some_users_in_their_order(self):
+        table, said = self.said(
+            self.model.recommend_users, users=["u3", "u1"], k=2
+        )
+        self.assertEqual(table["user"].to_pylist(), ["u3", "u3", "u1", "u1"])
+        self.assertEqual(said, ["2 histories"])
+        table, _ = self.said(self.model.recommend_users, users=[])
+        self.assertEqual(len(table), 0)
+        with self.assertRaisesRegex(InputError, "2 without: 'u20', '7'"):
+            self.model.recommend_users(users=["u1", "u20", 7])
+
+    def test_users_of_another_log(self):
+        frame = {
+            "user": [1, 1, 2, 3],
+            "item": ["i0", "new", "new", "i1"],
+            "timestamp": [1, 2, 3, 4],
+        }
+        table, said = self.said(
+            self.model.recommend_users, Log.from_frame(frame), k=3
+        )
+        self.assertEqual(table["user"].to_pylist(), [*"111222333"])
+        # The first four steps of each of the twenty users are for training:
+        # those from i0 and i1 were taken three times, the others twice.
+        popular = table.slice(3, 3)
+        self.assertEqual(popular["item"].to_pylist(), ["i1", "i2", "i3"])
+        self.assertEqual(popular["score"].to_pylist(), [10, 10, 10])
+        alone = self.model.recommend(["i0"], 3)
+        self.assertEqual(
+            table["item"].to_pylist()[:3], [each.item_id for each in alone]
+        )
+        self.assertEqual(
+            said,
+            [
+                "3 histories",
+                "2 unknown ids",
+                "1 histories without a known item got the most popular items, "
+                "scored by their interactions",
+            ],
+        )
+
+    def test_allowed_and_excluded_items(self):
+        options = {"items": ["i4", "i5", "i6", "no"], "exclude": ["i5"]}
+        found, said = self.said(
+            self.model.recommend, ["i4"], exclude_history=False, **options
+        )
+        self.assertEqual({each.item_id for each in found}, {"i4", "i6"})
+        self.assertEqual(
+            said,
+            [
+                "1 of 4 ids of `items` are unknown, ignored",
+                "2 of 9 items may be recommended",
+            ],
+        )
+        table, _ = self.said(
+            self.model.recommend_users, users=["u0"], **options
+        )
+        # The user has i0 to i5.
+        self.assertEqual(table["item"].to_pylist(), ["i6"])
+        table, _ = self.said(
+            self.model.recommend_histories,
+            [["i0"]],
+            where="genres has even",
+            exclude_history=False,
+        )
+        self.assertEqual(
+            set(table["item"].to_pylist()), {"i0", "i2", "i4", "i6", "i8"}
+        )
+        rules = self.model.make_rules(None, {"items": ["i1"]})
+        [only] = self.model.recommend(["i4"], rules=rules)
+        self.assertEqual(only.item_id, "i1")
+        with self.assertRaisesRegex(InputError, "rules and exclude"):
+            self.model.recommend(["i4"], rules=rules, exclude=["i1"])
+
+    def test_histories(self):
+        asked = {"first": ["i0", "i1"], 2: ["none"], "empty": []}
+        table, said = self.said(self.model.recommend_histories, asked, k=3)
+        self.assertEqual(table.column_names[0], "query_id")
+        self.assertEqual(
+            table["query_id"].to_pylist(),
+            ["first"] * 3 + ["2"] * 3 + ["empty"] * 3,
+        )
+        self.assertEqual(table["item"].to_pylist()[3:], ["i1", "i2", "i3"] * 2)
+        self.assertEqual(said[1], "1 unknown ids")
+        listed, _ = self.said(
+            self.model.recommend_histories, asked.values(), k=3
+        )
+        self.assertEqual(
+            listed["query_id"].to_pylist(), ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+        )
+        self.assertEqual(listed["item"], table["item"])
+
+    def test_what_is_refused(self):
+        with self.assertRaisesRegex(InputError, "'i0' for '0'"):
+            self.model.recommend_histories(["i0"])
+        with self.assertRaisesRegex(InputError, "`k` must be positive"):
+            self.model.recommend_users(k=0)
+        with self.assertRaises(TypeError):
+            self.model.recommend(["i0"], itmes=["i0"])
 
 
 if __name__ == "__main__":

@@ -121,13 +121,14 @@ def filter_log(log: Log, config: TrainConfig) -> Interactions:
 
 
 def user_histories(
-    config: TrainConfig, vocabulary: Vocabulary
+    config: TrainConfig, vocabulary: Vocabulary, log: Log | None = None
 ) -> list[Callable[[], Sequences]]:
     """Finds all interactions of the users of a log, held-out ones included.
 
     Args:
         config: The log and its filters.
         vocabulary: The items; others get the unknown index.
+        log: Another log in memory, to use instead of the configured one.
 
     Returns:
         Functions that read the sequences of some users each: one for each
@@ -136,8 +137,8 @@ def user_histories(
     Raises:
         InputError: The log cannot be read, or nothing is left of it.
     """
-    if not shards.is_sharded(config.data):
-        interactions = filter_log(read_log(config), config)
+    if log is not None or not shards.is_sharded(config.data):
+        interactions = filter_log(log or read_log(config), config)
         sequences = build_sequences(interactions, vocabulary, strict=False)
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
