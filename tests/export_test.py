@@ -205,6 +205,35 @@ class ExportTest(parameterized.TestCase):
         got = self.recommend(HISTORIES, exclude, ks)
         self.assert_lists(got, expected)
 
+    def test_each_row_has_an_allow_list_of_its_own(self):
+        allowed = [
+            ["id 5", "id 9", "unheard of", "id 8"],
+            ["", ""],
+            ["", "id 4"],
+            ["unheard of"],
+            [],
+        ]
+        histories = HISTORIES[:5]
+        answer = self.loaded["recommend_among"](
+            history=padded(histories),
+            items=padded(allowed),
+            exclude=tf.constant([["id 8"]]),
+            k=tf.constant([4]),
+        )
+        for row, (history, items) in enumerate(zip(histories, allowed)):
+            left = {item for item in items if item} or set(IDS)
+            forbidden = {*history, "id 8", *(set(IDS) - left)}
+            expected = slow_lists(self.table, history, 4, forbidden)
+            got = [each.decode() for each in answer["item_ids"][row].numpy()]
+            ids = [item for item, _ in expected]
+            self.assertEqual(got, ids + [""] * (4 - len(ids)))
+            np.testing.assert_allclose(
+                answer["scores"][row, : len(ids)].numpy(),
+                [score for _, score in expected],
+                rtol=1e-5,
+            )
+        self.assertEqual(answer["item_ids"][3].numpy().tolist(), [b""] * 4)
+
     def test_more_than_there_are(self):
         answer = self.loaded["recommend"](
             history=tf.constant([IDS[:29]]),
@@ -494,6 +523,26 @@ class RestTest(absltest.TestCase):
             self.assertEqual(
                 answer["outputs"]["item_ids"][row],
                 [item for item, _ in expected],
+            )
+
+    def test_an_allow_list(self):
+        answer = self.predict(
+            {
+                "signature_name": "recommend_among",
+                "inputs": {
+                    "history": [["id 3", "0"], ["id 1", ""]],
+                    "items": [["id 9", "id 5", "0"]],
+                    "exclude": [[]],
+                    "k": [3],
+                },
+            }
+        )
+        for row, history in enumerate([["id 3", "0"], ["id 1"]]):
+            others = set(IDS) - {"id 9", "id 5", "0"}
+            expected = slow_lists(self.table, history, 3, {*history, *others})
+            ids = [item for item, _ in expected]
+            self.assertEqual(
+                answer["outputs"]["item_ids"][row], ids + [""] * (3 - len(ids))
             )
 
     def test_an_empty_history(self):

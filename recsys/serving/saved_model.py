@@ -82,6 +82,14 @@ class ServedModel:
         return {
             "serving_default": recommend,
             "recommend": recommend,
+            # Not an input of `recommend`: none can be left out of a request.
+            "recommend_among": _signature(
+                self.recommend_among,
+                history=_ROWS_OF_STRINGS,
+                items=_ROWS_OF_STRINGS,
+                exclude=_ROWS_OF_STRINGS,
+                k=_NUMBERS,
+            ),
             "user_embedding": _signature(
                 self.user_embedding, history=_ROWS_OF_STRINGS
             ),
@@ -108,6 +116,27 @@ class ServedModel:
             largest k, or the number of items if that is smaller; "" and
             `NO_SCORE` where k is smaller or no item is left.
         """
+        return self.recommend_among(history, None, exclude, k)
+
+    def recommend_among(
+        self,
+        history: tf.Tensor,
+        items: tf.Tensor | None,
+        exclude: tf.Tensor,
+        k: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Recommends some of the items.
+
+        Args:
+            history: As for `recommend`.
+            items: `[batch, n]` or `[1, n]` string, the only items to
+                recommend; None, or a row of "" alone, for all.
+            exclude: As for `recommend`.
+            k: As for `recommend`.
+
+        Returns:
+            As for `recommend`.
+        """
         seen = self._index.lookup(history)
         known = tf.ragged.boolean_mask(seen, seen >= FIRST_ITEM_INDEX)
         scores = tf.where(
@@ -121,6 +150,12 @@ class ServedModel:
         )
         if self._exclude_history:
             excluded = tf.concat([excluded, seen], axis=1)
+        if items is not None:
+            shape = tf.stack([tf.shape(items)[0], tf.shape(scores)[1]])
+            allowed = tf.cast(self._index.lookup(items), tf.int32)
+            has_none = tf.reduce_all(items == "", axis=1, keepdims=True)
+            allowed = has_none | _is_listed(allowed, shape)
+            scores = tf.where(allowed, scores, NO_SCORE)
         return self._listed(scores, excluded, k)
 
     def user_embedding(self, history: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -232,18 +267,22 @@ def best_items(
         left.
     """
     if excluded is not None:
-        rows = tf.range(tf.shape(excluded)[0])[:, tf.newaxis]
-        places = tf.stack([tf.zeros_like(excluded) + rows, excluded], axis=2)
-        hits = tf.scatter_nd(
-            places, tf.ones_like(excluded, tf.float32), tf.shape(scores)
-        )
-        scores = tf.where(hits > 0, NO_SCORE, scores)
+        is_excluded = _is_listed(excluded, tf.shape(scores))
+        scores = tf.where(is_excluded, NO_SCORE, scores)
     # Padding and unknown are not candidates.
     best = tf.math.top_k(scores[:, FIRST_ITEM_INDEX:], k)
     items = tf.where(
         best.values > NO_SCORE, best.indices + FIRST_ITEM_INDEX, PADDING_INDEX
     )
     return items, best.values
+
+
+def _is_listed(indices: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Returns `[batch, vocabulary_size]`: whether `[batch, n]` has an index."""
+    rows = tf.range(tf.shape(indices)[0])[:, tf.newaxis]
+    places = tf.stack([tf.zeros_like(indices) + rows, indices], axis=2)
+    ones = tf.ones_like(indices, tf.float32)
+    return tf.scatter_nd(places, ones, shape) > 0
 
 
 def _signature(function: Callable, **inputs: tf.TensorSpec) -> Callable:
