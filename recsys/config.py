@@ -104,7 +104,8 @@ class TrainConfig:
 
     data: str = _source(
         "movielens-small",
-        "The log to read: movielens-small (bundled), "
+        "The log to read: movielens-small (bundled), a public data set (ml-1m, "
+        "amazon-2014/Beauty, …: python -m recsys.datasets lists them), "
         "tfds:movielens/<config>-ratings, "
         "synthetic:users=…,items=…,interactions=…,seed=…, or a path: a "
         "GroupLens folder or zip, a CSV, TSV or Parquet file, a folder of such "
@@ -130,6 +131,11 @@ class TrainConfig:
     )
     tfds_manual_dir: str | None = _source(
         None, "Folder with the original archive, used instead of a download."
+    )
+    datasets_dir: str | None = _source(
+        None,
+        "Where public data sets are kept. Without it: recsys in "
+        "$XDG_CACHE_HOME or ~/.cache.",
     )
     min_rating: float | None = _data(
         None, "Keep only interactions with at least this rating."

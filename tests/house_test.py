@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(recsys.__file__).parent
 FLOORS = (
     {"errors"},
     {"ids", "files", "config", "metrics"},
-    {"command_line", "losses", "optimizers", "negatives", "data"},
+    {"command_line", "losses", "optimizers", "negatives", "data", "datasets"},
     {"models", "retrieval", "reranking"},
     {"evaluation"},
     {"workdir", "baselines"},

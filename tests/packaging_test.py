@@ -229,6 +229,7 @@ class ContentsTest(absltest.TestCase):
                 "recsys/data/movielens_small/README.txt",
                 "recsys/data/movielens_small/movies.csv.gz",
                 "recsys/data/movielens_small/ratings.csv.gz",
+                "recsys/data/public_sets.json",
                 "recsys/report/page.css",
                 "recsys/report/template.html.j2",
             },

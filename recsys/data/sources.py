@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from recsys import datasets
 from recsys.data import input_files, movielens, synthetic, tables
 from recsys.data import items as items_lib
 from recsys.data.columns import ColumnNames
@@ -76,7 +77,8 @@ class Source:
     """A log of interactions: where it is, and how to read it.
 
     Attributes:
-        data: "movielens-small" (comes with the package);
+        data: "movielens-small" (comes with the package); the name of a public
+            data set (see `recsys.datasets`), unless there is such a path;
             "tfds:movielens/<config>-ratings"; "synthetic:users=…,items=…,
             interactions=…,seed=…" (see `recsys.data.synthetic`); or a path: a
             folder or zip in a GroupLens layout, a CSV, TSV (plain or gzip) or
@@ -94,6 +96,8 @@ class Source:
             Default: its own default.
         tfds_manual_dir: A folder with the original archive, which is used
             instead of a download.
+        datasets_dir: Where public data sets are kept. Default: `recsys` in
+            $XDG_CACHE_HOME or ~/.cache.
         other_columns: Names of further columns to read, which become
             `Interactions.columns`. Default: none.
     """
@@ -106,6 +110,7 @@ class Source:
     items_file: str | None = None
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
+    datasets_dir: str | None = None
     other_columns: tuple[str, ...] = ()
 
     def read(self) -> Log:
@@ -142,6 +147,11 @@ class Source:
     @contextlib.contextmanager
     def _found(self) -> Iterator[_FoundLog]:
         """Finds out what `data` is; an archive is open within the block."""
+        # What lies at a path of that name goes before a public data set.
+        is_path = os.path.exists(os.path.expanduser(self.data))
+        is_public = not is_path and datasets.find(self.data) is not None
+        if not is_public:
+            self._reject("the name of a public data set", ("datasets_dir",))
         if self.data.startswith(TFDS_PREFIX):
             self._reject("a file or folder", ("_column", "_columns"))
             yield _TfdsLog(
@@ -150,7 +160,9 @@ class Source:
                 self.tfds_manual_dir,
             )
             return
-        self._reject(f"a '{TFDS_PREFIX}...' source", ("_dir",))
+        self._reject(
+            f"a '{TFDS_PREFIX}...' source", ("_data_dir", "_manual_dir")
+        )
         if synthetic.is_synthetic(self.data):
             self._reject("a file or folder", ("_column", "_columns"))
             yield _SyntheticLog(self.data, synthetic.parse(self.data))
@@ -159,6 +171,9 @@ class Source:
             if self.data == BUNDLED:
                 data = importlib.resources.files("recsys.data")
                 yield self._find_in(data / "movielens_small", stack)
+            elif is_public:
+                path = datasets.fetch(self.data, self.datasets_dir)
+                yield self._find_at(path, stack)
             else:
                 yield self._find_at(_existing_path(self.data), stack)
 
@@ -516,7 +531,8 @@ def _existing_path(data: str) -> pathlib.Path:
     if not data or not path.exists():
         raise InputError(
             f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
-            "'synthetic:users=...', or the path of a file or folder that "
+            "'synthetic:users=...', a public data set (python -m "
+            "recsys.datasets lists them), or the path of a file or folder that "
             f"exists. Received: {data!r}"
         )
     return path
