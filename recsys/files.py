@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, and never over others' files."""
+"""The machine: files written whole and never over others'; its cores."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from typing import Any
 from recsys.errors import InputError
 
 _TEMPORARY = re.compile(r"\.recsys-(\d+)-.+")
+
+
+def num_usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    # Not every system can restrict a process to some cores.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

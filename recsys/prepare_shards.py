@@ -64,7 +64,8 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     int,
     "num_workers",
-    "Number of processes on this machine. Default: one for each core.",
+    "Number of processes on this machine. Default: one for each core that this "
+    "process may use.",
     group="Execution",
 )
 add_beam_flags(COMMAND)

@@ -7,7 +7,6 @@ import os
 import pathlib
 import sys
 import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -23,6 +22,7 @@ from recsys.data.prepare import train_counts
 from recsys.data.sequences import concatenated_ranges, offsets_of
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
+from recsys.files import num_usable_cores
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.two_tower import TwoTower
 from recsys.reranking import Rules, Search
@@ -32,7 +32,7 @@ from recsys.retrieval import top_columns, top_k
 # activations take some tens of megabytes.
 _POSITIONS_PER_BATCH = 6_400
 # Batches encoded in parallel: many operations use one core only.
-_NUM_WORKERS = min(4, os.cpu_count() or 1)
+_NUM_WORKERS = min(4, num_usable_cores())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -545,17 +545,31 @@ def restore(
         The model with its vocabulary.
 
     Raises:
-        InputError: The model cannot be loaded, or has a weight that is NaN or
-            infinite.
+        InputError: The model cannot be loaded, is another one, or has a
+            weight that is NaN or infinite.
     """
+    expected = f"{folder.model}: expected a model of this version of recsys"
     try:
         model = keras.saving.load_model(folder.model, compile=False)
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # zipfile, zlib, h5py, json and Keras each raise errors of their own.
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{folder.model}: expected a model of this version of recsys. "
-            f"Received: a file that cannot be loaded: {reason}"
+            f"{expected}. Received: a file that cannot be loaded: {reason}"
         ) from error
+    if not isinstance(model, TwoTower):
+        raise InputError(
+            f"{expected}, a TwoTower. Received: a Keras model of class "
+            f"{type(model).__name__}"
+        )
+    rows = model.candidate_tower.embedding.vocabulary_size
+    if rows != vocabulary.size:
+        raise InputError(
+            f"{expected} with the {vocabulary.size} rows of "
+            f"{folder.vocabulary.name}. Received: a table of {rows} rows"
+        )
     for variable in model.trainable_variables:
         values = variable.numpy()
         if values.size and not np.isfinite([values.min(), values.max()]).all():

@@ -118,7 +118,28 @@ class VocabularyTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "udce9'$"):
             _films().find(text)
 
-    @parameterized.parameters(([1.5],), ([b"x"],), ([["x", None]],))
+    def test_a_long_id_takes_no_more_memory_than_its_length(self):
+        # As NumPy's text, 5,001 ids of 10 million characters are 186 GiB.
+        ids = ["10"] * 5000 + ["x" * 10_000_000]
+        expected = [3] * 5000 + [1]
+        self.assertEqual(_films().encode(ids).tolist(), expected)
+        self.assertEqual(_films().encode([ids]).tolist(), [expected])
+        self.assertEqual(Vocabulary(ids[-2:]).num_items, 2)
+
+    def test_long_ids_that_differ_at_the_end(self):
+        ids = ["y" * length + end for length in (4095, 9000) for end in "ab"]
+        self.assertEqual(Vocabulary(ids).encode(ids).tolist(), [2, 3, 4, 5])
+        self.assertEqual(int(Vocabulary(ids).encode("y" * 4096)), 1)
+
+    def test_integers_in_lists_are_decimal_strings(self):
+        self.assertEqual(_films().encode([10, 30, 31]).tolist(), [3, 2, 1])
+        # NumPy alone would make text of all of them.
+        with self.assertRaisesRegex(TypeError, "`ids` must be strings"):
+            _films().encode([10, "30"])
+
+    @parameterized.parameters(
+        ([1.5],), ([b"x"],), ([["x", None]],), ([["x"], ["x", "10"]],)
+    )
     def test_encode_takes_strings(self, ids):
         with self.assertRaisesRegex(TypeError, "`ids` must be strings"):
             _films().encode(ids)

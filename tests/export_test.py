@@ -661,6 +661,20 @@ class MistakesTest(parameterized.TestCase):
         self.assertLen(result[2].splitlines(), 1)
         self.assertRegex(result[2], message)
 
+    def test_text_that_numpy_would_pad_to_gigabytes(self):
+        titles = ["x" * 40_000_000, *map(str, range(1, NUM_ITEMS))]
+        table = make_vocabulary().items.drop_columns(["title"])
+        table = table.append_column("title", pa.array(titles))
+        Vocabulary(IDS, table).save(self.workdir / "vocabulary.parquet")
+        # 30 items times 40 million characters of 4 bytes are 4.5 GiB.
+        self.assert_fails(
+            self.run_export(),
+            2,
+            "titles.npy: expected .* at most 4 GiB .*Received: 30 items, the "
+            "longest of 40000000 characters",
+        )
+        self.assertEqual(self.run_export(formats="parquet")[0], 0)
+
     def test_a_format_with_other_answers_leaves_nothing(self):
         original = saved_model.ServedModel._vectors
         with mock.patch.object(

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 import pathlib
 import tempfile
 import threading
+import zipfile
 from unittest import mock
 
+import keras
 import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
@@ -378,6 +381,85 @@ class LoadTest(parameterized.TestCase):
         self.workdir.model.write_bytes(b"PK\3\4 half")
         with self.assertRaisesRegex(
             InputError, "model.keras: expected a model of this version"
+        ):
+            recsys.load(self.workdir.path)
+
+    def _members(self) -> dict[str, bytes]:
+        with zipfile.ZipFile(self.workdir.model) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    def _pack(self, members: dict[str, bytes], kind=zipfile.ZIP_STORED):
+        with zipfile.ZipFile(self.workdir.model, "w", kind) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    def test_models_damaged_in_many_ways(self):
+        self._write()
+        members = self._members()
+        weights = members["model.weights.h5"]
+        config = members["config.json"]
+        another = {"class_name": "Nowhere", "registered_name": "recsys>Nowhere"}
+        for changes in (
+            {"config.json": None},
+            {"config.json": b""},
+            {"config.json": b"[]"},
+            {"config.json": b"\xff"},
+            {"config.json": b"[" * 100_000},
+            {"config.json": json.dumps(another).encode()},
+            {"config.json": config.replace(b"embedding_dim", b"dim")},
+            {"config.json": config.replace(b": 8", b": 9")},
+            {"model.weights.h5": None},
+            {"model.weights.h5": b""},
+            {"model.weights.h5": weights[:-100]},
+            {"model.weights.h5": weights[:200] + bytes(len(weights) - 200)},
+        ):
+            left = {**members, **changes}
+            self.assertNotEqual(left, members)
+            self._pack({k: v for k, v in left.items() if v is not None})
+            with (
+                self.subTest(changes),
+                self.assertRaisesRegex(
+                    InputError,
+                    f"^{self.workdir.model}: expected a model of this version "
+                    "of .*Received: .",
+                ),
+            ):
+                recsys.load(self.workdir.path)
+
+    def test_a_model_whose_bits_flipped(self):
+        self._write()
+        members = self._members()
+        self._pack(members, zipfile.ZIP_DEFLATED)
+        content = self.workdir.model.read_bytes()
+        found = set()
+        for place in range(0, len(content), len(content) // 60):
+            damaged = bytearray(content)
+            damaged[place] ^= 0x5A
+            self.workdir.model.write_bytes(damaged)
+            try:
+                recsys.load(self.workdir.path)
+            except InputError as error:
+                self.assertStartsWith(str(error), f"{self.workdir.model}: ")
+                found.add(type(error.__cause__).__name__)
+        # zlib's and zipfile's own errors among them.
+        self.assertContainsSubset({"error", "BadZipFile"}, found)
+
+    def test_a_model_of_another_kind(self):
+        self._write()
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.save(self.workdir.model)
+        with self.assertRaisesRegex(
+            InputError, "a TwoTower. Received: a Keras model of class Seq"
+        ):
+            recsys.load(self.workdir.path)
+
+    def test_a_model_of_other_items(self):
+        self._write()
+        _model(rows=9).save(self.workdir.model)
+        with self.assertRaisesRegex(
+            InputError,
+            "model.keras: expected a model of this version of recsys with the "
+            "8 rows of vocabulary.parquet. Received: a table of 9 rows",
         ):
             recsys.load(self.workdir.path)
 

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import pathlib
+import shutil
 import socket
+import subprocess
+import sys
 import time
+import unittest
 from unittest import mock
 
 import pyarrow as pa
@@ -45,6 +50,83 @@ def _meet(
         return [meeting.exception() for meeting in reversed(meetings)]
 
 
+def _listening(port: int) -> list[str]:
+    """Returns the addresses at which anyone listens on a port."""
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in pathlib.Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    return [
+        row[1].partition(":")[0]
+        for row in rows
+        if row[3] == "0A" and row[1].endswith(f":{port:04X}")
+    ]
+
+
+# The chief in one namespace, with 127.0.0.1 and 10.99.0.1, and a worker in
+# another, with 10.99.0.2, which calls the chief at 10.99.0.1.
+_TWO_NAMESPACES = """
+import os, socket, subprocess, sys, threading
+from recsys.errors import WorkerLostError
+from recsys.training.cluster import Cluster, meet
+
+PORT, OTHER = 2222, "10.99.0.2:2222"
+WORKER = '''
+import sys
+from recsys.errors import WorkerLostError
+from recsys.training.cluster import Cluster, meet
+sys.stdin.readline()
+try:
+    meet(Cluster(("10.99.0.1:2222", "10.99.0.2:2222"), 1), {}, wait_seconds=3)
+    print("met")
+except WorkerLostError:
+    print("refused")
+'''
+
+def ip(*arguments):
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        worker.kill()
+        print("ip", *arguments, done.stderr, file=sys.stderr)
+        sys.exit(77)
+
+worker = subprocess.Popen(
+    ["unshare", "-n", sys.executable, "-c", WORKER],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+)
+inside = ["nsenter", f"--net=/proc/{worker.pid}/ns/net"]
+ip("link", "set", "lo", "up")
+ip("link", "add", "here", "type", "veth", "peer", "name", "there")
+while True:  # Until the worker has left this namespace.
+    ours = os.readlink("/proc/self/ns/net")
+    if os.readlink(f"/proc/{worker.pid}/ns/net") != ours:
+        break
+ip("link", "set", "there", "netns", str(worker.pid))
+ip("address", "add", "10.99.0.1/24", "dev", "here")
+ip("link", "set", "here", "up")
+for command in (
+    ["address", "add", "10.99.0.2/24", "dev", "there"],
+    ["link", "set", "there", "up"],
+):
+    subprocess.run([*inside, "ip", *command], check=True)
+
+def chief():
+    try:
+        meet(Cluster((f"{sys.argv[1]}:{PORT}", OTHER), 0), {}, wait_seconds=99)
+    except WorkerLostError:
+        pass
+
+waiting = threading.Thread(target=chief, daemon=True)
+waiting.start()
+print(worker.communicate("go\\n")[0])
+waiting.join(2)
+if waiting.is_alive():  # It does listen.
+    socket.create_connection((sys.argv[1], PORT), 5).close()
+    print("listening")
+"""
+
+
 class MeetTest(parameterized.TestCase):
     @parameterized.parameters(1, 2, 4)
     def test_all_there(self, count):
@@ -64,6 +146,40 @@ class MeetTest(parameterized.TestCase):
         port = int(chief.addresses[0].rpartition(":")[2])
         with meeting._listen(chief.addresses[0]) as listener:
             self.assertEqual(listener.getsockname(), ("127.0.0.1", port))
+
+    @unittest.skipUnless(sys.platform == "linux", "needs /proc/net")
+    def test_the_kernel_listens_at_no_other_address(self):
+        [chief, worker] = _clusters(2)
+        port = int(chief.addresses[0].rpartition(":")[2])
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            met = threads.submit(meeting.meet, chief, {})
+            while not (found := _listening(port)):
+                self.assertFalse(met.done())
+                time.sleep(0.01)
+            meeting.meet(worker, {})
+            met.result()
+        # 127.0.0.1 in hexadecimal, its last byte first.
+        self.assertEqual(found, ["0100007F"])
+
+    @unittest.skipUnless(
+        all(map(shutil.which, ("unshare", "nsenter", "ip"))),
+        "needs unshare, nsenter and ip",
+    )
+    @parameterized.parameters(
+        # What TF_CONFIG names, and who of the other namespace gets through.
+        ("127.0.0.1", ["refused", "listening"]),
+        ("10.99.0.1", ["met"]),
+    )
+    def test_from_another_network_namespace(self, named, expected):
+        done = subprocess.run(
+            ["unshare", "-rn", sys.executable, "-c", _TWO_NAMESPACES, named],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode == 77 or done.stderr.startswith("unshare: "):
+            self.skipTest(f"no second network namespace: {done.stderr}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.split(), expected)
 
     def test_a_silent_peer_does_not_block(self):
         clusters = _clusters(2)

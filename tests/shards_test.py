@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 from recsys.config import TrainConfig
 from recsys.data import (
+    input_files,
     pipeline,
     shard_preparation,
     shards,
@@ -35,7 +36,10 @@ LOG = "synthetic:users=300,items=200,interactions=9000,seed=4"
 
 
 def prepare_folder(
-    output: pathlib.Path, data: str = LOG, num_workers: int = 1, **options
+    output: pathlib.Path,
+    data: str = LOG,
+    num_workers: int | None = 1,
+    **options,
 ) -> PreparedData:
     """Prepares shards on this machine and opens them."""
     given = {"num_shards": 4, "num_queries": 0, **options}
@@ -170,6 +174,26 @@ class PreparationTest(parameterized.TestCase):
         whole = prepare_in_memory("movielens-small")
         assert_same_data(self, sharded, whole)
 
+    def test_as_many_workers_as_usable_cores(self):
+        folder = _folder(self)
+        sizes = []
+
+        def no_pool(count, *_, **__):
+            sizes.append(count)
+            raise MemoryError
+
+        self.enter_context(
+            mock.patch("concurrent.futures.ProcessPoolExecutor", no_pool)
+        )
+        for cores in ({0, 2, 5}, {4}):
+            with mock.patch("os.sched_getaffinity", return_value=cores):
+                if len(cores) > 1:
+                    with self.assertRaises(MemoryError):
+                        prepare_folder(folder / "three", num_workers=None)
+                else:  # This process alone.
+                    prepare_folder(folder / "one", num_workers=None)
+        self.assertEqual(sizes, [3])
+
     def test_number_of_queried_users(self):
         folder = _folder(self)
         some = prepare_folder(folder / "some", num_queries=50)
@@ -232,7 +256,7 @@ class PreparationTest(parameterized.TestCase):
         rows = [f"{row % 99},{row % 5},{row}" for row in range(2_000)]
         path.write_text("\n".join(["user,item,timestamp", *rows, "0,9,9\n"]))
         # 50 rows a block or fewer, so 40 blocks of 5 items or more.
-        self.enterContext(mock.patch.object(tables, "_BLOCK_BYTES", 512))
+        self.enterContext(mock.patch.object(input_files, "BLOCK_BYTES", 512))
         self.enterContext(
             mock.patch.object(shard_preparation, "_ITEM_ROWS", 10)
         )

@@ -20,7 +20,7 @@ from recsys.data.columns import ColumnNames
 from recsys.data.input_files import TextForm
 from recsys.data.interactions import Interactions
 from recsys.errors import InputError
-from recsys.files import atomic_path
+from recsys.files import atomic_path, num_usable_cores
 
 # The columns of sets without a header, as their README lists them.
 _HEADER = ("userId", "movieId", "rating", "timestamp")
@@ -436,7 +436,7 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
 
-    from recsys.data.pipeline import num_usable_cores, without_autotune
+    from recsys.data.pipeline import without_autotune
 
     specs = builder.info.features.tf_example_spec
     fields = [*_ROLES.values(), "movie_title"]

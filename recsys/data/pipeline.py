@@ -18,7 +18,6 @@ it reads the items of.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,13 +30,6 @@ from recsys.data.sequences import (
     offsets_of,
 )
 from recsys.data.sequences import Part as Part
-
-
-def num_usable_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    # Not every system can restrict a process to some cores.
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:

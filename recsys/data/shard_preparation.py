@@ -38,7 +38,7 @@ from recsys.data.sources import Source, Unit
 from recsys.data.splits import num_held_out
 from recsys.data.vocabulary import Vocabulary, string_hashes
 from recsys.errors import InputError
-from recsys.files import can_write, is_new_or_empty
+from recsys.files import can_write, is_new_or_empty, num_usable_cores
 from recsys.ids import FIRST_ITEM_INDEX
 
 _NO_ITEMS = pa.table(
@@ -435,7 +435,7 @@ def prepare_shards(
             made, a folder within it holds the rows of the log.
         options: How to prepare the shards.
         num_workers: The number of processes; with 1, this one. Default: one
-            for each core.
+            for each core that this process may use.
 
     Returns:
         The manifest of the folder.
@@ -453,7 +453,7 @@ def prepare_shards(
     )
     with (
         _unfinished(output) as folder,
-        _map_on_workers(num_workers or os.cpu_count() or 1) as run,
+        _map_on_workers(num_workers or num_usable_cores()) as run,
     ):
         spill = _Spill(folder, preparation)
         found = FoundItems()

@@ -21,6 +21,8 @@ from recsys.files import atomic_path
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 
 _WORD_BYTES = 8
+# Longer ids are hashed one by one.
+_LONG_BYTES = 4096
 # The key of a file's SHA-256 in its metadata, and what stands in for the
 # value while it is computed.
 _CHECKSUM = b"recsys.sha256"
@@ -67,7 +69,7 @@ class IdIndex:
 
 
 def string_hashes(ids: pa.StringArray) -> np.ndarray:
-    """Hashes strings, eight bytes at a time.
+    """Hashes strings, eight bytes of all of them at a time.
 
     Args:
         ids: `[n]` strings.
@@ -87,9 +89,14 @@ def string_hashes(ids: pa.StringArray) -> np.ndarray:
         ]
     # The eight bytes that start at each byte, as a number.
     words = np.ndarray(len(data) - _WORD_BYTES + 1, "<u8", data, strides=(1,))
-    hashes = np.diff(offsets).astype(np.uint64)
-    rows = np.arange(len(ids))
-    begin, left = offsets[:-1], np.diff(offsets)
+    lengths = np.diff(offsets)
+    hashes = lengths.astype(np.uint64)
+    for row in np.flatnonzero(lengths > _LONG_BYTES):
+        text = data[offsets[row] : offsets[row + 1]]
+        digest = hashlib.blake2b(text.data, digest_size=_WORD_BYTES).digest()
+        hashes[row] = int.from_bytes(digest, "little")
+    rows = np.flatnonzero(lengths <= _LONG_BYTES)
+    begin, left = offsets[:-1][rows], lengths[rows]
     while len(rows):
         word = words[begin]
         unused = np.maximum(_WORD_BYTES - left, 0).astype(np.uint64)
@@ -328,8 +335,9 @@ class Vocabulary:
                 valid text.
             TypeError: `ids` are not strings or integers.
         """
-        is_arrow = isinstance(ids, pa.Array)
-        shape = (len(ids),) if is_arrow else np.shape(ids)
+        if not isinstance(ids, pa.Array):
+            ids = _as_array(ids)
+        shape = (len(ids),) if isinstance(ids, pa.Array) else ids.shape
         values = _as_strings(ids, "ids")
         # Arrow hashes the whole vocabulary at each call, which pays off for
         # large queries only.
@@ -550,7 +558,7 @@ def _as_strings(
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     if not isinstance(ids, pa.Array):
-        values = np.asarray(ids)
+        values = _as_array(ids)
         if not values.size:
             return pa.array([], pa.string())
         if values.dtype.kind not in "OUiu":
@@ -575,6 +583,11 @@ def _as_strings(
     if ids.null_count:
         raise TypeError(f"`{name}` must be strings. Received: None")
     return ids
+
+
+def _as_array(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    # NumPy's own dtype of text pads every id to the length of the longest.
+    return ids if isinstance(ids, np.ndarray) else np.asarray(ids, object)
 
 
 def _no_text(values: list[object]) -> str:

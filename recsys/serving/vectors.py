@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.prepare import TRAIN_COUNT
+from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.recommender import Recommender
 
+# NumPy pads every text to the longest.
+_MAX_UNICODE_BYTES = 2**32
 _BREAKS = r"\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029"
 _IN_TEXT = re.compile(f"[{_BREAKS}]+")
 _IN_ID = re.compile(rf"[\\{_BREAKS}]")
@@ -104,12 +107,26 @@ def write_numpy(recommender: Recommender, folder: pathlib.Path) -> None:
     vocabulary = recommender.vocabulary
     arrays = {
         "vectors": _vectors(recommender),
-        "item_ids": vocabulary.item_ids.astype(str),
+        "item_ids": _unicode(vocabulary.item_ids, "item_ids"),
     }
     if vocabulary.titles is not None:
-        arrays["titles"] = np.array([each or "" for each in vocabulary.titles])
+        arrays["titles"] = _unicode(vocabulary.titles, "titles")
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
+
+
+def _unicode(texts: np.ndarray, name: str) -> np.ndarray:
+    """Returns text, with "" for None, as an array of Unicode."""
+    known = [each or "" for each in texts]
+    longest = max(map(len, known))
+    if 4 * longest * len(known) > _MAX_UNICODE_BYTES:
+        raise InputError(
+            f"{name}.npy: expected text that takes at most "
+            f"{_MAX_UNICODE_BYTES >> 30} GiB at 4 bytes times the longest "
+            "for each item; leave numpy out of --formats. Received: "
+            f"{len(known)} items, the longest of {longest} characters"
+        )
+    return np.array(known)
 
 
 def read_numpy(

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from recsys import files
-from recsys.data.pipeline import num_usable_cores
 from recsys.errors import InputError
 from recsys.training.progress import Progress
 from recsys.workdir import checkpoint_paths, epoch_measures
@@ -149,7 +148,7 @@ def runtime() -> dict[str, str]:
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
         "NumPy": np.__version__,
-        "threads": str(num_threads or num_usable_cores()),
+        "threads": str(num_threads or files.num_usable_cores()),
         "processor": " ".join([platform.machine(), *instructions]),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "GPUs": str(len(tf.config.list_physical_devices("GPU"))),
