@@ -36,6 +36,8 @@ HELD_OUT_BY_USER = {"leave_last_out": 2, "validation_only": 1}
 SEEDED_SPLITS = ("held_out_users", "held_out_items")
 # Which of several interactions of one user with one item are kept.
 REPEATS = ("first", "last", "all")
+# What a line of a log in text holds.
+LAYOUTS = ("rows", "sequences")
 LOSSES = ("auto", "full_softmax", "sampled_softmax")
 NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
 STRATEGIES = ("single", "mirrored", "multi_worker")
@@ -108,8 +110,9 @@ class TrainConfig:
         "amazon-2014/Beauty, …: python -m recsys.datasets lists them), "
         "tfds:movielens/<config>-ratings, "
         "synthetic:users=…,items=…,interactions=…,seed=…, or a path: a "
-        "GroupLens folder or zip, a CSV, TSV or Parquet file, a folder of such "
-        "parts, or the output of recsys.prepare_shards.",
+        "GroupLens folder or zip, a table in text (CSV, TSV, …), JSON lines or "
+        "Parquet, a folder of such parts, a URI of those, or the output of "
+        "recsys.prepare_shards.",
     )
     user_column: str | None = _source(
         None, "Name of the user id column, if it is an unusual one."
@@ -118,10 +121,38 @@ class TrainConfig:
         None, "Name of the item id column, likewise."
     )
     timestamp_column: str | None = _source(
-        None, "Name of the time column, likewise."
+        None,
+        "Name of the time column, likewise; without one, the order of the "
+        "file is that of the events.",
     )
     rating_column: str | None = _source(
         None, "Name of the rating column, likewise."
+    )
+    columns: str | None = _source(
+        None,
+        "Column names of a text file without a header, with commas between, "
+        "such as user,item,rating,timestamp; _ skips a column.",
+    )
+    separator: str | None = _source(
+        None,
+        "What stands between two values in text: a character, the same one "
+        "several times, or tab, blank or blanks (any number of them). Default: "
+        "by the first line.",
+    )
+    layout: str | None = _source(
+        None,
+        "What a line of text holds: rows are one event each, sequences a user "
+        "and all items, oldest first. Default: rows, unless the lines differ "
+        "in length and hold nothing but whole numbers",
+        choices=LAYOUTS,
+    )
+    encoding: str | None = _source(
+        None, "Encoding of text, such as latin-1. Default: UTF-8."
+    )
+    time_format: str | None = _source(
+        None,
+        "Format of times in text, such as '%d/%m/%Y %H:%M'. Default: numbers, "
+        "ISO dates and other usual ones.",
     )
     items_file: str | None = _source(
         None, "CSV or Parquet file with item titles, genres and other metadata."

@@ -118,7 +118,7 @@ def main(values: dict[str, Any]) -> int:
         manifest = recsys.data.beam_preparation.prepare_shards(
             source, values["output"], options, beam_options
         )
-    print(manifest.summary())
+    print("\n".join([*source.notes(), manifest.summary()]))
     flags = "".join(f" --{name}={value}" for name, value in given.items())
     data = shlex.quote(values["output"])
     print(

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.data import input_files
-from recsys.data.items import as_ids, is_list
+from recsys.data.columns import is_list
+from recsys.data.items import as_ids
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX

@@ -285,7 +285,7 @@ class ReadTest(SourcesTestCase):
             self.assert_error(f"{name}: .*another compression$", str(folder))
             other.unlink()
         (folder / "day=1").mkdir()
-        self.assert_error("day=1: .*Received: a folder$", str(folder))
+        self.assert_error("day=1: .*a folder without any$", str(folder))
 
     def test_copies_of_a_part_would_be_read_twice(self):
         for copy in ("part-0.csv.gz", "part-0.parquet", "PART-0.CSV"):

@@ -300,11 +300,15 @@ class RangeTest(parameterized.TestCase):
                 self.read(rating=odd)
 
     def test_lists_and_structs(self):
-        for value, kind in (([1, 2], "list"), ({"a": 1}, "struct")):
-            with self.assertRaisesRegex(
-                InputError, f"ids in the item column 'item'.*column of {kind}"
-            ):
-                self.read(item=[value])
+        with self.assertRaisesRegex(
+            InputError, "ids in the item column 'item'.*column of struct"
+        ):
+            self.read(item=[{"a": 1}])
+        with self.assertRaisesRegex(
+            InputError, "ids in the user column 'user'.*column of list"
+        ):
+            self.read(user=[[1, 2]])
+        self.assertEqual(self.read(item=[[1, 2]]).users.tolist(), [0, 0])
 
     @parameterized.parameters(
         (["2011-03-13T07:06:40Z"], 1_300_000_000_000_000),
@@ -396,7 +400,6 @@ class TextErrorTest(TabularTestCase):
     @parameterized.parameters(
         ("item,ts\n", {}, "one user column .* --user_column.*: 'item', 'ts'$"),
         ("user,ts\n", {}, "one item column .* --item_column"),
-        ("user,item\n", {}, "one timestamp column .* --timestamp_column"),
         (
             "userId,uid,item,ts\n",
             {},
@@ -515,9 +518,9 @@ class ParquetTest(TabularTestCase):
         good = {"user": [1, 2], "item": [1, 2], "ts": [1, 2]}
         self.assert_error(message, self.write_parquet(good | columns))
 
-    def test_a_column_name_longer_than_a_csv_field_may_be(self):
+    def test_names_and_values_longer_than_csv_allows_by_itself(self):
         path = self.write("user,item,ts," + "r" * 132_000 + "\nu,i,1,2\n")
-        self.assert_error("log.csv: .*larger than field limit", path)
+        self.assertLen(self.read(path), 1)
 
     def test_damaged(self):
         path = self.write_parquet({"user": [1], "item": [1], "ts": [1]})

@@ -135,7 +135,7 @@ class PrepareTest(parameterized.TestCase):
                 "shop.csv: 3 users, 4 items, 8 interactions",
                 "split leave_last_out: 4 training interactions, 2 validation "
                 "queries, 2 test queries",
-                "1 interaction dropped by the filters or as repeats",
+                "1 interaction dropped: 1 repeated",
                 "1 user with a single interaction: used for training, not "
                 "queried",
                 "1 item without training interactions: still ranked as "

@@ -14,11 +14,11 @@ from absl.testing import absltest, parameterized
 
 from recsys.config import TrainConfig
 from recsys.data import (
+    input_files,
     pipeline,
     shard_preparation,
     shards,
     sources,
-    tables,
 )
 from recsys.data.prepare import (
     PreparedData,
@@ -255,7 +255,7 @@ class PreparationTest(parameterized.TestCase):
         rows = [f"{row % 99},{row % 5},{row}" for row in range(2_000)]
         path.write_text("\n".join(["user,item,timestamp", *rows, "0,9,9\n"]))
         # 50 rows a block or fewer, so 40 blocks of 5 items or more.
-        self.enterContext(mock.patch.object(tables, "BLOCK_BYTES", 512))
+        self.enterContext(mock.patch.object(input_files, "BLOCK_BYTES", 512))
         self.enterContext(
             mock.patch.object(shard_preparation, "_ITEM_ROWS", 10)
         )

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.items import NO_GENRES, is_list
+from recsys.data.columns import is_list
+from recsys.data.items import NO_GENRES
 from recsys.errors import InputError
 from recsys.files import atomic_path, read_json_object
 

@@ -25,11 +25,14 @@ class Interactions:
         ratings: `[num_interactions]` float32, NaN if missing, or None for a
             log without ratings.
         timestamps_per_second: Units of `timestamps` in a second: 1,000,000
-            for dates and fractions of a second, 1 for other numbers, whose
-            unit is not converted.
+            for dates and fractions of a second; 1,000, 1,000,000 or
+            1,000,000,000 for whole numbers that are such times since 1970;
+            1 for other numbers, whose unit is not converted; 0 for a log
+            without times, whose timestamps are the positions of its rows.
         columns: `[num_interactions]` rows: the other columns of the log that
             were asked for, strings dictionary-encoded; None without any. Text
             files give strings, as they are written.
+        num_empty: Rows of the files without any item, in a list of them.
 
     Raises:
         ValueError: The columns differ in length.
@@ -43,6 +46,7 @@ class Interactions:
     ratings: np.ndarray | None = None
     timestamps_per_second: int = 1
     columns: pa.Table | None = None
+    num_empty: int = 0
 
     def __post_init__(self) -> None:
         lengths = [len(self.users), len(self.items), len(self.timestamps)]
@@ -86,6 +90,7 @@ def filter_interactions(
     min_item_count: int = 1,
     min_user_count: int = 1,
     repeats: str = "first",
+    dropped: dict[str, int] | None = None,
 ) -> Interactions:
     """Filters interactions without changing their order.
 
@@ -102,6 +107,7 @@ def filter_interactions(
         repeats: Which of several interactions of the same user and item to
             keep, in the order of (timestamp, position in the file): "first",
             "last" or "all".
+        dropped: Receives how many interactions are dropped, by reason.
 
     Returns:
         A new log with only the ids in use, in the order of their first
@@ -122,10 +128,18 @@ def filter_interactions(
             f"`repeats` must be one of {', '.join(REPEATS)}. "
             f"Received: {repeats!r}"
         )
+    left = [len(interactions)]
     rows = interactions.rows_rated(min_rating)
+    left.append(len(rows))
     if repeats != "all":
         rows = _without_repeats(interactions, rows, last=repeats == "last")
+    left.append(len(rows))
     rows = _core(interactions, rows, min_item_count, min_user_count)
+    left.append(len(rows))
+    if dropped is not None:
+        reasons = ("below min_rating or unrated", "repeated", "rare")
+        lost = (-np.diff(left)).tolist()
+        dropped.update(zip(reasons, lost, strict=True))
     if not len(rows):
         raise InputError(
             f"no interaction is left with `min_rating`={min_rating}, "

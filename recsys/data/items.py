@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -11,7 +12,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from recsys.data import input_files, tables
-from recsys.data.columns import find_column, find_optional_column
+from recsys.data.columns import (
+    TextOptions,
+    find_column,
+    find_optional_column,
+    is_list,
+)
 from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
@@ -20,13 +26,16 @@ _GENRES = ("genres", "genre", "moviegenres", "categories", "category")
 NO_GENRES = ("(no genres listed)", "unknown", "")
 
 
-def read_items(file: Traversable, item_column: str | None) -> pa.Table:
+def read_items(
+    file: Traversable, item_column: str | None, encoding: str | None = None
+) -> pa.Table:
     """Reads an items file, CSV, TSV or Parquet.
 
     Args:
         file: The file.
         item_column: What the item column is called in the interactions; the
             usual spellings and "id" are tried where it is not there.
+        encoding: The encoding of text, if it is not UTF-8.
 
     Returns:
         `item_id` (string), `title` (string) and `genres` (list of strings)
@@ -43,9 +52,13 @@ def read_items(file: Traversable, item_column: str | None) -> pa.Table:
             table.validate(full=True)  # Text may not be UTF-8.
             name = _item_column(table.column_names, item_column, file)
         else:
-            header, delimiter = input_files.read_header(file)
-            name = _item_column(header, item_column, file)
-            form = input_files.TextForm(header, delimiter)
+            form = input_files.text_form(file, TextOptions(encoding=encoding))
+            name = _item_column(form.header, item_column, file)
+            if form.is_split_here:
+                raise InputError(
+                    f"{file}: expected columns with commas or tabs between. "
+                    f"Received: {' '.join(form.header)!r}"
+                )
             table = _read_text(file, form, name)
     return _with_roles(table, name, file)
 
@@ -134,15 +147,6 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
     return pa.table(columns)
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether values of a type are lists, of whatever lengths."""
-    return (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-    )
-
-
 def as_ids(column: pa.ChunkedArray, file: object) -> pa.ChunkedArray:
     """Returns raw ids as strings, whole numbers without a fraction.
 
@@ -177,16 +181,15 @@ def _split(genres: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(none, empty, lists)
 
 
-def _item_column(header: list[str], given: str | None, file: object) -> str:
-    if given in header:
+def _item_column(header: Sequence[str], given: str | None, file: object) -> str:
+    if given is not None and given in header:
         return given
-    usual = find_optional_column(header, "item", None, file)
-    if usual is None:
-        usual = _find(header, ("id",))
-    return usual or find_column(header, "item", None, file)
+    usual = find_optional_column(header, "item", None, file, usual_only=True)
+    found = usual or _find(header, ("id",))
+    return found or find_column(header, "item", None, file)
 
 
-def _find(header: list[str], spellings: tuple[str, ...]) -> str | None:
+def _find(header: Sequence[str], spellings: tuple[str, ...]) -> str | None:
     """Returns the column with the first of the spellings."""
     plain = {
         "".join(filter(str.isalnum, name.lower())): name
@@ -202,7 +205,7 @@ def _read_text(
         file,
         form,
         lambda quoting: (
-            pa_csv.ReadOptions(),
+            form.read_options(),
             input_files.parse_options(form, quoting),
             # Ids stay as they are written: "007" is not "7".
             pa_csv.ConvertOptions(column_types={item_column: pa.string()}),

@@ -83,7 +83,7 @@ def read_ratings(
     """
     names = given.find(_HEADER, file)
     return tables.assemble(
-        [tables.read_text(file, names, _FORMS[layout])], [file]
+        [tables.read_text(tables.Part(file, _FORMS[layout], names))], [file]
     )
 
 

@@ -26,6 +26,7 @@ from recsys.ids import FIRST_ITEM_INDEX
 
 # The column of the vocabulary that counts training interactions.
 TRAIN_COUNT = "train_count"
+_UNITS = {10**3: "milliseconds", 10**9: "nanoseconds"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class PreparedData:
         num_single: Users with a single interaction, which counts as a
             training interaction but gives no query.
         num_dropped: Interactions removed by the filters.
+        dropped: The same by reason, where it is known.
+        notes: What the user should know of how the log was understood.
     """
 
     name: str
@@ -50,6 +53,8 @@ class PreparedData:
     num_interactions: int
     num_single: int
     num_dropped: int
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def example_history(self, length: int = 2) -> list[str]:
         """Returns names of the items with the most training interactions."""
@@ -105,8 +110,15 @@ def read_log(config: TrainConfig) -> Log:
     return sources.read(**config.source())
 
 
-def filter_log(log: Log, config: TrainConfig) -> Interactions:
+def filter_log(
+    log: Log, config: TrainConfig, dropped: dict[str, int] | None = None
+) -> Interactions:
     """Applies the filters of a configuration.
+
+    Args:
+        log: The log.
+        config: The configuration.
+        dropped: As for `filter_interactions`.
 
     Raises:
         InputError: As for `filter_interactions`.
@@ -117,6 +129,7 @@ def filter_log(log: Log, config: TrainConfig) -> Interactions:
         min_item_count=config.min_item_count,
         min_user_count=config.min_user_count,
         repeats=config.repeats,
+        dropped=dropped,
     )
 
 
@@ -164,7 +177,15 @@ def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
         InputError: Fewer than two items, or no user with enough interactions,
             are left.
     """
-    interactions = filter_log(log, config)
+    dropped: dict[str, int] = {}
+    interactions = filter_log(log, config, dropped)
+    notes = log.notes
+    if log.interactions.num_empty:
+        num = _count(log.interactions.num_empty, "row")
+        notes += (f"{num} with an empty list of items: no interactions",)
+    # Microseconds are what dates are read as, and not worth a line.
+    if unit := _UNITS.get(interactions.timestamps_per_second):
+        notes += (f"times are {unit} since 1970",)
     if len(interactions.item_ids) < 2:
         raise InputError(
             f"{log.name}: expected at least two items to choose between. "
@@ -185,6 +206,8 @@ def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
         num_interactions=sequences.num_interactions,
         num_single=int(np.count_nonzero(sequences.lengths == 1)),
         num_dropped=len(log.interactions) - len(interactions),
+        dropped=dropped,
+        notes=notes,
     )
 
 
@@ -364,10 +387,15 @@ def _cutoff(
     if cutoff.share is not None:
         return splits.time_quantile(sequences, cutoff.share)
     assert cutoff.seconds is not None  # Either of the two is set.
-    time = math.ceil(cutoff.seconds * timestamps_per_second)
+    time = math.ceil(cutoff.seconds * max(1, timestamps_per_second))
     times = sequences.timestamps
+    own = math.ceil(cutoff.seconds)
+    if not cutoff.is_date and len(times) and times.min() < own <= times.max():
+        time = own  # In the unit of the log.
     if len(times) and not times.min() < time <= times.max():
-        as_dates = cutoff.is_date or timestamps_per_second > 1
+        as_dates = timestamps_per_second and (
+            cutoff.is_date or timestamps_per_second > 1
+        )
         first, last = (
             _format_time(int(each), timestamps_per_second)
             if as_dates
@@ -412,10 +440,16 @@ def data_summary(data: PreparedData) -> str:
         f"{_count(len(split.validation), 'validation query')}, "
         f"{_count(num_test, 'test query')}",
     ]
+    lines[1:1] = data.notes
     if data.num_dropped:
+        reasons = [
+            f"{number:,} {reason}"
+            for reason, number in data.dropped.items()
+            if number
+        ]
         lines.append(
-            f"{_count(data.num_dropped, 'interaction')} dropped by the "
-            "filters or as repeats"
+            f"{_count(data.num_dropped, 'interaction')} dropped: "
+            + (", ".join(reasons) or "filtered or repeated")
         )
     if data.num_single:
         lines.append(

@@ -108,7 +108,8 @@ class Dealt:
         first_row: A number that increases from block to block.
         items: The items of the block with their first row, columns `item`
             and `row`.
-        num_low_ratings: The number of rows removed by `min_rating`.
+        num_low_ratings: The number of rows removed by `min_rating`, and of
+            empty lists.
     """
 
     pieces: list[pa.RecordBatch]
@@ -186,7 +187,7 @@ class Preparation:
         in_order = rows[np.argsort(shard, kind="stable")]
         item_ids = pa.array(block.item_ids, pa.string())
         timestamps = pa.array(block.timestamps[in_order])
-        if block.timestamps_per_second > 1:
+        if block.timestamps_per_second == 1_000_000:
             # A type of its own, since plain numbers may have another unit.
             timestamps = timestamps.cast(pa.timestamp("us"))
         table = pa.record_batch(
@@ -210,7 +211,7 @@ class Preparation:
                     "row": first_row + rows[first],
                 }
             ),
-            num_low_ratings=len(block) - len(rows),
+            num_low_ratings=len(block) - len(rows) + block.num_empty,
         )
 
     def write_shard(

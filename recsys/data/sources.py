@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import importlib.resources
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
@@ -19,13 +18,20 @@ import pyarrow as pa
 from recsys import datasets
 from recsys.data import input_files, movielens, synthetic, tables
 from recsys.data import items as items_lib
-from recsys.data.columns import ColumnNames
+from recsys.data.columns import ColumnNames, TextOptions
+from recsys.data.input_files import AnyPath
 from recsys.data.interactions import Interactions
 from recsys.errors import InputError
 
 BUNDLED = "movielens-small"
 TFDS_PREFIX = "tfds:"
 _PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+# Read from a folder that holds none of those.
+_OTHER_SUFFIXES = tuple(
+    suffix + packed
+    for suffix in (".inter", ".jsonl", ".ndjson", ".json")
+    for packed in ("", ".gz")
+)
 _ITEMS_NAMES = tuple(
     stem + suffix for stem in ("movies", "items") for suffix in _PART_SUFFIXES
 )
@@ -33,6 +39,13 @@ _ITEMS_NAMES = tuple(
 _PACKED = re.compile(
     r".+\.(csv|tsv|parquet)\.(7z|br|bz2|lz4|lzma|xz|z|zip|zst)"
 )
+# The options of files, and what they are if none is given.
+_FILE_OPTIONS = (
+    *("user_column", "item_column", "timestamp_column", "rating_column"),
+    *("columns", "separator", "encoding", "layout", "time_format"),
+    "other_columns",
+)
+_PLAIN = TextOptions()
 # Rows in a block of a log that can only be read whole.
 _BLOCK_ROWS = 2**20
 
@@ -81,13 +94,15 @@ class Source:
             data set (see `recsys.datasets`), unless there is such a path;
             "tfds:movielens/<config>-ratings"; "synthetic:users=…,items=…,
             interactions=…,seed=…" (see `recsys.data.synthetic`); or a path: a
-            folder or zip in a GroupLens layout, a CSV, TSV (plain or gzip) or
-            Parquet file, or a folder of such parts, read in the order of
-            their names.
+            folder or zip in a GroupLens layout; a table in text (CSV, TSV and
+            others), JSON lines (both plain or gzip) or Parquet, or a folder
+            of such parts, read in the order of their names; or the URI of any
+            of those, such as s3://bucket/log.csv.
         user_column: The column of user ids. By default this column and the
             next three are found by their usual names.
         item_column: The column of item ids.
-        timestamp_column: The column of times: numbers or ISO dates.
+        timestamp_column: The column of times: numbers or dates. Default: by
+            name; without one, the order of the file.
         rating_column: The column of ratings; "" ignores the ratings.
         items_file: CSV or Parquet file with a column of item ids and titles,
             genres (separated by "|") or any other columns. Default:
@@ -100,6 +115,14 @@ class Source:
             $XDG_CACHE_HOME or ~/.cache.
         other_columns: Names of further columns to read, which become
             `Interactions.columns`. Default: none.
+        columns: The column names of text without a header, with commas
+            between; "_" skips one.
+        separator: What stands between two values in text: a character, the
+            same one several times, tab, blank, or blanks for runs of them.
+        encoding: The encoding of text. Default: UTF-8, or UTF-16 by its mark.
+        layout: "rows" of one event each, or "sequences": lines of a user and
+            all items, oldest first. Default: rows, unless it cannot be.
+        time_format: The format of the times, as for `strptime`.
     """
 
     data: str
@@ -112,6 +135,11 @@ class Source:
     tfds_manual_dir: str | None = None
     datasets_dir: str | None = None
     other_columns: tuple[str, ...] = ()
+    columns: str | None = None
+    separator: str | None = None
+    encoding: str | None = None
+    layout: str | None = None
+    time_format: str | None = None
 
     def read(self) -> Log:
         """Reads the whole log.
@@ -121,8 +149,21 @@ class Source:
         """
         with self._found() as found:
             return Log(
-                self.data, found.interactions(), self._items(found), self
+                self.data,
+                found.interactions(),
+                self._items(found),
+                self,
+                tuple(found.notes()),
             )
+
+    def notes(self) -> list[str]:
+        """Returns what the user should know of how the log is understood.
+
+        Raises:
+            InputError: The log cannot be read, or an option has no effect.
+        """
+        with self._found() as found:
+            return found.notes()
 
     def units(self) -> tuple[list[Unit], pa.Table | None]:
         """Divides the log into units.
@@ -153,7 +194,7 @@ class Source:
         if not is_public:
             self._reject("the name of a public data set", ("datasets_dir",))
         if self.data.startswith(TFDS_PREFIX):
-            self._reject("a file or folder", ("_column", "_columns"))
+            self._reject("a file or folder", _FILE_OPTIONS)
             yield _TfdsLog(
                 self.data.removeprefix(TFDS_PREFIX),
                 self.tfds_data_dir,
@@ -161,10 +202,10 @@ class Source:
             )
             return
         self._reject(
-            f"a '{TFDS_PREFIX}...' source", ("_data_dir", "_manual_dir")
+            f"a '{TFDS_PREFIX}...' source", ("tfds_data_dir", "tfds_manual_dir")
         )
         if synthetic.is_synthetic(self.data):
-            self._reject("a file or folder", ("_column", "_columns"))
+            self._reject("a file or folder", _FILE_OPTIONS)
             yield _SyntheticLog(self.data, synthetic.parse(self.data))
             return
         with contextlib.ExitStack() as stack:
@@ -177,18 +218,16 @@ class Source:
             else:
                 yield self._find_at(_existing_path(self.data), stack)
 
-    def _reject(self, kind: str, suffixes: tuple[str, ...]) -> None:
-        """Raises InputError for options with a suffix, which need a kind."""
-        for name, value in dataclasses.asdict(self).items():
-            if name.endswith(suffixes) and value not in (None, ()):
+    def _reject(self, kind: str, names: tuple[str, ...]) -> None:
+        """Raises InputError for given options, which need a kind of log."""
+        for name in names:
+            if (value := getattr(self, name)) not in (None, ()):
                 raise InputError(
                     f"`{name}` needs `data` to be {kind}. "
                     f"Received: {name}={value!r} with data={self.data!r}"
                 )
 
-    def _find_at(
-        self, path: pathlib.Path, stack: contextlib.ExitStack
-    ) -> _FoundLog:
+    def _find_at(self, path: AnyPath, stack: contextlib.ExitStack) -> _FoundLog:
         if path.is_dir():
             return self._find_in(path, stack)
         if input_files.file_kind(path) == "zip":
@@ -212,22 +251,23 @@ class Source:
             )
         for layout, file in ratings.items():
             return self._grouplens(layout, file, members)
-        if parts := _parts_in(folder):
-            return _TablesLog(parts, members, self._columns)
+        for suffixes in (_PART_SUFFIXES, _OTHER_SUFFIXES):
+            if parts := _parts_in(folder, suffixes):
+                return _TablesLog(parts, members, self._columns)
         archives = [name for name in members if name.lower().endswith(".zip")]
         if len(archives) == 1:
             archive = input_files.open_zip(members[archives[0]])
             return self._find_in(stack.enter_context(archive), stack)
         raise InputError(
             f"{folder}: expected ratings.csv, ratings.dat, u.data, or CSV, "
-            "TSV or Parquet files. Received: "
+            "TSV or Parquet files, JSON lines or .inter files. Received: "
             + (", ".join(list(members)[:10]) or "an empty folder")
         )
 
     def _grouplens(
         self, layout: str, file: Traversable, members: dict[str, Traversable]
     ) -> _FoundLog:
-        if layout != movielens.CSV_LAYOUT:
+        if layout != movielens.CSV_LAYOUT and self._columns.text == _PLAIN:
             return _GroupLensLog(layout, file, members, self._columns)
         # GroupLens's own file goes before any other.
         if movies := movielens.member(members, "movies.csv"):
@@ -242,18 +282,27 @@ class Source:
             self.timestamp_column,
             self.rating_column,
             self.other_columns,
+            TextOptions(
+                tuple(name.strip() for name in (self.columns or "").split(","))
+                if self.columns
+                else (),
+                self.separator,
+                self.encoding,
+                self.layout,
+                self.time_format,
+            ),
         )
 
     def _items(self, found: _FoundLog) -> pa.Table | None:
         if self.items_file is None:
             return found.items()
-        path = pathlib.Path(os.path.expanduser(self.items_file))
+        path = input_files.path_at(self.items_file)
         if not path.is_file():
             raise InputError(
                 "`items_file` must be a CSV or Parquet file. "
                 f"Received: {self.items_file!r}"
             )
-        return items_lib.read_items(path, found.item_column)
+        return items_lib.read_items(path, found.item_column, self.encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +318,14 @@ class Log:
             then any other columns. Neither complete nor aligned with
             `interactions.item_ids`.
         source: Where the log was read from; None for a log in memory.
+        notes: What the user should know of how it was understood.
     """
 
     name: str
     interactions: Interactions
     items: pa.Table | None = None
     source: Source | None = None
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def read(data: str | os.PathLike[str], **options: Any) -> Log:
@@ -317,7 +368,8 @@ class Log:
                 default this column and the next three are found by their
                 usual names.
             item_column: The column of item ids, likewise.
-            timestamp_column: The column of times: numbers or dates.
+            timestamp_column: The column of times: numbers or dates. Without
+                one, the order of the rows is that of the events.
             rating_column: The column of ratings; "" ignores the ratings.
             other_columns: Further columns, for `Interactions.columns`.
 
@@ -335,10 +387,12 @@ class Log:
             rating_column,
             tuple(other_columns),
         )
-        interactions, item_column = tables.read_frame(frame, given, "frame")
+        interactions, part = tables.read_frame(frame, given, "frame")
         if items is not None:
+            item_column = part.names.by_role["item"]
             items = items_lib.from_frame(items, item_column, "items frame")
-        return Log("frame", interactions, items)
+        notes = tuple(tables.notes(part, given))
+        return Log("frame", interactions, items, notes=notes)
 
 
 class _FoundLog(abc.ABC):
@@ -357,6 +411,10 @@ class _FoundLog(abc.ABC):
         """Reads the item metadata that comes with the log."""
         return None
 
+    def notes(self) -> list[str]:
+        """Returns what the user should know of how it is understood."""
+        return []
+
     def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
         """Returns the names of the parts and how to read each in blocks."""
         return []
@@ -370,12 +428,41 @@ class _TablesLog(_FoundLog):
     members: dict[str, Traversable]
     given: ColumnNames
 
+    @functools.cached_property
+    def full_parts(self) -> list[Traversable]:
+        """The parts, without empty files unless all are empty."""
+        if len(self.parts) == 1:
+            return [*self.parts]
+        full = [part for part in self.parts if not input_files.is_empty(part)]
+        return full or [*self.parts]
+
     def interactions(self) -> Interactions:
-        return tables.read_tables(self.parts, self.given)[0]
+        return tables.read_tables(self.full_parts, self.given)[0]
+
+    def notes(self) -> list[str]:
+        parts = self.full_parts
+        found = tables.notes(
+            tables.understand(parts[0], self.given), self.given
+        )
+        if num_empty := len(self.parts) - len(parts):
+            found.append(
+                f"{num_empty:,} of {len(self.parts):,} parts are empty"
+            )
+        keys = {
+            name
+            for part in parts
+            for name in re.findall(r"([^/\\]+)=[^/\\]*[/\\]", str(part))
+        }
+        if keys:
+            found.append(
+                f"folders named {'=…, '.join(sorted(keys))}=… are read in the "
+                "order of their names; their values are not columns"
+            )
+        return found
 
     @property
     def item_column(self) -> str | None:
-        return tables.find_names(self.parts, self.given).item
+        return tables.understand(self.full_parts[0], self.given).names.item
 
     def items(self) -> pa.Table | None:
         found = [self.members[n] for n in _ITEMS_NAMES if n in self.members]
@@ -391,18 +478,20 @@ class _TablesLog(_FoundLog):
 
     def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
         # Other processes cannot read from an archive that is open in this one.
-        if not all(isinstance(part, pathlib.Path) for part in self.parts):
+        parts = self.full_parts
+        if not all(isinstance(part, AnyPath) for part in parts):
             return []
         # Parts with other columns are an error before any of them is read.
-        tables.find_names(self.parts, self.given)
+        tables.find_parts(parts, self.given)
         found: list[tuple[str, _ReadBlocks]] = []
-        for part in self.parts:
+        for part in parts:
             groups: Sequence[int | None] = [None]
             if input_files.file_kind(part) == "parquet":
                 groups = range(tables.num_row_groups(part))
             for group in groups:
+                # Rows of later parts have higher positions, if no times.
                 blocks = functools.partial(
-                    tables.stream, part, self.given, group
+                    tables.stream, part, self.given, group, len(found) << 40
                 )
                 found.append((str(part), blocks))
         return found
@@ -484,10 +573,13 @@ def _blocks_of_whole(source: Source) -> Iterator[Interactions]:
         )
 
 
-def _parts_in(folder: Traversable) -> list[Traversable]:
+def _parts_in(
+    folder: Traversable, suffixes: tuple[str, ...]
+) -> list[Traversable]:
     """Returns the parts of a log in a folder, in the order of their names.
 
-    A folder that is named as a part, as Spark writes them, holds parts, too.
+    A folder that is named as a part, as Spark writes them, or like
+    "day=2024-01-01", as Hive does, holds parts, too.
 
     Raises:
         InputError: A part would be left out without a word, or read twice.
@@ -500,13 +592,14 @@ def _parts_in(folder: Traversable) -> list[Traversable]:
         name = child.name.lower()
         if name.startswith((".", "_")) or child.name in _ITEMS_NAMES:
             continue
-        if _PACKED.fullmatch(name) or ("=" in name and child.is_dir()):
+        if _PACKED.fullmatch(name):
             raise InputError(
                 f"{child}: expected parts in CSV or TSV (plain or gzip) or "
-                "Parquet, all in one folder. Received: "
-                + ("a folder" if child.is_dir() else "another compression")
+                "Parquet. Received: another compression"
             )
-        suffix = next(filter(name.endswith, _PART_SUFFIXES), None)
+        suffix = next(filter(name.endswith, suffixes), None)
+        if suffix is None and "=" in name and child.is_dir():
+            suffix = ""
         if suffix is None:
             continue
         twin = named.setdefault(name.removesuffix(suffix), child)
@@ -515,7 +608,7 @@ def _parts_in(folder: Traversable) -> list[Traversable]:
                 f"{folder}: expected every part once; name the file to read. "
                 f"Received: {twin.name} and {child.name}"
             )
-        inner = _parts_in(child) if child.is_dir() else [child]
+        inner = _parts_in(child, suffixes) if child.is_dir() else [child]
         if not inner or not all(file.is_file() for file in inner):
             raise InputError(
                 f"{child}: expected a file, or a folder of parts. Received: "
@@ -525,8 +618,8 @@ def _parts_in(folder: Traversable) -> list[Traversable]:
     return parts
 
 
-def _existing_path(data: str) -> pathlib.Path:
-    path = pathlib.Path(os.path.expanduser(data))
+def _existing_path(data: str) -> AnyPath:
+    path = input_files.path_at(data)
     # The path of no text would be the current folder.
     if not data or not path.exists():
         raise InputError(

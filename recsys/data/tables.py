@@ -1,10 +1,14 @@
-"""Logs in CSV, TSV and Parquet files: columns, rows and their errors."""
+"""Logs in text, JSON and Parquet files: rows and their errors."""
 
 from __future__ import annotations
 
-import datetime
-import math
-from collections.abc import Iterator, Sequence
+import ast
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from typing import Any, NoReturn
 
@@ -12,9 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from recsys.data.columns import ColumnNames
+from recsys.data.columns import (
+    ID_TYPE,
+    ColumnNames,
+    find_optional_column,
+    ids_as_strings,
+    is_date,
+    is_list,
+    is_list_name,
+    is_text,
+    is_usual,
+    kind_of_time,
+    to_timestamps,
+    to_whole,
+    typed_times,
+)
 from recsys.data.input_files import (
     BLOCK_BYTES,
     Parsing,
@@ -27,29 +46,164 @@ from recsys.data.input_files import (
     parse_options,
     possible_quotings,
     raise_ragged,
-    read_header,
     read_quoted,
     readable,
+    reject_options,
+    suggest_columns,
+    text_form,
 )
 from recsys.data.interactions import Interactions, number_by_appearance
 from recsys.errors import InputError
 
+# In the schema of a table: how many rows had an empty list of items.
+_EMPTY = b"empty"
+# Lines of JSON that tell its types, and Python's dictionaries in a block.
+_SAMPLE_LINES, _BLOCK_LINES = 1_000, 50_000
+_NO_TEXT = pa.scalar(None, pa.string())
+
+
+@dataclasses.dataclass
+class Part:
+    """A file of a log, and what was understood of it.
+
+    Attributes:
+        file: The file, or the name of a frame.
+        form: How its rows are written; None for Parquet and frames.
+        names: Its columns.
+        nested: The column with lists of objects that hold the items.
+        time_format: The format of its timestamps, once it is known.
+    """
+
+    file: Any
+    form: TextForm | None
+    names: ColumnNames
+    nested: str | None = None
+    time_format: str | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of the columns to read, each once."""
+        return list(dict.fromkeys(self.names.by_role.values()))
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a text column is split into several items."""
+        return self.form is not None and is_list_name(self.names.item or "")
+
+
+def understand(file: Traversable, given: ColumnNames) -> Part:
+    """Finds out how a file is written and which columns it has.
+
+    Args:
+        file: A text file or a Parquet file.
+        given: What the user says of it.
+
+    Raises:
+        InputError: The file cannot be read, or a column is missing or
+            ambiguous.
+    """
+    if file_kind(file) != "parquet":
+        form = text_form(file, given.text)
+        return _understand(file, form, form.names, form.inner, given)
+    reject_options(file, given.text, "Parquet")
+    with readable(file), file.open("rb") as stream:
+        return _understand_schema(file, pq.read_schema(stream), given)
+
+
+def _understand_schema(
+    file: Any, schema: pa.Schema, given: ColumnNames
+) -> Part:
+    inner = tuple(
+        (field.name, tuple(each.name for each in field.type.value_type))
+        for field in schema
+        if is_list(field.type) and pa.types.is_struct(field.type.value_type)
+    )
+    return _understand(file, None, schema.names, inner, given)
+
+
+def _understand(
+    file: Any,
+    form: TextForm | None,
+    header: Sequence[str],
+    inner: Sequence[tuple[str, tuple[str, ...]]],
+    given: ColumnNames,
+) -> Part:
+    """Returns a part by its columns and the fields of those of objects."""
+    nested = None
+    if inner:
+        header = [name for name in header if name not in dict(inner)]
+        holders = [each for each in inner if _has_item(each[1], given)]
+        if holders and not _has_item(header, given):
+            nested, fields = holders[0]
+            header = [*header, *fields]
+        else:
+            header = [*header, *dict(inner)]
+    try:
+        names = given.find(header, file)
+    except InputError as error:
+        flags = suggest_columns(form) if form else None
+        if flags is None:
+            raise
+        raise InputError(
+            f"{error}; if that is a row and not a header, say what its columns "
+            f"are, such as {flags}"
+        ) from error
+    return Part(file, form, names, nested, given.text.time_format)
+
+
+def _has_item(header: Sequence[str], given: ColumnNames) -> bool:
+    if given.item is not None:
+        return given.item in header
+    return find_optional_column(header, "item", None, "") is not None
+
+
+def notes(part: Part, given: ColumnNames) -> list[str]:
+    """Returns what the user should know of how a log was understood.
+
+    Args:
+        part: Its first file.
+        given: What the user said of it.
+    """
+    names, found = part.names, []
+    unusual = [
+        f"{role} {name!r}"
+        for role, name in names.by_role.items()
+        if role in ("user", "item", "timestamp", "rating")
+        and getattr(given, role) is None
+        and not is_usual(name, role)
+        and not (part.form and part.form.layout in ("sequences", "netflix"))
+    ]
+    if unusual:
+        found.append(f"columns found by name: {', '.join(unusual)}")
+    if part.form and part.form.layout == "sequences":
+        found.append("each line is a user and all of the user's items in order")
+    elif part.has_lists:
+        found.append(f"each value of {names.item!r} is a list of items")
+    if part.nested:
+        found.append(f"each value of {part.nested!r} is a list of events")
+    if names.timestamp is None:
+        found.append(
+            "no time column: the order of the file is the order of events"
+            + (
+                ""
+                if part.form and part.form.layout == "sequences"
+                else " (--timestamp_column names one)"
+            )
+        )
+    return found
+
 
 def raise_first_fault(
-    file: Any,
-    names: ColumnNames,
-    table: pa.Table,
-    form: TextForm | None,
+    part: Part, table: pa.Table, rows: np.ndarray | None = None
 ) -> NoReturn:
     """Raises the InputError that names the first bad row of a log.
 
     Args:
-        file: The file.
-        names: Its columns.
-        table: Columns "user", "item", "timestamp" and "rating", where there is
-            one, as strings or as values of any type.
-        form: How its rows are written; None for a Parquet file.
+        part: The file.
+        table: Its columns by role, as strings or as values of any type.
+        rows: Which row of the file each row is from. Default: the same.
     """
+    file, names, form = part.file, part.names, part.form
     try:
         columns = table.to_pydict()
     except (LookupError, OverflowError) as error:
@@ -57,23 +211,25 @@ def raise_first_fault(
             f"{file}: expected dates of the years 1 to 9999 in a known time "
             f"zone. Received: {' '.join(str(error).split())}"
         ) from error
-    ratings = columns.get("rating", [None] * len(table))
+    nothing = [None] * len(table)
     first_kind = None
     for row, (user, item, time, rating) in enumerate(
         zip(
             columns["user"],
             columns["item"],
-            columns["timestamp"],
-            ratings,
+            columns.get("timestamp", nothing),
+            columns.get("rating", nothing),
             strict=True,
         )
     ):
-        kind = _time_kind(time)
+        kind = kind_of_time(time, part.time_format)
+        if names.timestamp is None:
+            kind = "number"
         first_kind = first_kind or kind
         expected = None
-        if not str(user or "").strip():
+        if not str("" if user is None else user).strip():
             expected, value = f"the user id in column {names.user!r}", user
-        elif not str(item or "").strip():
+        elif not (str("" if item is None else item).strip() or part.has_lists):
             expected, value = f"the item id in column {names.item!r}", item
         elif kind is None or kind != first_kind:
             what = first_kind or "number or an ISO date"
@@ -83,6 +239,7 @@ def raise_first_fault(
             expected = f"a number in the rating column {names.rating!r}"
             value = rating
         if expected is not None:
+            row = row if rows is None else int(rows[row])
             where = (
                 f"row {row + 1}"
                 if form is None
@@ -93,24 +250,9 @@ def raise_first_fault(
                 + ("an empty one" if " id in " in expected else repr(value))
             )
     raise InputError(
-        f"{file}: expected rows of user, item and timestamp. Received: a "
-        f"timestamp column {names.timestamp!r} of {table['timestamp'].type}"
+        f"{file}: expected rows of user, item and timestamp. Received: columns "
+        f"of {', '.join(str(kind) for kind in table.schema.types)}"
     )
-
-
-def _time_kind(value: object) -> str | None:
-    """Returns "number" or "date"; None for anything else."""
-    if isinstance(value, (datetime.date, datetime.datetime)):
-        return "date"
-    try:
-        return "number" if math.isfinite(float(str(value))) else None
-    except ValueError:
-        pass
-    try:
-        datetime.datetime.fromisoformat(str(value).strip())
-        return "date"
-    except ValueError:
-        return None
 
 
 def _is_rating(value: object) -> bool:
@@ -123,74 +265,14 @@ def _is_rating(value: object) -> bool:
         return False
 
 
-def ids_as_strings(
-    ids: pa.ChunkedArray, file: object, names: ColumnNames, role: str
-) -> pa.ChunkedArray:
-    """Returns a typed column of ids as a dictionary of strings.
-
-    Args:
-        ids: Strings or whole numbers, whatever their Arrow type.
-        file: The name of the file, for messages.
-        names: Its columns.
-        role: "user" or "item".
-
-    Raises:
-        InputError: The ids are of another type, fractions, or floats too
-            large to tell apart.
-    """
-    name = getattr(names, role)
-    where = f"{file}: expected ids in the {role} column {name!r}"
-    if pa.types.is_float16(ids.type):
-        # Arrow has no dictionaries of these.
-        raise InputError(f"{where}. Received: a column of {ids.type}")
-    is_encoded = pa.types.is_dictionary(ids.type)
-    values = ids.type.value_type if is_encoded else ids.type
-    if not (
-        pa.types.is_integer(values)
-        or pa.types.is_floating(values)
-        or pa.types.is_string(values)
-        or pa.types.is_large_string(values)
-    ):
-        raise InputError(f"{where}. Received: a column of {values}")
-    if not is_encoded:
-        ids = ids.dictionary_encode()
-    if pa.types.is_floating(values):
-        precision = 24 if pa.types.is_float32(values) else 53
-        for chunk in ids.chunks:
-            numbers = chunk.dictionary.cast(pa.float64())
-            whole = pc.and_(
-                pc.equal(numbers, pc.floor(numbers)),
-                pc.less(pc.abs(numbers), 2.0**precision),
-            )
-            if not pc.all(whole).as_py():
-                odd = numbers.filter(pc.invert(whole))[0].as_py()
-                raise InputError(
-                    f"{where}: text, integers, or floats that are whole "
-                    f"numbers below 2^{precision}, beyond which they merge. "
-                    f"Received: {odd!r}"
-                )
-        values = pa.int64()
-    chunks = [
-        pa.DictionaryArray.from_arrays(
-            chunk.indices.cast(pa.int32()),
-            chunk.dictionary.cast(values).cast(pa.string()),
-        )
-        for chunk in ids.chunks
-    ]
-    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
-
-
-_ID_TYPE = pa.dictionary(pa.int32(), pa.string())
-
-
 def read_tables(
-    parts: Sequence[Traversable], given: ColumnNames
+    files: Sequence[Traversable], given: ColumnNames
 ) -> tuple[Interactions, ColumnNames]:
     """Reads the parts of one log.
 
     Args:
-        parts: Files of one format with the same columns, in order.
-        given: The column names that the user gave.
+        files: Files of one format with the same columns, in order.
+        given: The column names that the user gave, and how text is written.
 
     Returns:
         The interactions, and the column names as the files spell them.
@@ -198,47 +280,50 @@ def read_tables(
     Raises:
         InputError: A file cannot be read, or the parts do not fit together.
     """
-    names = find_names(parts, given)
-    tables = [_read_part(part, given) for part in parts]
-    return assemble(tables, parts), names
+    parts = find_parts(files, given)
+    found = [(part.file, each) for part in parts for each in _read(part)]
+    names, tables = zip(*found, strict=True)
+    return assemble(tables, names), parts[0].names
 
 
-def _read_part(part: Traversable, given: ColumnNames) -> pa.Table:
-    if file_kind(part) == "parquet":
-        return _read_parquet(part, given)
-    header, delimiter = read_header(part)
-    names = given.find(header, part)
-    return read_text(part, names, TextForm(header, delimiter))
+def _read(
+    part: Part, row_group: int | None = None, in_blocks: bool = False
+) -> Iterator[pa.Table]:
+    """Yields the rows of a file by role, once or in blocks."""
+    form = part.form
+    if form is None:
+        yield _read_parquet(part, row_group)
+    elif form.layout in ("json", "python"):
+        yield from _read_json(part, in_blocks)
+    elif form.is_split_here:
+        yield from _read_lines(part)
+    elif in_blocks:
+        yield from _read_text_in_blocks(part)
+    else:
+        yield read_text(part)
 
 
-def find_names(parts: Sequence[Traversable], given: ColumnNames) -> ColumnNames:
-    """Returns the columns of the parts of a log as they spell them.
+def find_parts(files: Sequence[Traversable], given: ColumnNames) -> list[Part]:
+    """Returns the parts of a log, whose columns are the same.
 
     Args:
-        parts: Files of one log.
-        given: The column names that the user gave.
+        files: Files of one log.
+        given: The column names that the user gave, and how text is written.
 
     Raises:
         InputError: A part cannot be read or lacks a column, or its columns
             are not those of the first.
     """
-    first, *others = parts
-    names = given.find(_header(first), first)
-    for part in others:
-        found = given.find(_header(part), part)
-        if found != names:
+    parts = [understand(file, given) for file in files]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.names != first.names:
             raise InputError(
-                f"{part}: expected the columns of {first}, "
-                f"{_spell(names)}. Received: {_spell(found)}"
+                f"{part.file}: expected the columns of {first.file}, "
+                f"{', '.join(first.names.by_role.values())}. "
+                f"Received: {', '.join(part.names.by_role.values())}"
             )
-    return names
-
-
-def _header(part: Traversable) -> list[str]:
-    if file_kind(part) == "parquet":
-        with readable(part), part.open("rb") as stream:
-            return pq.read_schema(stream).names
-    return read_header(part)[0]
+    return parts
 
 
 def num_row_groups(part: Traversable) -> int:
@@ -248,7 +333,10 @@ def num_row_groups(part: Traversable) -> int:
 
 
 def stream(
-    part: Traversable, given: ColumnNames, row_group: int | None = None
+    file: Traversable,
+    given: ColumnNames,
+    row_group: int | None = None,
+    first_position: int = 0,
 ) -> Iterator[Interactions]:
     """Reads a part some rows at a time.
 
@@ -258,9 +346,11 @@ def stream(
     numbers with a needless ".0", which is dropped.
 
     Args:
-        part: A CSV, TSV or Parquet file.
-        given: The column names that the user gave.
+        file: A text file or a Parquet file.
+        given: The column names that the user gave, and how text is written.
         row_group: Which of a Parquet file's row groups. Default: all rows.
+        first_position: What the first row gets in place of a timestamp if
+            there is none.
 
     Yields:
         The interactions, in the order of the file.
@@ -268,153 +358,308 @@ def stream(
     Raises:
         InputError: The file cannot be read.
     """
-    if file_kind(part) == "parquet":
-        table = _read_parquet(part, given, row_group)
+    part = understand(file, given)
+    for table in _read(part, row_group, in_blocks=True):
         if len(table):
-            yield assemble([_in_one_unit(table, part)], [part])
-        return
-    header, delimiter = read_header(part)
-    names = given.find(header, part)
-    form = TextForm(header, delimiter)
-    quoting = _streamed_quoting(part, names, form)
-    with readable(part), arrow_stream(part) as opened:
+            table = _in_one_unit(table, file)
+            yield assemble([table], [file], first_position)
+            first_position += len(table)
+
+
+def _read_text_in_blocks(part: Part) -> Iterator[pa.Table]:
+    assert part.form is not None
+    quoting = _streamed_quoting(part)
+
+    def fault(*_: object) -> NoReturn:
+        raise pa.ArrowInvalid("an id is missing, or no time")
+
+    with (
+        readable(part.file),
+        arrow_stream(part.file, part.form.encoding) as opened,
+    ):
         try:
-            batches = pa_csv.open_csv(opened, *_parsing(names, form, quoting))
-            for batch in batches:
-                table = _with_roles(pa.Table.from_batches([batch]), names)
-                if not _is_sound(table):
-                    raise pa.ArrowInvalid("an id is missing, or no time")
-                if len(table):
-                    yield assemble([_in_one_unit(table, part)], [part])
+            for batch in pa_csv.open_csv(opened, *_parsing(part, quoting)):
+                yield _finish(part, pa.Table.from_batches([batch]), fault)
             return
         except pa.ArrowInvalid as error:
             reason = str(error)
-    _raise_text(part, names, form, quoting, reason)
+    _raise_text(part, quoting, reason)
 
 
-def _streamed_quoting(
-    part: Traversable, names: ColumnNames, form: TextForm
-) -> Quoting:
+def _streamed_quoting(part: Part) -> Quoting:
     """Returns how a file is quoted, reading it once if it has quotes."""
-    quotings, num_rows = possible_quotings(part, form)
+    file, form = part.file, part.form
+    assert form is not None
+    quotings, num_rows = possible_quotings(file, form)
     if num_rows is None:
         return quotings[0]
     for quoting in quotings:
-        read, convert = _parsing(names, form, quoting)[::2]
-        convert.include_columns = [names.user]
-        with readable(part), arrow_stream(part) as opened:
+        read, parse, convert = _parsing(part, quoting)
+        convert.include_columns = [part.names.user]
+        with readable(file), arrow_stream(file, form.encoding) as opened:
             try:
-                parse = _parsing(names, form, quoting)[1]
                 batches = pa_csv.open_csv(opened, read, parse, convert)
                 if sum(batch.num_rows for batch in batches) == num_rows:
                     return quoting
             except pa.ArrowInvalid:
                 continue
-    check_quotes(part, form)
+    check_quotes(file, form)
     raise InputError(
-        f"{part}: expected values without line breaks, which only a log that "
+        f"{file}: expected values without line breaks, which only a log that "
         "is read whole may hold. Received: a quoted value with one"
     )
 
 
-def read_text(
-    file: Traversable, names: ColumnNames, form: TextForm
-) -> pa.Table:
+def read_text(part: Part) -> pa.Table:
     """Reads the columns of one text file, plain or gzip.
 
     Args:
-        file: The file.
-        names: Its columns.
-        form: How its rows are written.
+        part: The file.
 
     Returns:
-        Columns "user" and "item" (dictionaries of strings), "timestamp"
-        (as Arrow understood it) and, if there is one, "rating".
+        Columns "user" and "item" (dictionaries of strings) and, if there are
+        any, "timestamp" (as Arrow understood it), "rating" and others by
+        their role.
 
     Raises:
         InputError: The file is damaged or has a malformed row, which the
             message names by its line.
     """
+    assert part.form is not None
     table, quoting, reason = read_quoted(
-        file, form, lambda quoting: _parsing(names, form, quoting)
+        part.file, part.form, lambda quoting: _parsing(part, quoting)
     )
-    if table is not None:
-        table = _with_roles(table, names)
-        if _is_sound(table):
-            return table
-    _raise_text(file, names, form, quoting, reason)
+    if table is None:
+        _raise_text(part, quoting, reason)
+    return _finish(part, table, lambda *_: _raise_text(part, quoting, reason))
 
 
-def _raise_text(
-    file: Traversable,
-    names: ColumnNames,
-    form: TextForm,
-    quoting: Quoting,
-    reason: str,
-) -> NoReturn:
+def _raise_text(part: Part, quoting: Quoting, reason: str) -> NoReturn:
     """Raises the InputError that names the first bad line of a text file."""
-    read, parse, convert = _parsing(names, form, quoting)
+    file, form = part.file, part.form
+    assert form is not None
+    read, parse, convert = _parsing(part, quoting)
     convert.column_types = {
         name: pa.null() if name in form.blank_columns else pa.string()
         for name in convert.include_columns
     }
     try:
-        with readable(file), arrow_stream(file) as stream:
-            table = pa_csv.read_csv(stream, read, parse, convert)
+        with readable(file), arrow_stream(file, form.encoding) as opened:
+            table = pa_csv.read_csv(opened, read, parse, convert)
     except InputError:
         raise_ragged(file, form, reason)
-    raise_first_fault(file, names, _with_roles(table, names), form)
+    raise_first_fault(part, _with_roles(table, part.names))
 
 
-def _parsing(names: ColumnNames, form: TextForm, quoting: Quoting) -> Parsing:
-    types = {names.user: _ID_TYPE, names.item: _ID_TYPE}
+def _parsing(part: Part, quoting: Quoting) -> Parsing:
+    names, form = part.names, part.form
+    assert form is not None
+    types = {names.user: ID_TYPE}
+    types[names.item] = pa.string() if part.has_lists else ID_TYPE
     types.update((name, pa.null()) for name in form.blank_columns)
     if names.rating:
         types[names.rating] = pa.float32()
+    if names.timestamp and part.time_format:
+        types[names.timestamp] = pa.string()
     for name in names.others:
         if name != names.timestamp:
-            types.setdefault(name, _ID_TYPE)
-    wanted = list(dict.fromkeys(names.by_role.values()))
+            types.setdefault(name, ID_TYPE)
     return (
-        pa_csv.ReadOptions(
-            block_size=BLOCK_BYTES,
-            column_names=None if form.has_header else list(form.header),
-        ),
+        form.read_options(),
         parse_options(form, quoting),
         pa_csv.ConvertOptions(
             column_types=types,
-            include_columns=wanted + list(form.blank_columns),
+            include_columns=part.wanted + list(form.blank_columns),
         ),
     )
 
 
-def _read_parquet(
-    file: Traversable, given: ColumnNames, row_group: int | None = None
-) -> pa.Table:
-    with readable(file), file.open("rb") as opened:
+def _read_lines(part: Part) -> Iterator[pa.Table]:
+    """Reads lines that Arrow cannot split, in blocks."""
+    file, form = part.file, part.form
+    assert form is not None
+    types = pa_csv.ConvertOptions(column_types={"line": pa.string()})
+    parse = parse_options(form, Quoting(quote=False))
+    num_rows, film = 0, _NO_TEXT
+    with readable(file), arrow_stream(file, form.encoding) as opened:
+        try:
+            blocks = pa_csv.open_csv(opened, form.read_options(), parse, types)
+            for block in blocks:
+                lines = pc.utf8_trim_whitespace(block["line"])
+                rows = np.arange(num_rows, num_rows + len(lines))
+                num_rows += len(lines)
+                if form.layout == "netflix":
+                    is_film = pc.ends_with(lines, ":")
+                    films = pc.if_else(is_film, lines, _NO_TEXT)
+                    films = pc.fill_null(pc.fill_null_forward(films), film)
+                    film = films[-1]
+                    is_row = pc.invert(is_film)
+                    lines = pc.binary_join_element_wise(
+                        pc.utf8_rtrim(films.filter(is_row), ":"),
+                        lines.filter(is_row),
+                        ",",
+                    )
+                    rows = rows[is_row.to_numpy(zero_copy_only=False)]
+                yield _finish(part, _split_lines(part, lines), None, rows)
+            return
+        except pa.ArrowInvalid as error:
+            reason = str(error)
+    raise_ragged(file, form, reason)
+
+
+def _split_lines(part: Part, lines: pa.Array) -> pa.Table:
+    form = part.form
+    assert form is not None
+    delimiter = "," if form.layout == "netflix" else form.delimiter
+    if delimiter:
+        values = pc.split_pattern(lines, delimiter)
+    else:
+        values = pc.utf8_split_whitespace(lines)
+    if form.layout == "sequences":
+        columns = [pc.list_element(values, 0), pc.list_slice(values, 1)]
+    else:
+        lengths = pc.list_value_length(values)
+        if not pc.all(pc.equal(lengths, len(form.header))).as_py():
+            raise pa.ArrowInvalid("lines differ in their number of values")
+        columns = [pc.list_element(values, i) for i in range(len(form.header))]
+    return pa.table(columns, names=list(form.header))
+
+
+def _read_json(part: Part, in_blocks: bool) -> Iterator[pa.Table]:
+    """Reads one JSON object, or one dictionary of Python, per line."""
+    file, form = part.file, part.form
+    assert form is not None
+    schema, num_rows = _json_schema(part), 0
+    options = (
+        pa_json.ReadOptions(block_size=BLOCK_BYTES),
+        pa_json.ParseOptions(
+            explicit_schema=schema, unexpected_field_behavior="ignore"
+        ),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(readable(file))
+        try:
+            if form.layout == "python":
+                blocks = _dictionaries(part, *options)
+            else:
+                opened = stack.enter_context(arrow_stream(file, form.encoding))
+                if in_blocks:
+                    blocks = (
+                        pa.Table.from_batches([batch])
+                        for batch in pa_json.open_json(opened, *options)
+                    )
+                else:
+                    blocks = iter([pa_json.read_json(opened, *options)])
+            for table in blocks:
+                rows = np.arange(num_rows, num_rows + len(table))
+                num_rows += len(table)
+                yield _finish(part, table, None, rows)
+            return
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())
+    for number, found in _objects(part):
+        for field in schema:
+            try:
+                pa.array([found.get(field.name)], field.type)
+            except (pa.ArrowException, TypeError) as error:
+                raise InputError(
+                    f"{file}, line {number}: expected {field.type} in "
+                    f"{field.name!r}, as in the lines before. "
+                    f"Received: {found[field.name]!r}"
+                ) from error
+    raise InputError(f"{file}: expected JSON lines. Received: {reason}")
+
+
+def _objects(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the lines of JSON, decoded, with their numbers."""
+    assert part.form is not None
+    decode = json.loads if part.form.layout == "json" else ast.literal_eval
+    for number, line in enumerate(part.form.lines(part.file), 1):
+        if not line.strip():
+            continue
+        try:
+            found = decode(line.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(
+                f"{part.file}, line {number}: expected an object in JSON. "
+                f"Received: {line[:80]!r}"
+            )
+        yield number, found
+
+
+def _dictionaries(part: Part, *options: Any) -> Iterator[pa.Table]:
+    """Reads dictionaries of Python, through JSON."""
+    found = (json.dumps(each, default=str) for _, each in _objects(part))
+    while block := "\n".join(itertools.islice(found, _BLOCK_LINES)):
+        yield pa_json.read_json(io.BytesIO(block.encode()), *options)
+
+
+def _json_schema(part: Part) -> pa.Schema:
+    """Returns the types of the fields to read, from the first lines."""
+    sample = list(itertools.islice(_objects(part), _SAMPLE_LINES))
+    fields: list[Any] = []
+    inner: list[Any] = []
+    for name in part.wanted:
+        values = [found.get(name) for _, found in sample]
+        events = [
+            event.get(name)
+            for _, found in sample
+            for event in found.get(part.nested or "") or ()
+            if isinstance(event, dict)
+        ]
+        is_inner = bool(events) and all(value is None for value in values)
+        kind = _json_type(part, name, events if is_inner else values)
+        (inner if is_inner else fields).append((name, kind))
+    if part.nested:
+        fields.append((part.nested, pa.list_(pa.struct(inner))))
+    return pa.schema(fields)
+
+
+def _json_type(part: Part, name: str, values: list[Any]) -> pa.DataType:
+    try:
+        kind = pa.array(values).type
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{part.file}: expected values of one type in {name!r}. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+    if pa.types.is_null(kind):
+        return pa.string()
+    if name == part.names.rating and pa.types.is_integer(kind):
+        return pa.float64()
+    return kind
+
+
+def _read_parquet(part: Part, row_group: int | None = None) -> pa.Table:
+    names, columns = part.names, part.wanted
+    with readable(part.file), part.file.open("rb") as opened:
         schema = pq.ParquetFile(opened).schema_arrow
-        names = given.find(schema.names, file)
+        if part.nested:
+            own = [name for name in columns if name in schema.names]
+            columns = [*own, part.nested]
         strings = [
             name
             for name in {names.user, names.item, *names.others}
-            if schema.field(name).type == pa.string()
+            if name in schema.names
+            and schema.field(name).type == pa.string()
             and name not in (names.timestamp, names.rating)
         ]
         opened.seek(0)
         parquet = pq.ParquetFile(opened, read_dictionary=strings)
-        columns = list(dict.fromkeys(names.by_role.values()))
         if row_group is None:
             table = parquet.read(columns)
         else:
             table = parquet.read_row_group(row_group, columns)
         # Text that is not UTF-8, and positions beyond a dictionary.
         table.validate(full=True)
-    return _typed_columns(_with_roles(table, names), names, file)
+    return _finish(part, table)
 
 
 def read_frame(
     frame: Any, given: ColumnNames, where: str
-) -> tuple[Interactions, str]:
+) -> tuple[Interactions, Part]:
     """Takes interactions from a frame.
 
     Args:
@@ -423,15 +668,14 @@ def read_frame(
         where: What to call it in messages.
 
     Returns:
-        The interactions, and the name of the item column.
+        The interactions, and how they were understood.
 
     Raises:
         InputError: A column or a value is missing or not as expected.
     """
     table = frame_table(frame, where)
-    names = given.find(table.column_names, where)
-    table = _typed_columns(_with_roles(table, names), names, where)
-    return assemble([table], [where]), names.by_role["item"]
+    part = _understand_schema(where, table.schema, given)
+    return assemble([_finish(part, table)], [where]), part
 
 
 def frame_table(frame: Any, where: str) -> pa.Table:
@@ -481,47 +725,118 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _typed_columns(
-    table: pa.Table, names: ColumnNames, file: object
+def _finish(
+    part: Part,
+    table: pa.Table,
+    fault: Callable[[pa.Table, np.ndarray | None], NoReturn] | None = None,
+    rows: np.ndarray | None = None,
 ) -> pa.Table:
-    """Checks columns by role and gives them their types; see `read_text`."""
+    """Gives columns their roles and types, and lists a row for each item.
+
+    Args:
+        part: The file.
+        table: Columns by their names in the file.
+        fault: Raises the error for a bad row. Default: names the row.
+        rows: Which row of the file each row is from. Default: the same.
+    """
+    names = part.names
+    fault = fault or (lambda *found: raise_first_fault(part, *found))
+    if part.nested:
+        table = _unnest(table, part.nested)
+    columns = {role: table[name] for role, name in names.by_role.items()}
+    items, num_empty = columns["item"], 0
+    if part.has_lists and is_text(items.type):
+        trimmed = pc.utf8_trim_whitespace(items)
+        full = pc.if_else(pc.equal(trimmed, ""), _NO_TEXT, trimmed)
+        columns["item"] = pc.utf8_split_whitespace(full)
+    if is_list(columns["item"].type):
+        columns, rows, num_empty = _explode(part, pa.table(columns), rows)
     for role in ("user", "item"):
-        ids = ids_as_strings(table[role], file, names, role)
-        table = table.set_column(table.column_names.index(role), role, ids)
-    table = table.set_column(2, "timestamp", _typed(table["timestamp"]))
+        columns[role] = ids_as_strings(columns[role], part.file, names, role)
+    if names.timestamp:
+        where = f"{part.file}, column {names.timestamp!r}"
+        columns["timestamp"], found = typed_times(
+            columns["timestamp"], part.time_format, where
+        )
+        part.time_format = part.time_format or found
     if names.rating:
         try:
-            ratings = table["rating"].cast(pa.float32(), safe=False)
+            columns["rating"] = columns["rating"].cast(pa.float32(), safe=False)
         except pa.ArrowException:
-            raise_first_fault(file, names, table, None)
-        table = table.set_column(3, "rating", ratings)
+            fault(pa.table(columns), rows)
+    table = pa.table(columns)
     if not _is_sound(table):
-        raise_first_fault(file, names, table, None)
+        fault(table, rows)
+    if num_empty:
+        table = table.replace_schema_metadata({_EMPTY: str(num_empty)})
     return table
 
 
-def _typed(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns timestamps that were written as text by what they say."""
-    if pa.types.is_string(times.type) or pa.types.is_large_string(times.type):
-        for kind in (
-            pa.int64(),
-            pa.float64(),
-            pa.timestamp("us"),
-            pa.timestamp("us", tz="UTC"),
-        ):
-            try:
-                return times.cast(kind)
-            except pa.ArrowInvalid:
+def _unnest(table: pa.Table, nested: str) -> pa.Table:
+    """Makes a column of lists for each field of a list of objects."""
+    columns = {name: table[name] for name in table.column_names}
+    chunks = columns.pop(nested).chunks
+    for field in table.schema.field(nested).type.value_type:
+        columns[field.name] = pa.chunked_array(
+            [
+                type(chunk).from_arrays(
+                    chunk.offsets, pc.struct_field(chunk.values, field.name)
+                )
+                for chunk in chunks
+            ],
+            pa.list_(field.type),
+        )
+    return pa.table(columns)
+
+
+def _explode(
+    part: Part, table: pa.Table, rows: np.ndarray | None
+) -> tuple[dict[str, pa.ChunkedArray], np.ndarray, int]:
+    """Returns a row for each item of a list, their rows, and empty lists."""
+    if rows is None:
+        rows = np.arange(len(table))
+    found, origins, num_empty, begin = [], [rows[:0]], 0, 0
+    for batch in table.to_batches() or [
+        pa.RecordBatch.from_pylist([], table.schema)
+    ]:
+        lengths = _lengths(batch["item"])
+        parents = pc.list_parent_indices(batch["item"])
+        columns = {}
+        for role, column in zip(table.column_names, batch.columns, strict=True):
+            if not is_list(column.type):
+                columns[role] = column.take(parents)
                 continue
-    return times
+            differs = np.flatnonzero(_lengths(column) != lengths)
+            if len(differs):
+                row = begin + differs[0]
+                raise InputError(
+                    f"{part.file}, row {rows[row] + 1}: expected as many "
+                    f"values in the list of {role.removeprefix('+')} as in "
+                    f"that of items, {lengths[differs[0]]}. "
+                    f"Received: {_lengths(column)[differs[0]]}"
+                )
+            columns[role] = pc.list_flatten(column)
+        found.append(pa.table(columns))
+        origins.append(rows[begin + parents.to_numpy()])
+        num_empty += int(np.count_nonzero(lengths == 0))
+        begin += len(batch)
+    merged = pa.concat_tables(found)
+    columns = {name: merged[name] for name in merged.column_names}
+    return columns, np.concatenate(origins), num_empty
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
 
 
 def _in_one_unit(table: pa.Table, part: object) -> pa.Table:
     """Makes dates of fractional seconds, also where some rows have none."""
+    if "timestamp" not in table.column_names:
+        return table
     times = table["timestamp"]
     if not pa.types.is_floating(times.type):
         return table
-    micros = pa.array(_whole(times.to_numpy() * 1e6, part))
+    micros = pa.array(to_whole(times.to_numpy() * 1e6, part))
     return table.set_column(
         table.column_names.index("timestamp"),
         "timestamp",
@@ -543,30 +858,29 @@ def _is_sound(table: pa.Table) -> bool:
             trimmed = pc.utf8_trim_whitespace(chunk.dictionary)
             if pc.any(pc.equal(trimmed, "")).as_py():
                 return False
-    times = table["timestamp"]
-    if not len(times):
+    if "timestamp" not in table.column_names or not len(table):
         return True
+    times = table["timestamp"]
     kind = times.type
     if times.null_count:
         return False
     if pa.types.is_floating(kind):
         return pc.all(pc.is_finite(times)).as_py()
-    return pa.types.is_integer(kind) or _is_date(kind)
-
-
-def _is_date(kind: pa.DataType) -> bool:
-    """Whether a type says a moment; times of a day and durations do not."""
-    return pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    return pa.types.is_integer(kind) or is_date(kind)
 
 
 def assemble(
-    tables: Sequence[pa.Table], parts: Sequence[object]
+    tables: Sequence[pa.Table],
+    parts: Sequence[object],
+    first_position: int = 0,
 ) -> Interactions:
     """Puts the columns of all parts together.
 
     Args:
         tables: What `read_text` returns, one for each part.
         parts: What the parts are called, for messages.
+        first_position: What the first row gets in place of a timestamp if
+            there is none.
 
     Raises:
         InputError: The parts hold no row, or times of different kinds.
@@ -580,9 +894,17 @@ def assemble(
         for table, part in zip(tables, parts, strict=True)
         if len(table)
     ]
-    timestamps, per_second = _timestamps(
-        [table["timestamp"] for table, _ in filled],
-        [part for _, part in filled],
+    if "timestamp" in filled[0][0].column_names:
+        timestamps, per_second = to_timestamps(
+            [table["timestamp"] for table, _ in filled],
+            [part for _, part in filled],
+        )
+    else:
+        num_rows = sum(len(table) for table, _ in filled)
+        timestamps = np.arange(first_position, first_position + num_rows)
+        per_second = 0
+    num_empty = sum(
+        int((table.schema.metadata or {}).get(_EMPTY, 0)) for table in tables
     )
     tables = [table for table, _ in filled]
     ratings = None
@@ -600,6 +922,7 @@ def assemble(
         ratings,
         per_second,
         _other_columns(tables, [part for _, part in filled]),
+        num_empty,
     )
 
 
@@ -632,7 +955,7 @@ def _codes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids by first appearance, and each row's position there."""
     chunks = [chunk for column in columns for chunk in column.chunks]
-    column = pa.chunked_array(chunks, _ID_TYPE).unify_dictionaries()
+    column = pa.chunked_array(chunks, ID_TYPE).unify_dictionaries()
     codes = np.concatenate(
         [chunk.indices.to_numpy() for chunk in column.chunks]
     )
@@ -648,77 +971,3 @@ def _codes(
     if len(ids) < len(dictionary):
         codes = merged.indices.to_numpy()[codes]
     return number_by_appearance(ids, codes)
-
-
-def _timestamps(
-    columns: Sequence[pa.ChunkedArray], parts: Sequence[object]
-) -> tuple[np.ndarray, int]:
-    """Returns int64 timestamps, and how many of them make a second."""
-    temporal = [_is_date(column.type) for column in columns]
-    if len(set(temporal)) == 2:
-        part = temporal.index(not temporal[0])
-        raise InputError(
-            f"{parts[part]}: expected timestamps of the kind in {parts[0]}, "
-            f"{columns[0].type}. Received: {columns[part].type}"
-        )
-    if temporal[0]:
-        micros = [
-            _micros(column, part)
-            for column, part in zip(columns, parts, strict=True)
-        ]
-        return _concatenate(micros), 1_000_000
-    if not any(pa.types.is_floating(column.type) for column in columns):
-        times = _concatenate(columns)
-        if len(times) and times.max() > _HIGHEST_TIME:
-            raise _too_large(times.max(), parts[0])
-        return times.astype(np.int64, copy=False), 1
-    seconds = _concatenate(columns).astype(np.float64, copy=False)
-    if (seconds == np.floor(seconds)).all():
-        return _whole(seconds, parts[0]), 1
-    return _whole(seconds * 1e6, parts[0]), 1_000_000
-
-
-def _micros(times: pa.ChunkedArray, part: object) -> pa.ChunkedArray:
-    """Returns dates as int64 microseconds; what is finer is cut off."""
-    is_finer = pa.types.is_timestamp(times.type) and times.type.unit == "ns"
-    try:
-        micros = times.cast(pa.timestamp("us"), safe=not is_finer)
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{part}: expected dates that 64 bits of microseconds can hold. "
-            f"Received: {' '.join(str(error).split())}"
-        ) from error
-    return micros.cast(pa.int64())
-
-
-_HIGHEST_TIME = 2**63 - 1
-
-
-def _whole(times: np.ndarray, where: object) -> np.ndarray:
-    """Rounds `[n]` float64 times to int64; `where` is for the message.
-
-    Raises:
-        InputError: A time is beyond int64.
-    """
-    # As floats, the times at both ends are 2^63 themselves.
-    beyond = np.abs(times) >= 2.0**63
-    if beyond.any():
-        raise _too_large(times[beyond][0], where)
-    return np.rint(times).astype(np.int64)
-
-
-def _too_large(time: object, where: object) -> InputError:
-    return InputError(
-        f"{where}: expected times within the range of 64-bit integers. "
-        f"Received: {time}"
-    )
-
-
-def _concatenate(columns: Sequence[pa.ChunkedArray]) -> np.ndarray:
-    # Arrow's own conversion copies once; parts may differ in their type.
-    arrays = [column.to_numpy() for column in columns]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _spell(names: ColumnNames) -> str:
-    return ", ".join(names.by_role.values())

@@ -220,7 +220,8 @@ def merge_logs(old: Log, new: Log) -> Log:
     if first.timestamps_per_second != second.timestamps_per_second:
         raise InputError(
             f"{new.name}: expected timestamps of the same kind as in "
-            f"{old.name}. Received: dates in one and numbers in the other"
+            f"{old.name}. Received: dates in one and numbers in the other, or "
+            "another unit"
         )
     user_ids, users = _merge_codes(
         first.user_ids, first.users, second.user_ids, second.users
@@ -228,6 +229,10 @@ def merge_logs(old: Log, new: Log) -> Log:
     item_ids, items = _merge_codes(
         first.item_ids, first.items, second.item_ids, second.items
     )
+    times = second.timestamps
+    if not second.timestamps_per_second and len(first):
+        # The positions of the second log follow those of the first.
+        times = times + (first.timestamps.max() + 1)
     ratings = None
     if first.ratings is not None or second.ratings is not None:
         ratings = np.concatenate([_ratings(first), _ratings(second)])
@@ -243,7 +248,7 @@ def merge_logs(old: Log, new: Log) -> Log:
             item_ids=item_ids,
             users=users,
             items=items,
-            timestamps=np.concatenate([first.timestamps, second.timestamps]),
+            timestamps=np.concatenate([first.timestamps, times]),
             ratings=ratings,
             timestamps_per_second=first.timestamps_per_second,
             columns=columns,
@@ -323,13 +328,15 @@ def is_written(log: Log, folder: pathlib.Path) -> bool:
 def _log_tables(log: Log) -> dict[str, pa.Table | None]:
     interactions = log.interactions
     times = pa.array(interactions.timestamps)
-    if interactions.timestamps_per_second > 1:
+    # Other numbers are understood again when they are read.
+    if interactions.timestamps_per_second == 1_000_000:
         times = times.cast(pa.timestamp("us"))
     columns = {
         "user_id": _decoded(interactions.user_ids, interactions.users),
         "item_id": _decoded(interactions.item_ids, interactions.items),
-        "timestamp": times,
     }
+    if interactions.timestamps_per_second:
+        columns["timestamp"] = times
     if interactions.ratings is not None:
         columns["rating"] = pa.array(interactions.ratings, from_pandas=True)
     return {"interactions": pa.table(columns), "items": log.items}
