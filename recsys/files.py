@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +15,8 @@ from typing import Any
 
 from recsys.errors import InputError
 
+# The member of our JSON objects that holds their checksum.
+_CHECKSUM = "sha256"
 _TEMPORARY = re.compile(r"\.recsys-(\d+)-.+")
 
 
@@ -117,23 +120,63 @@ def is_stale(path: pathlib.Path) -> bool:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, completely or not at all."""
+    """Writes a JSON file, completely or not at all; see `json_text`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        temporary.write_text(json_text(value), "utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Returns JSON; an object ends with the SHA-256 of its other members."""
+    if isinstance(value, dict):
+        value = {**value, _CHECKSUM: _checksum(value)}
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: The file is missing or not JSON.
+        InputError: The file is missing, not JSON, or has changed since
+            `write_json` wrote it.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_text("utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_json(path, error) from error
+
+
+def parse_json(text: str, path: object) -> Any:
+    """Parses the text of a JSON file, without the checksum if it has one.
+
+    Args:
+        text: The text.
+        path: The file, for messages.
+
+    Raises:
+        InputError: It is not JSON, or has changed since `json_text` made it.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_json(path, error) from error
+    noted = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
+    if noted is not None and noted != _checksum(value):
         raise InputError(
-            f"{path}: expected a readable JSON file. Received: {error}"
-        ) from error
+            f"{path}: expected the JSON that recsys wrote. Received: another "
+            "SHA-256; the file is damaged or was edited (to keep an edit, "
+            f"remove the line `{_CHECKSUM}`)"
+        )
+    return value
+
+
+def _no_json(path: object, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: expected a readable JSON file. Received: {error}"
+    )
 
 
 def read_json_object(
@@ -149,10 +192,17 @@ def read_json_object(
         The object; it may have other members.
 
     Raises:
-        InputError: The file is missing or not a JSON object, or a member is
-            missing or of another type.
+        InputError: The file is missing or not a JSON object, has changed
+            since `write_json` wrote it, or a member is missing or of another
+            type.
     """
-    found = read_json(path)
+    return checked_object(read_json(path), path, **types)
+
+
+def checked_object(
+    found: Any, path: object, **types: type | tuple[type, ...]
+) -> dict[str, Any]:
+    """Checks a value as `read_json_object` does; `path` is for messages."""
     if not isinstance(found, dict):
         raise InputError(
             f"{path}: expected a JSON object. Received: {type(found).__name__}"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pathlib
 import tempfile
 from unittest import mock
@@ -87,10 +86,10 @@ class CheckpointsTest(parameterized.TestCase):
         run.checkpoints.save(Progress(global_step=5))
         self.assertEqual(run.checkpoints.runtime_changes(), [])
         [path] = checkpoint_paths(self.folder)
-        record = json.loads((path / "runtime.json").read_text())
+        record = files.read_json(path / "runtime.json")
         threads = record["threads"]
-        (path / "runtime.json").write_text(
-            json.dumps({**record, "threads": "99", "Keras": "2.0"})
+        files.write_json(
+            path / "runtime.json", {**record, "threads": "99", "Keras": "2.0"}
         )
         self.assertEqual(
             run.checkpoints.runtime_changes(),

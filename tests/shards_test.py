@@ -391,7 +391,7 @@ class BuildDataTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "queries/00002.parquet"):
             build_data(config)
         (folder / "manifest.json").write_text("{}")
-        with self.assertRaisesRegex(InputError, "prepare_shards"):
+        with self.assertRaisesRegex(InputError, "manifest.json: expected"):
             build_data(config)
 
 

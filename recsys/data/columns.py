@@ -458,7 +458,7 @@ def to_timestamps(
     if (seconds == np.floor(seconds)).all():
         times = to_whole(seconds, parts[0])
         return times, _units_per_second(times)
-    return to_whole(seconds * 1e6, parts[0]), 1_000_000
+    return to_whole(seconds, parts[0], 1e6), 1_000_000
 
 
 def _units_per_second(times: np.ndarray) -> int:
@@ -490,13 +490,15 @@ def _micros(times: pa.ChunkedArray, part: object) -> pa.ChunkedArray:
 _HIGHEST_TIME = 2**63 - 1
 
 
-def to_whole(times: np.ndarray, where: object) -> np.ndarray:
+def to_whole(times: np.ndarray, where: object, unit: float = 1) -> np.ndarray:
     """Rounds `[n]` float64 times to int64; `where` is for the message.
 
     Raises:
         InputError: A time is beyond int64.
     """
     # As floats, the times at both ends are 2^63 themselves.
+    with np.errstate(over="ignore"):
+        times = times.astype(np.float64) * unit
     beyond = np.abs(times) >= 2.0**63
     if beyond.any():
         raise _too_large(times[beyond][0], where)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys import files
 from recsys.data.sequences import (
     Group,
     Part,
@@ -92,7 +92,7 @@ class Manifest:
     def to_json(self) -> str:
         """Returns the text of `manifest.json`."""
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
-        return json.dumps(fields, indent=2) + "\n"
+        return files.json_text(fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,11 +266,18 @@ def parse_manifest(text: str, path: object) -> Manifest:
     Raises:
         InputError: It is not a manifest of this format.
     """
+    fields = files.checked_object(
+        files.parse_json(text, path),
+        path,
+        split=str,
+        num_users=list,
+        num_train=list,
+        num_queries=list,
+    )
+    version = fields.pop("format", None)
     try:
-        fields: dict[str, Any] = json.loads(text)
-        version = fields.pop("format")
         manifest = Manifest(**fields)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except TypeError as error:
         raise _no_manifest(path, error) from error
     if version != _FORMAT:
         raise InputError(

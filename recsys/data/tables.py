@@ -836,7 +836,7 @@ def _in_one_unit(table: pa.Table, part: object) -> pa.Table:
     times = table["timestamp"]
     if not pa.types.is_floating(times.type):
         return table
-    micros = pa.array(to_whole(times.to_numpy() * 1e6, part))
+    micros = pa.array(to_whole(times.to_numpy(), part, 1e6))
     return table.set_column(
         table.column_names.index("timestamp"),
         "timestamp",
