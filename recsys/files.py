@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import glob
 import hashlib
 import json
@@ -75,6 +76,8 @@ def _replace(path: pathlib.Path, temporary: pathlib.Path) -> None:
     if path.is_dir() and not path.is_symlink():
         if not temporary.is_dir():
             raise _not_ours(path)
+        if _exchange(path, temporary):
+            return  # `atomic_path` removes the old one.
         # Renamed first, so that the old folder is never half removed.
         old = path.with_name(f".recsys-{os.getpid()}-old-{path.name}")
         os.replace(path, old)
@@ -86,6 +89,17 @@ def _replace(path: pathlib.Path, temporary: pathlib.Path) -> None:
         )
     else:
         os.replace(temporary, path)
+
+
+def _exchange(one: pathlib.Path, two: pathlib.Path) -> bool:
+    """Exchanges two paths in one step if the system and its disk can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    paths = os.fsencode(one), os.fsencode(two)
+    return rename(here, paths[0], here, paths[1], exchange) == 0
 
 
 def _not_ours(path: pathlib.Path) -> InputError:

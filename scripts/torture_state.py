@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -134,9 +135,7 @@ class Stage:
         if self.made is not None:
             events = self.world.num_events(self.name)
             return self.result(self.made), self.world.seconds[self.name], events
-        target = self.folder / f"whole-{self.name}" / "target"
-        target.parent.mkdir(parents=True)
-        self.prepare(target)
+        target = self._fresh()
         name = f"{self.folder.name}-{self.name}"
         ended = self.run(target, self.world.counting(name, target.parent))
         if ended.code:
@@ -144,41 +143,44 @@ class Stage:
         events = self.world.num_events(name)
         return self.result(target), ended.seconds, events
 
-    def attack(
-        self, rng: np.random.Generator, kind: str, **stop: float | int
-    ) -> str | None:
-        """Stops the command once or more, then lets it finish.
+    def _fresh(self) -> pathlib.Path:
+        """Returns the target, always the same, as the command will find it."""
+        parent = self.folder / self.name
+        shutil.rmtree(parent, ignore_errors=True)
+        parent.mkdir(parents=True)
+        self.prepare(parent / "target")
+        return parent / "target"
+
+    def attack(self, **stop: float | int) -> str | None:
+        """Stops the command, then runs it again.
+
+        Args:
+            **stop: Attributes of `Stop`.
 
         Returns:
             What did not hold, or None.
         """
         expected, *_ = self.whole
-        parent = self.folder / f"stopped-{self.name}"
-        shutil.rmtree(parent, ignore_errors=True)
-        parent.mkdir()
-        target = parent / "target"
-        self.prepare(target)
-        old = self.state(target)
+        target = self._fresh()
+        parent = target.parent
+        old = self.result(target) if self.replaces else {}
         ended = self.run(target, Stop(str(parent), **stop))
-        codes = (0, -9) if "kill" in kind else (0, 1)
-        fault = ended.fault(*codes)
+        # With a full disk it fails by itself.
+        is_killed = {"kill_event", "kill_after"} & stop.keys()
+        fault = ended.fault(0, -signal.SIGKILL if is_killed else 1)
         if fault is None and self.replaces:
             fault = self._lost(target, old, expected)
         # Finished shards are not replaced, not even by the same.
         is_finished = self.refuses_finished and self.result(target) == expected
-        if fault is None and not is_finished:
+        if fault is None:
             again = self.run(target, None)
-            fault = again.fault(0)
+            fault = again.fault(*((0, 2) if is_finished else (0,)))
             fault = fault and f"run again: {fault}"
         return (
             fault
             or difference(self.result(target), expected)
             or leftovers(parent)
         )
-
-    def state(self, target: pathlib.Path) -> dict[str, Any]:
-        """Returns the result that is there, if any."""
-        return self.result(target) if self.replaces else {}
 
     def _lost(
         self,
@@ -261,8 +263,8 @@ def kills(world: World, rng: np.random.Generator) -> Iterator[Try]:
         else:
             kind = "SIGKILL before a file event"
             stop = {"kill_event": int(rng.integers(1, events + 1))}
-        fault = stage.attack(rng, "kill", **stop)
-        detail = fault and f"{stop}: {fault}"
+        fault = stage.attack(**stop)
+        detail = fault and f"{name}, {stop}: {fault}"
         yield Try(f"{name}: {_ENDS[name]}", kind, detail)
 
 
@@ -278,8 +280,8 @@ def disk(world: World, rng: np.random.Generator) -> Iterator[Try]:
         else:
             kind = "no space left from a file event on"
             stop = {"full_event": int(rng.integers(1, events + 1))}
-        fault = stage.attack(rng, "disk", **stop)
-        detail = fault and f"{stop}: {fault}"
+        fault = stage.attack(**stop)
+        detail = fault and f"{name}, {stop}: {fault}"
         yield Try(f"{name}: one error line; then {_ENDS[name]}", kind, detail)
 
 

@@ -39,6 +39,7 @@ _EVENTS = frozenset(
     {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 )
 _NEEDS_SPACE = frozenset({"open", "os.mkdir"})
+_TRACE = re.compile("Traceback|this is a bug|Warning: ")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -133,7 +134,8 @@ class Ended:
         """Returns what is wrong: a trace, several lines, or another code."""
         if self.code not in codes:
             return f"exit code {self.code}: {self.err[-600:]}"
-        if re.search("Traceback|this is a bug|Warning: ", self.err):
+        # Of a process that was killed, Python warns by itself.
+        if self.code >= 0 and _TRACE.search(self.err):
             return f"a stack trace or warning: {self.err[-600:]}"
         errors = [line for line in self.err.splitlines() if ": error: " in line]
         if self.code in (1, 2) and len(errors) != 1:

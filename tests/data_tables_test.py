@@ -241,6 +241,16 @@ class QuotesTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "values without line breaks"):
             list(tables.stream(path, ColumnNames()))
 
+    def test_half_precision_times_in_a_stream(self):
+        path = self.folder / "log.parquet"
+        times = pa.array(np.array([0.5, 60_000], np.float16))
+        pq.write_table(
+            pa.table({"user": ["u", "u"], "item": ["a", "b"], "time": times}),
+            path,
+        )
+        [block] = tables.stream(path, ColumnNames())
+        self.assertEqual(block.timestamps.tolist(), [500_000, 60_000_000_000])
+
     @parameterized.parameters("\r", "\r\n", "\n")
     def test_line_ends(self, end):
         lines = ["user,item,time,name", 'u,a,1,"x"', "", 'u,b,2,"y, z"']

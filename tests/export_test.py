@@ -761,7 +761,7 @@ class MistakesTest(parameterized.TestCase):
     def test_an_export_of_an_earlier_version_is_replaced(self):
         self.assertEqual(self.run_export()[0], 0)
         manifest = self.output / "export.json"
-        about = json.loads(manifest.read_text())
+        about = files.read_json(manifest)
         self.assertEqual(about["recsys"], recsys.__version__)
         self.assertEqual(
             about.pop("files"),

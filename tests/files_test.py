@@ -168,6 +168,38 @@ class JsonTest(parameterized.TestCase):
             files.write_json(self.path, {"a": object()})
         self.assertEqual(files.read_json(self.path), 1)
 
+    def test_no_flipped_bit_is_read_as_data(self):
+        value = {"seed": 7, "rate": 0.25, "name": "é", "list": [{"a": None}]}
+        files.write_json(self.path, value)
+        content = self.path.read_bytes()
+        num_errors = 0
+        for bit in range(8 * len(content)):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            self.path.write_bytes(damaged)
+            try:
+                found = files.read_json(self.path)
+            except InputError as error:
+                self.assertIn("x.json: expected ", str(error))
+                num_errors += 1
+                continue
+            # Blanks between values do not matter; nor does the name of the
+            # checksum, without which the file is one of an earlier version.
+            found = {name: found[name] for name in value}
+            self.assertEqual(found, value)
+        self.assertGreater(num_errors, 4 * len(content))
+
+    def test_an_edit_without_the_checksum_is_read(self):
+        files.write_json(self.path, {"a": 1, "b": 2})
+        text = self.path.read_text().replace("1", "3", 1)
+        self.path.write_text(text)
+        with self.assertRaisesRegex(
+            InputError, "x.json: .* another SHA-256.* remove the line `sha256`"
+        ):
+            files.read_json(self.path)
+        self.path.write_text('{"a": 3, "b": 2}')
+        self.assertEqual(files.read_json(self.path), {"a": 3, "b": 2})
+
     @parameterized.parameters(None, b"{", b"\xff")
     def test_missing_or_damaged(self, content):
         if content is not None:
