@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
 # Far longer than any command takes here, even on a busy machine.
 TIMEOUT = 300.0
 TRAIN_FLAGS = {
@@ -200,7 +199,7 @@ def run_forked(
 
 _BOOT = """
 import json, runpy, sys
-sys.path[:0] = [{root!r}, {scripts!r}]
+sys.path.insert(0, {scripts!r})
 stop = json.loads({stop!r})
 if stop is not None:
     from torture_world import Stop
@@ -215,8 +214,7 @@ def run_process(
 ) -> Ended:
     """Runs a command in a process of its own, as its user would."""
     code = _BOOT.format(
-        root=str(ROOT),
-        scripts=str(ROOT / "scripts"),
+        scripts=str(pathlib.Path(__file__).parent),
         stop=json.dumps(stop and dataclasses.asdict(stop)),
         arguments=json.dumps([f"recsys.{name}", *arguments]),
     )
@@ -225,10 +223,7 @@ def run_process(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=ROOT,
         start_new_session=True,
-        # A worker that prepares shards finds the package there.
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 
+import keras
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -148,6 +149,18 @@ class ChecksTest(parameterized.TestCase):
             done,
             {"flipped bits", "cut short", "deleted", "emptied", "odd JSON"},
         )
+
+    def test_a_payload_would_run(self):
+        """The Lambda layer is one indeed, where code is trusted."""
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        marker = folder / "code-was-run"
+        (_, payload), *_ = torture_inputs.payloads(marker)
+        with self.assertRaisesRegex(ValueError, "(?i)lambda.*unsafe|safe_mode"):
+            keras.saving.deserialize_keras_object(payload)
+        self.assertFalse(marker.exists())
+        layer = keras.saving.deserialize_keras_object(payload, safe_mode=False)
+        layer(np.ones(3))
+        self.assertTrue(marker.exists())
 
     def _raise(self, error):
         raise error
