@@ -170,11 +170,11 @@ class Stage:
         fault = ended.fault(0, -signal.SIGKILL if is_killed else 1)
         if fault is None and self.replaces:
             fault = self._lost(target, old, expected)
-        # Finished shards are not replaced, not even by the same.
-        is_finished = self.refuses_finished and self.result(target) == expected
         if fault is None:
             again = self.run(target, None)
-            fault = again.fault(*((0, 2) if is_finished else (0,)))
+            # Finished shards are not replaced, not even by the same.
+            refused = self.refuses_finished and self.result(target) == expected
+            fault = again.fault(*((0, 2) if refused else (0,)))
             fault = fault and f"run again: {fault}"
         return (
             fault
