@@ -61,7 +61,8 @@ def trained(workdir: pathlib.Path) -> dict[str, Any]:
                 found[f"weights/{name}"] = item[()]
 
         file.visititems(keep)
-    [checkpoint] = checkpoint_paths(workdir / "checkpoints")
+    # An older one stays if a run was killed between the last and its removal.
+    *_, checkpoint = checkpoint_paths(workdir / "checkpoints")
     variables = tf.train.load_checkpoint(str(checkpoint / "variables"))
     for name in variables.get_variable_to_dtype_map():
         found[f"checkpoint/{name}"] = variables.get_tensor(name)
