@@ -107,9 +107,7 @@ def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
     Raises:
         InputError: One of them cannot be used.
     """
-    if histories is not None and not (
-        histories.exists() and not histories.is_dir()
-    ):
+    if histories and (not histories.exists() or histories.is_dir()):
         raise InputError(
             f"--histories must be a file. Received: {str(histories)!r}"
         )
@@ -118,38 +116,42 @@ def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
             "--output must be a file in a folder that exists. Received: "
             f"{str(output)!r}"
         )
-    if histories is not None and (
-        output.exists() and output.samefile(histories)
-    ):
+    if histories and output.exists() and output.samefile(histories):
         raise InputError(
             "--output must be another file than --histories. Received: "
             f"{str(output)!r} for both"
         )
 
 
+# What is asked for: a file of histories; histories of raw ids, oldest first, by
+# the id of the query; or users, read by functions as those of
+# `recsys.data.prepare.user_histories`.
+Asked = (
+    pathlib.Path | Mapping[str, list[str]] | Sequence[Callable[[], Sequences]]
+)
+
+
 def recommend_file(
     recommender: Recommender,
-    histories: pathlib.Path,
+    asked: Asked,
     output: pathlib.Path,
     k: int,
     *,
     exclude_history: bool = True,
     rules: Rules | None = None,
 ) -> Summary:
-    """Answers every line of a file.
+    """Writes recommendations for every line of a file, or for users.
 
     Args:
         recommender: The model.
-        histories: One query per line: JSON, `{"query_id": "…", "history":
-            ["item id", …]}`, or ids separated by blanks, oldest first. A
-            query without an id gets the number of its line. The first line
-            that is not blank decides which of the two the file is; a blank
-            line is ignored in JSON and an empty history otherwise.
+        asked: Of a file, each line is a query: JSON, `{"query_id": "…",
+            "history": ["item id", …]}`, or ids separated by blanks, oldest
+            first. A query without an id gets the number of its line. The
+            first line that is not blank decides which of the two the file is;
+            a blank line is ignored in JSON and an empty history otherwise.
         output: Written when all are answered, in the same order. A `.csv` or
-            `.parquet` file gets a row for each item, with columns `query_id`,
-            `rank` (from 1), `item`, `score` and `title` (the id where none is
-            known). Any other gets a line of JSON per query, `{"query_id",
-            "items", "scores"}`.
+            `.parquet` file gets the rows of `recommend_table`; any other a
+            line of JSON per query, `{"query_id", "items", "scores"}`.
         k: How many items for each query, at most.
         exclude_history: Whether items of a history are excluded.
         rules: Which items may be recommended, and in which order. Default:
@@ -159,60 +161,49 @@ def recommend_file(
         What was found.
 
     Raises:
-        InputError: A line is malformed.
+        InputError: A line is malformed, or the log cannot be read.
         FloatingPointError: A score is NaN or infinite.
         OSError: A file could not be read or written.
     """
     began = time.perf_counter()
-    summary = Summary()
-    with histories.open("rb") as lines, _open_output(output) as out:
-        queries = read_queries(lines, str(histories))
-        largest = _largest_chunk(recommender, k)
-        chunks = _chunks(recommender.vocabulary, queries, largest, summary)
-        answers = _answers(
-            recommender, chunks, k, exclude_history, rules, summary
+    with _open_output(output) as out:
+        summary = _write(
+            out, output.suffix, recommender, asked, k, exclude_history, rules
         )
-        _write(out, output.suffix, "query_id", recommender.vocabulary, answers)
     summary.seconds = time.perf_counter() - began
     return summary
 
 
-def recommend_users(
+def recommend_table(
     recommender: Recommender,
-    parts: Iterable[Callable[[], Sequences]],
-    output: pathlib.Path,
+    asked: Asked,
     k: int,
     *,
     exclude_history: bool = True,
     rules: Rules | None = None,
-) -> Summary:
-    """Recommends for the users of a log.
+) -> tuple[pa.Table, Summary]:
+    """Returns recommendations as a table.
 
     Args:
         recommender: The model.
-        parts: Read the users' histories; see
-            `recsys.data.prepare.user_histories`.
-        output: As for `recommend_file`; the column of CSV and Parquet is
-            called `user`.
-        k: As for `recommend_file`, and the following.
+        asked: As for `recommend_file`, and the following.
+        k: How many items for each query, at most.
         exclude_history: Whether items of a history are excluded.
         rules: Which items may be recommended, and in which order.
 
     Returns:
-        What was found.
+        A row for each item, with columns `user` or `query_id`, `rank` (from
+        1), `item`, `score` (float32) and `title`, the raw id where no title
+        is known; and what was found.
 
     Raises:
-        InputError: The log cannot be read.
-        FloatingPointError: A score is NaN or infinite.
-        OSError: The file could not be written.
+        As for `recommend_file`.
     """
     began = time.perf_counter()
-    with _open_output(output) as out:
-        summary = _write_users(
-            recommender, parts, out, output.suffix, k, exclude_history, rules
-        )
+    tables, summary = _tables(recommender, asked, k, exclude_history, rules)
+    table = pa.concat_tables(tables)
     summary.seconds = time.perf_counter() - began
-    return summary
+    return table, summary
 
 
 def users_of(
@@ -221,7 +212,7 @@ def users_of(
     """Reads the histories of some users.
 
     Args:
-        parts: As for `recommend_users`.
+        parts: Read the histories of some users each.
         user_ids: The raw ids of the users, in the order wanted.
 
     Raises:
@@ -265,7 +256,7 @@ def recommend_on_beam(
         config: Its configuration; `data` is the folder of the shards.
         output: A new or empty folder, on any file system that Beam supports.
             It gets a file for each shard, in the format of the folder's
-            suffix; see `recommend_users`.
+            suffix; see `recommend_file`.
         k: How many items for each user, at most.
         beam_options: The runner and its options, as Beam's flags.
         exclude_history: Whether items of a history are excluded.
@@ -346,9 +337,7 @@ def _answer_shard(
     suffix = pathlib.PurePath(output).suffix or ".jsonl"
     name = f"{shard:05d}{suffix}"
     with beam_preparation.create(output, name) as out:
-        return _write_users(
-            recommender, [parts[shard]], out, suffix, *arguments
-        )
+        return _write(out, suffix, recommender, [parts[shard]], *arguments)
 
 
 def _total(summaries: Iterable[Summary]) -> Summary:
@@ -364,23 +353,6 @@ def _write_summary(summary: Summary, output: str) -> None:
         out.write(json.dumps(dataclasses.asdict(summary)).encode())
 
 
-def _write_users(
-    recommender: Recommender,
-    parts: Iterable[Callable[[], Sequences]],
-    out: IO[bytes],
-    suffix: str,
-    k: int,
-    exclude_history: bool,
-    rules: Rules | None,
-) -> Summary:
-    """Writes the answers for the users of some parts to a stream."""
-    summary = Summary()
-    chunks = _user_chunks(parts, _largest_chunk(recommender, k), summary)
-    answers = _answers(recommender, chunks, k, exclude_history, rules, summary)
-    _write(out, suffix, "user", recommender.vocabulary, answers)
-    return summary
-
-
 def _user_chunks(
     parts: Iterable[Callable[[], Sequences]], largest: int, summary: Summary
 ) -> Iterator[_Chunk]:
@@ -394,64 +366,24 @@ def _user_chunks(
             yield some.user_ids.tolist(), some.items, some.offsets
 
 
-def recommend_table(
-    recommender: Recommender,
-    asked: Iterable[Callable[[], Sequences]] | Mapping[str, list[str]],
-    k: int,
-    *,
-    exclude_history: bool = True,
-    rules: Rules | None = None,
-) -> tuple[pa.Table, Summary]:
-    """Recommends for the users of a log, or for histories, in memory.
-
-    Args:
-        recommender: The model.
-        asked: The users, as for `recommend_users`; or the raw ids of
-            histories, oldest first, by the ids of queries.
-        k: As for `recommend_file`, and the following.
-        exclude_history: Whether items of a history are excluded.
-        rules: Which items may be recommended, and in which order.
-
-    Returns:
-        As `answers_table`, with the ids in a column `user` or `query_id`; and
-        what was found.
-
-    Raises:
-        InputError: As for `recommend_users`.
-        FloatingPointError: A score is NaN or infinite.
-    """
-    began = time.perf_counter()
-    summary, vocabulary = Summary(), recommender.vocabulary
-    largest = _largest_chunk(recommender, k)
-    if isinstance(asked, Mapping):
-        name = "query_id"
-        chunks = _chunks(vocabulary, iter(asked.items()), largest, summary)
-    else:
-        name, chunks = "user", _user_chunks(asked, largest, summary)
-    none: _Chunk = ([], np.zeros((0, 0)), np.zeros((0, 0)))
-    answers = _answers(recommender, chunks, k, exclude_history, rules, summary)
-    tables = [
-        answers_table(names, vocabulary, found, scores, name)
-        for names, found, scores in itertools.chain([none], answers)
-    ]
-    summary.seconds = time.perf_counter() - began
-    return pa.concat_tables(tables), summary
-
-
-def _largest_chunk(recommender: Recommender, k: int) -> int:
-    num_listed = min(k, recommender.vocabulary.num_items)
-    return min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
-
-
 def _answers(
+    summary: Summary,
     recommender: Recommender,
-    chunks: Iterator[_Chunk],
+    asked: Asked,
     k: int,
     exclude_history: bool,
     rules: Rules | None,
-    summary: Summary,
 ) -> Iterator[_Chunk]:
     """Yields the ids, and the indices and scores of their lists."""
+    vocabulary = recommender.vocabulary
+    num_listed = min(k, vocabulary.num_items)
+    largest = min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
+    if isinstance(asked, pathlib.Path):
+        chunks = _chunks(vocabulary, _read_file(asked), largest, summary)
+    elif isinstance(asked, Mapping):
+        chunks = _chunks(vocabulary, iter(asked.items()), largest, summary)
+    else:
+        chunks = _user_chunks(asked, largest, summary)
     for names, items, offsets in _ahead(chunks):
         found, scores = recommender.recommend_indices(
             items, offsets, k, exclude_history=exclude_history, rules=rules
@@ -462,6 +394,11 @@ def _answers(
             )
         summary.num_short += int(np.count_nonzero((found > 0).sum(1) < k))
         yield names, found, scores
+
+
+def _read_file(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    with path.open("rb") as lines:
+        yield from read_queries(lines, str(path))
 
 
 def _chunks(
@@ -608,57 +545,53 @@ def _count(summary: Summary, items: np.ndarray, lengths: np.ndarray) -> None:
 
 
 def _write(
-    out: IO[bytes],
-    suffix: str,
-    id_name: str,
-    vocabulary: Vocabulary,
-    answers: Iterator[_Chunk],
-) -> None:
+    out: IO[bytes], suffix: str, recommender: Recommender, *arguments: Any
+) -> Summary:
     """Writes answers to a stream, in the format of a suffix."""
     open_writer = {".csv": pa_csv.CSVWriter, ".parquet": pq.ParquetWriter}.get(
         suffix.lower()
     )
     if open_writer is None:
-        for names, found, scores in answers:
-            out.write(_json_lines(names, vocabulary, found, scores).encode())
-        return
-    none = np.zeros((0, 0))
-    schema = answers_table([], vocabulary, none, none, id_name).schema
-    with open_writer(out, schema) as writer:
-        for answer in answers:
-            names, found, scores = answer
-            writer.write_table(
-                answers_table(names, vocabulary, found, scores, id_name)
-            )
+        summary = Summary()
+        for answer in _answers(summary, recommender, *arguments):
+            out.write(_json_lines(recommender.vocabulary, *answer).encode())
+        return summary
+    tables, summary = _tables(recommender, *arguments)
+    first = next(tables)
+    with open_writer(out, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+    return summary
 
 
-def answers_table(
-    names: Sequence[str],
+def _tables(
+    recommender: Recommender, asked: Asked, *arguments: Any
+) -> tuple[Iterator[pa.Table], Summary]:
+    """Returns the tables of the answers, the first of them empty."""
+    summary, vocabulary = Summary(), recommender.vocabulary
+    by_query = isinstance(asked, pathlib.Path | Mapping)
+    name = "query_id" if by_query else "user"
+    none: _Chunk = ([], np.zeros((0, 0)), np.zeros((0, 0)))
+    answers = _answers(summary, recommender, asked, *arguments)
+    return (
+        _table(name, vocabulary, *answer)
+        for answer in itertools.chain([none], answers)
+    ), summary
+
+
+def _table(
+    id_name: str,
     vocabulary: Vocabulary,
+    names: list[str],
     found: np.ndarray,
     scores: np.ndarray,
-    id_name: str = "user",
 ) -> pa.Table:
-    """Returns lists of items as a table with a row for each item.
-
-    Args:
-        names: `[num_queries]` str, what each list is for.
-        vocabulary: The items.
-        found: `[num_queries, k]` vocabulary indices, 0 behind the last.
-        scores: `[num_queries, k]` float32.
-        id_name: What the column of the names is called.
-
-    Returns:
-        Columns `id_name`, `rank` (from 1), `item`, `score` and `title`, the
-        raw id where no title is known.
-    """
     queries, places = np.nonzero(found)
     rows = found[queries, places].astype(np.int64) - FIRST_ITEM_INDEX
     items = vocabulary.items
     ids = titles = items["item_id"].take(rows)
     if "title" in items.column_names:
-        titles = items["title"].take(rows).cast(pa.string())
-        titles = pc.coalesce(titles, ids)
+        titles = pc.coalesce(items["title"].take(rows).cast(pa.string()), ids)
     columns = {
         id_name: pa.array(names, pa.string()).take(queries),
         "rank": pa.array(places + 1, pa.int32()),
@@ -670,8 +603,8 @@ def answers_table(
 
 
 def _json_lines(
-    names: list[str],
     vocabulary: Vocabulary,
+    names: list[str],
     found: np.ndarray,
     scores: np.ndarray,
 ) -> str:

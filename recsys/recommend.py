@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import sys
 import unicodedata
@@ -180,15 +179,9 @@ def main(values: dict[str, Any]) -> int:
     load_tensorflow()
     recommender = recsys.recommender.restore(folder, config, vocabulary)
     if values["output"]:
-        if histories is not None:
-            answer = functools.partial(
-                recsys.histories.recommend_file, recommender, histories
-            )
-        else:
-            answer = functools.partial(
-                recsys.histories.recommend_users, recommender, parts
-            )
-        summary = answer(output, values["k"], **options)
+        summary = recsys.histories.recommend_file(
+            recommender, histories or parts, output, values["k"], **options
+        )
         print(summary.text(values["k"]), file=sys.stderr)
     elif values["similar_to"] is not None:
         _print_similar(recommender, items[0], values["k"])
