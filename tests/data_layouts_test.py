@@ -30,6 +30,7 @@ from absl.testing import absltest, parameterized
 from recsys.config import TrainConfig
 from recsys.data import sources
 from recsys.data.interactions import filter_interactions
+from recsys.data.prepare import build_data, data_summary
 from recsys.errors import InputError
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -743,6 +744,63 @@ class RowsTest(TestCase):
         self.assert_error(
             "line 2: expected UTF-8. .*--encoding",
             "user,item\né,1\n".encode("latin-1"),
+        )
+
+    def test_a_column_that_is_not_read_may_be_in_any_encoding(self):
+        text = "user,item,time,title\n1,2,3,x\n1,3,4,Müller\n"
+        self.assertEqual(
+            self.read(text.encode("latin-1")), [("1", "2", 3), ("1", "3", 4)]
+        )
+
+    def test_cutoffs_in_seconds_milliseconds_and_dates(self):
+        rows = "".join(
+            f"{user},{item},{_T + 86400 * item}000\n"
+            for user in range(9)
+            for item in range(9)
+        )
+        data = self.write("user,item,time\n" + rows)
+        # The days 6 and 7 after `_T`, at 12:26:40.
+        found = [
+            build_data(
+                TrainConfig(
+                    data=data,
+                    split="temporal",
+                    validation_from=validation,
+                    test_from=test,
+                )
+            )
+            for validation, test in (
+                (f"{_T + 6 * 86400}", f"{_T + 7 * 86400}"),
+                (f"{_T + 6 * 86400}000", f"{_T + 7 * 86400}000"),
+                ("2020-09-19", "2020-09-20"),
+            )
+        ]
+        for each in found:
+            self.assertEqual(each.split.train.num_interactions, 9 * 6)
+            self.assertLen(each.split.validation, 9)
+        self.assertIn(
+            "times are milliseconds since 1970",
+            data_summary(found[0]).splitlines(),
+        )
+
+    def test_what_is_dropped_is_said_with_its_reason(self):
+        data = self.write(
+            "user,items,rating\n"
+            "a,1 2 3 6 1,5\nb,2 3 6 4,5\nc,,5\nd,1 2 3,1\nb,4 5,5\n"
+        )
+        config = TrainConfig(
+            data=data, min_rating=2, min_item_count=2, split="validation_only"
+        )
+        # d's three are below; a's second 1 and b's second 4 are repeated; then
+        # 1, 4 and 5 are rare.
+        lines = data_summary(build_data(config)).splitlines()
+        self.assertIn(
+            "8 interactions dropped: 3 below min_rating or unrated, "
+            "2 repeated, 3 rare",
+            lines,
+        )
+        self.assertIn(
+            "1 row with an empty list of items: no interactions", lines
         )
 
     @parameterized.parameters(

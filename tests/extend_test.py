@@ -103,6 +103,22 @@ class MergingTest(parameterized.TestCase):
             ],
         )
 
+    def test_without_times_the_new_rows_follow_the_old_ones(self):
+        old = make_log(["ann x 0", "bob y 1"], per_second=0)
+        new = make_log(["cid z 0", "ann y 1"], per_second=0)
+        merged = merge_logs(old, new)
+        self.assertEqual(
+            rows_of(merged), ["ann x 0", "bob y 1", "cid z 2", "ann y 3"]
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_log(merged, pathlib.Path(folder))
+            again = sources.read(folder)
+        self.assertEqual(rows_of(again), rows_of(merged))
+        # And once more.
+        self.assertEqual(
+            rows_of(merge_logs(again, new))[-2:], ["cid z 4", "ann y 5"]
+        )
+
     @parameterized.parameters(1, 1_000_000)
     def test_written_logs_are_read_back(self, per_second):
         items = pa.table({"item_id": ["x"], "title": ["X"]})

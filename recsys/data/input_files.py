@@ -297,11 +297,10 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
     else:
         separator = _separator(options.separator)
     header, layout = options.columns, options.layout or "rows"
-    if options.layout is None and not header:
+    is_film = re.fullmatch(r"\d+:", first) is not None
+    if options.layout is None and not header and (is_film or not separator):
         lines = _sample(file, encoding, _SAMPLE_LINES)
-        if re.fullmatch(r"\d+:", first) and _NETFLIX_ROW.fullmatch(
-            lines[min(1, len(lines) - 1)]
-        ):
+        if is_film and len(lines) > 1 and _NETFLIX_ROW.fullmatch(lines[1]):
             layout, separator = "netflix", ""
         elif not separator and _only_sequences(lines):
             layout = "sequences"

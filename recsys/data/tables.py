@@ -620,7 +620,7 @@ def _json_schema(part: Part) -> pa.Schema:
 def _json_type(part: Part, name: str, values: list[Any]) -> pa.DataType:
     try:
         kind = pa.array(values).type
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise InputError(
             f"{part.file}: expected values of one type in {name!r}. "
             f"Received: {' '.join(str(error).split())}"
