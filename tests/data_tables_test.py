@@ -431,7 +431,7 @@ class TextErrorTest(TabularTestCase):
             "the column 'r' that --rating_column names",
         ),
         ("user,item,ts\n", {"user": "item"}, "a column of its own .*item"),
-        ("1,2,3\n", {}, "one user column in the header"),
+        ("1,2,3\n", {}, "looks like a row: .* add --columns=user,item,rating "),
     )
     def test_columns(self, header: str, given: dict, message: str):
         self.assert_error(message, self.write(header + "1,2,3,4\n"), **given)

@@ -285,9 +285,9 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
     if not lines:
         raise InputError(f"{file}: expected a header. Received: no line")
     [first] = lines
-    if first.startswith(("{", "[")) and not options.columns:
+    if first.lstrip().startswith(("{", "[")) and not options.columns:
         reject_options(file, options, "JSON")
-        return json_form(file, first, encoding)
+        return json_form(file, first.strip(), encoding)
     if options.separator is None:
         separator = max(_DELIMITERS, key=first.count)
         if not first.count(separator):
@@ -297,7 +297,7 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
     else:
         separator = _separator(options.separator)
     header, layout = options.columns, options.layout or "rows"
-    is_film = re.fullmatch(r"\d+:", first) is not None
+    is_film = re.fullmatch(r"\d+:\s*", first) is not None
     if options.layout is None and not header and (is_film or not separator):
         lines = _sample(file, encoding, _SAMPLE_LINES)
         if is_film and len(lines) > 1 and _NETFLIX_ROW.fullmatch(lines[1]):
@@ -336,9 +336,9 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
 
 
 def _sample(file: Traversable, encoding: str | None, number: int) -> list[str]:
-    """Returns the first lines that are not blank, without blanks around."""
+    """Returns the first lines that are not blank, without their ends."""
     with contextlib.closing(read_lines(file, None, encoding)) as all_lines:
-        full = (line.strip() for line in all_lines if line.strip())
+        full = (line.rstrip("\r\n") for line in all_lines if line.strip())
         return list(itertools.islice(full, number))
 
 

@@ -625,7 +625,7 @@ def _existing_path(data: str) -> AnyPath:
         raise InputError(
             f"`data` must be {BUNDLED!r}, 'tfds:movielens/...', "
             "'synthetic:users=...', a public data set (python -m "
-            "recsys.datasets lists them), or the path of a file or folder that "
-            f"exists. Received: {data!r}"
+            "recsys.datasets lists them), or the path or URI of a file or "
+            f"folder that exists. Received: {data!r}"
         )
     return path

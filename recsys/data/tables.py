@@ -142,11 +142,13 @@ def _understand(
         names = given.find(header, file)
     except InputError as error:
         flags = suggest_columns(form) if form else None
-        if flags is None:
+        if flags is None or given.user or given.item:
             raise
         raise InputError(
-            f"{error}; if that is a row and not a header, say what its columns "
-            f"are, such as {flags}"
+            f"{file}: expected the names of the columns in the first line, "
+            f"which looks like a row: if there is no header, add {flags} "
+            "(check which column is which). "
+            f"Received: {', '.join(map(repr, header))}"
         ) from error
     return Part(file, form, names, nested, given.text.time_format)
 
