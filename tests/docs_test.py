@@ -31,6 +31,7 @@ OTHER_FLAGS = {
     "git, grep and pip": ["all", "constraint", "editable"],
     "pip": ["no-deps", "wheel-dir"],
     "ruff": ["check", "fix"],
+    "scripts/test_matrix": ["only"],
     "tensorboard": ["logdir"],
     "Apache Beam": ["direct_num_workers", "direct_running_mode"],
 }

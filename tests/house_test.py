@@ -35,7 +35,12 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+# In a wheel the scripts lie within the package.
+MODULES = {
+    module_name(path): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE / "scripts"
+}
 
 
 def imports_of(module):

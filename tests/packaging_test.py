@@ -21,6 +21,12 @@ from recsys.errors import missing_extra
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = list(ROOT.glob("scripts/*.py"))
+# In a wheel the scripts lie within the package.
+MODULES = [
+    path
+    for path in ROOT.glob("recsys/**/*.py")
+    if path.parent != ROOT / "recsys" / "scripts"
+]
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -90,7 +96,7 @@ class MetadataTest(absltest.TestCase):
     def test_version_is_stated_once(self):
         version = setup_cfg()["metadata"]["version"]
         self.assertEqual(recsys.__version__, version)
-        for path in [*ROOT.glob("recsys/**/*.py"), ROOT / "pyproject.toml"]:
+        for path in [*MODULES, ROOT / "pyproject.toml"]:
             self.assertNotIn(version, path.read_text("utf-8"), str(path))
 
     def test_what_pip_installs_is_named_as_setup_cfg_names_it(self):
@@ -108,7 +114,7 @@ class MetadataTest(absltest.TestCase):
 
     def test_every_extra_that_a_message_names_exists(self):
         named = set()
-        for path in [*ROOT.glob("recsys/**/*.py"), *SCRIPTS]:
+        for path in [*MODULES, *SCRIPTS]:
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 is_call = isinstance(node, ast.Call)
                 if is_call and ast.unparse(node.func) == "missing_extra":
@@ -130,7 +136,7 @@ class MetadataTest(absltest.TestCase):
             for extra in requirements().values()
             for requirement in extra
         }
-        for path in ROOT.glob("recsys/**/*.py"):
+        for path in MODULES:
             for name in imported_packages(path):
                 if name in sys.stdlib_module_names or name == "recsys":
                     continue
@@ -213,9 +219,7 @@ class ContentsTest(absltest.TestCase):
         )
 
     def test_holds_every_module(self):
-        modules = {
-            str(path.relative_to(ROOT)) for path in ROOT.glob("recsys/**/*.py")
-        }
+        modules = {str(path.relative_to(ROOT)) for path in MODULES}
         self.assertEqual(modules - self.files, set())
 
     def test_holds_the_bundled_data_with_its_terms_and_the_report_template(
