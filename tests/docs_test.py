@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import pathlib
 import re
 import subprocess
@@ -168,6 +169,21 @@ class ExamplesTest(parameterized.TestCase):
         with self.quickly(), contextlib.redirect_stdout(io.StringIO()):
             for block in examples(path):
                 exec(compile(block, page_name(path), "exec"), names)
+
+    def test_the_notebook_runs(self):
+        path = ROOT / "examples" / "your_own_frame.ipynb"
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        self.assertLessEqual(len(cells), 10)
+        names = {"__name__": "__main__"}
+        with self.quickly(), contextlib.redirect_stdout(io.StringIO()):
+            for cell in cells:
+                if cell["cell_type"] == "code":
+                    exec("".join(cell["source"]), names)
+        # Ten films for each of the 671 users, and the folder that was saved.
+        self.assertEqual(names["table"].num_rows, 6710)
+        self.assertEqual(names["comedies"].num_rows, 6710)
+        loaded = recsys.load(pathlib.Path(self.folder, "my_model"))
+        self.assertEqual(loaded.vocabulary.num_items, 9066)
 
     def test_readme_has_an_example_of_at_most_eight_lines(self):
         [example] = examples(ROOT / "README.md")
