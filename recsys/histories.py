@@ -31,6 +31,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.reranking import Rules
+from recsys.workdir import Workdir
 
 if TYPE_CHECKING:
     from recsys.recommender import Recommender
@@ -320,7 +321,7 @@ def _load(
     """Loads a model and finds its users, once in each worker."""
     from recsys import recommender
 
-    loaded = recommender.load(workdir)
+    loaded = recommender.restore(Workdir(workdir))
     return loaded, user_histories(config, loaded.vocabulary)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -514,32 +512,17 @@ def _without_unknown(
     return items[known], before[offsets]
 
 
-def load(workdir: str | os.PathLike[str]) -> Recommender:
+def restore(
+    folder: workdir_lib.Workdir,
+    config: TrainConfig | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Recommender:
     """Loads the best model of a training run.
 
     Args:
-        workdir: The folder into which `recsys.train` wrote it.
-
-    Returns:
-        The model with its vocabulary.
-
-    Raises:
-        InputError: The folder does not exist or holds no usable model.
-    """
-    folder = workdir_lib.Workdir(pathlib.Path(workdir))
-    config = folder.read_config()
-    return restore(folder, config, Vocabulary.load(folder.vocabulary))
-
-
-def restore(
-    folder: workdir_lib.Workdir, config: TrainConfig, vocabulary: Vocabulary
-) -> Recommender:
-    """Loads the best model of a run whose other files were read already.
-
-    Args:
         folder: The workdir.
-        config: Its configuration.
-        vocabulary: Its vocabulary.
+        config: Its configuration, if already read.
+        vocabulary: Its vocabulary, likewise.
 
     Returns:
         The model with its vocabulary.
@@ -548,6 +531,8 @@ def restore(
         InputError: The model cannot be loaded, is another one, or has a
             weight that is NaN or infinite.
     """
+    config = config or folder.read_config()
+    vocabulary = vocabulary or folder.read_vocabulary()
     expected = f"{folder.model}: expected a model of this version of recsys"
     try:
         model = keras.saving.load_model(folder.model, compile=False)

@@ -162,9 +162,9 @@ def load(workdir: str | os.PathLike[str]) -> TrainedModel:
     """
     folder = Workdir(pathlib.Path(workdir))
     config = folder.read_config()
-    vocabulary = folder.read_vocabulary()
-    found = recommender.restore(folder, config, vocabulary)
-    return TrainedModel(found, folder.path, config)
+    return TrainedModel(
+        recommender.restore(folder, config), folder.path, config
+    )
 
 
 class TrainedModel(recommender.Recommender):
@@ -223,27 +223,21 @@ class TrainedModel(recommender.Recommender):
         log: Log | None = None,
         users: Iterable[str | int] | None = None,
         k: int = 10,
-        *,
-        exclude_history: bool = True,
-        rules: Rules | None = None,
-        **filters: Any,
+        **options: Any,
     ) -> pa.Table:
         """Recommends items for users of a log.
 
-        Their histories are all of their interactions in the log that the
-        filters of the configuration leave. What was found in them, such as
-        items that the model does not know, is printed on standard error.
+        Their histories are all of their interactions that the filters of the
+        configuration leave. What is ignored in them is counted on standard
+        error.
 
         Args:
             log: The log. Default: the one that the model was trained on.
             users: Raw ids of the users, in the order wanted. Default: all, in
                 the order of the log.
             k: How many items for each user, at most.
-            exclude_history: Whether items of a history are excluded.
-            rules: Which items may be recommended, and in which order.
-                Default: all, by score.
-            **filters: Arguments of `recsys.reranking.Rules.make`, instead of
-                `rules`, such as `items=[…]`, `exclude=[…]`, `where="…"`.
+            **options: As for `recommend`: `exclude_history=False`, `rules`,
+                or filters such as `items=[…]` and `where="…"`.
 
         Returns:
             An Arrow table, `.to_pandas()`, with a row for each item: `user`,
@@ -252,62 +246,64 @@ class TrainedModel(recommender.Recommender):
             popular ones) and `title`, the id where no title is known.
 
         Raises:
-            InputError: The log cannot be read, a user is not in it, or a
-                filter cannot be used.
+            InputError: The log cannot be read, a user is not in it, or an
+                option cannot be used.
         """
         parts = user_histories(self.config, self.vocabulary, log)
         if users is not None:
             found = histories.users_of(parts, list(map(str, users)))
             parts = [lambda: found]
-        rules = self.make_rules(rules, filters)
-        return self._table(parts, k, exclude_history, rules)
+        return self._table(parts, k, **options)
 
     def recommend_histories(
         self,
-        queries: Mapping[str, Iterable[str | int]]
+        queries: Mapping[Any, Iterable[str | int]]
         | Iterable[Iterable[str | int]],
         k: int = 10,
-        *,
-        exclude_history: bool = True,
-        rules: Rules | None = None,
-        **filters: Any,
+        **options: Any,
     ) -> pa.Table:
-        """Recommends items for many histories.
+        """Recommends items for many histories; see `recommend_users`.
 
         Args:
             queries: Histories of raw item ids, oldest first, by the id of the
-                query; or one after the other, whose ids are "0", "1" and so
-                on. Unknown items are ignored, and counted on standard error.
-            k: As for `recommend_users`, and the following.
-            exclude_history: Whether items of a history are excluded.
-            rules: Which items may be recommended, and in which order.
-            **filters: Arguments of `recsys.reranking.Rules.make`.
+                query; or one after the other, whose ids are then "0", "1" and
+                so on.
+            k: How many items for each history, at most.
+            **options: As for `recommend_users`.
 
         Returns:
             As `recommend_users`, with `query_id` in the place of `user`.
 
         Raises:
-            InputError: A filter cannot be used, or a history is a text.
+            InputError: A history is a text, or an option cannot be used.
         """
         if not isinstance(queries, Mapping):
-            queries = {str(n): items for n, items in enumerate(queries)}
-        for name, items in queries.items():
+            queries = dict(enumerate(queries))
+        for items in queries.values():
             if isinstance(items, str):
                 raise InputError(
-                    "`queries` must be lists of item ids. Received: "
-                    f"{items!r} for {name!r}"
+                    f"`queries` must be lists of ids. Received: {items!r}"
                 )
         asked = {str(n): list(map(str, each)) for n, each in queries.items()}
-        rules = self.make_rules(rules, filters)
-        return self._table(asked, k, exclude_history, rules)
+        return self._table(asked, k, **options)
 
     def _table(
-        self, asked: Any, k: int, exclude_history: bool, rules: Rules | None
+        self,
+        asked: Any,
+        k: int,
+        *,
+        exclude_history: bool = True,
+        rules: Rules | None = None,
+        **filters: Any,
     ) -> pa.Table:
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
         table, summary = histories.recommend_table(
-            self, asked, k, exclude_history=exclude_history, rules=rules
+            self,
+            asked,
+            k,
+            exclude_history=exclude_history,
+            rules=self.make_rules(rules, filters),
         )
         print(summary.text(k), file=sys.stderr)
         return table

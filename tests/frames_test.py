@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import duckdb
@@ -77,7 +79,7 @@ class FrameTest(parameterized.TestCase):
             item_column="user",
             timestamp_column="n",
             rating_column="",
-            other_columns=["r"],
+            other_columns=("r",),
         )
         self.assertEqual(log.interactions.user_ids.tolist(), ["b", "a"])
         self.assertEqual(log.interactions.item_ids.tolist(), ["30", "5"])
@@ -140,6 +142,12 @@ class FrameTest(parameterized.TestCase):
     def test_a_bad_value_is_named_by_row_and_column(self, name, values, text):
         with self.assertRaisesRegex(InputError, f"^frame, {text}"):
             Log.from_frame({**COLUMNS, name: values})
+
+    def test_options_of_files_are_refused(self):
+        with self.assertRaisesRegex(InputError, "`items_file` needs a file"):
+            Log.from_frame(PANDAS, items_file="items.csv")
+        with self.assertRaises(TypeError):
+            Log.from_frame(PANDAS, user="user")
 
     def test_a_missing_rating_is_none(self):
         log = Log.from_frame({**COLUMNS, "rating": [1, None, 3]})
@@ -207,6 +215,15 @@ class FrameTest(parameterized.TestCase):
         self.assertEqual(log.interactions.user_ids.tolist(), ["a"])
         self.assertEqual(log.source.user_column, "who")
         self.assertIs(recsys.Log, Log)
+
+    def test_taking_a_frame_loads_no_tensorflow(self):
+        code = (
+            "import sys, recsys; recsys.Log.from_frame("
+            "{'user': ['a'], 'item': [1], 'timestamp': [2]});"
+            "print({'tensorflow', 'keras', 'polars'} & sys.modules.keys())"
+        )
+        printed = subprocess.check_output([sys.executable, "-c", code])
+        self.assertEqual(printed.strip(), b"set()")
 
 
 if __name__ == "__main__":

@@ -379,7 +379,7 @@ class RecommendTest(parameterized.TestCase):
         self.assertEqual(listed["item"], table["item"])
 
     def test_what_is_refused(self):
-        with self.assertRaisesRegex(InputError, "'i0' for '0'"):
+        with self.assertRaisesRegex(InputError, "lists of ids. Received: 'i0'"):
             self.model.recommend_histories(["i0"])
         with self.assertRaisesRegex(InputError, "`k` must be positive"):
             self.model.recommend_users(k=0)

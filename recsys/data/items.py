@@ -64,18 +64,12 @@ def read_items(
 
 
 def from_frame(frame: Any, item_column: str, where: str) -> pa.Table:
-    """Takes item metadata from a frame; see `tables.frame_table`.
+    """Takes item metadata from a frame, as `read_items` does from a file.
 
     Args:
-        frame: The frame.
+        frame: The frame; see `tables.frame_table`.
         item_column: As for `read_items`.
         where: What to call it in messages.
-
-    Returns:
-        As `read_items`.
-
-    Raises:
-        InputError: As `read_items`.
     """
     table = tables.frame_table(frame, where)
     name = _item_column(table.column_names, item_column, where)

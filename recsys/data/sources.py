@@ -345,16 +345,7 @@ class Log:
         return Source(os.fspath(data), **options).read()
 
     @staticmethod
-    def from_frame(
-        frame: Any,
-        *,
-        items: Any = None,
-        user_column: str | None = None,
-        item_column: str | None = None,
-        timestamp_column: str | None = None,
-        rating_column: str | None = None,
-        other_columns: Sequence[str] = (),
-    ) -> Log:
+    def from_frame(frame: Any, *, items: Any = None, **options: Any) -> Log:
         """Takes a log from a DataFrame, by the rules for Parquet files.
 
         Args:
@@ -364,29 +355,27 @@ class Log:
                 count as their values, NaN as missing.
             items: One row per item, likewise, with a column of item ids and
                 titles, genres or any other columns. Default: none.
-            user_column: The column of user ids: text or whole numbers. By
-                default this column and the next three are found by their
-                usual names.
-            item_column: The column of item ids, likewise.
-            timestamp_column: The column of times: numbers or dates. Without
-                one, the order of the rows is that of the events.
-            rating_column: The column of ratings; "" ignores the ratings.
-            other_columns: Further columns, for `Interactions.columns`.
+            **options: The attributes of `Source` that name columns, such as
+                `user_column`, and `time_format`. Ids are text or whole
+                numbers. Without a column of times, the order of the rows is
+                that of the events.
 
         Returns:
             The log.
 
         Raises:
-            InputError: This is no frame, a column is missing or ambiguous, or
-                a row lacks its user, item or time; names row and column.
+            InputError: This is no frame, an option has no effect on it, a
+                column is missing or ambiguous, or a row lacks its user, item
+                or time; names row and column.
         """
-        given = ColumnNames(
-            user_column,
-            item_column,
-            timestamp_column,
-            rating_column,
-            tuple(other_columns),
-        )
+        source = Source("frame", **options)
+        for name, value in options.items():
+            if not name.endswith(("_column", "other_columns", "time_format")):
+                raise InputError(
+                    f"`{name}` needs a file. Received: {name}={value!r} with "
+                    "a frame"
+                )
+        given = source._columns
         interactions, part = tables.read_frame(frame, given, "frame")
         if items is not None:
             item_column = part.names.by_role["item"]

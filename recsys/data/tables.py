@@ -671,9 +671,6 @@ def read_frame(
 
     Returns:
         The interactions, and how they were understood.
-
-    Raises:
-        InputError: A column or a value is missing or not as expected.
     """
     table = frame_table(frame, where)
     part = _understand_schema(where, table.schema, given)

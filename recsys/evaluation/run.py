@@ -505,7 +505,7 @@ def evaluate_workdir(
     if rival is not None and not rival.is_dir():
         others.append(_read_lists(rival, data, excludes))
     recommender = _scorer(
-        recommender or recsys.recommender.load(folder.path),
+        recommender or recsys.recommender.restore(folder, config),
         data.vocabulary,
     )
     results = compare_with_baselines(
@@ -551,7 +551,7 @@ def _measure_rival(
     workdir: pathlib.Path, data: PreparedData, exclude_history: bool
 ) -> Evaluation:
     found = evaluate(
-        _scorer(recsys.recommender.load(workdir), data.vocabulary),
+        _scorer(recsys.recommender.restore(Workdir(workdir)), data.vocabulary),
         data.split.reported[0],
         protocol=data.split.protocol,
         exclude_history=exclude_history,

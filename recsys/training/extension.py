@@ -51,7 +51,7 @@ def write_extension(
             f"{grown.workdir.checkpoints}: expected a checkpoint, which holds "
             "the state of the optimizer. Received: none"
         )
-    best = recommender.load(grown.workdir.path).model
+    best = recommender.restore(grown.workdir).model
     config = dataclasses.replace(
         _with_same_method(grown),
         steps_before=grown.config.steps_before + progress.global_step,
