@@ -157,7 +157,7 @@ def _verify(path: pathlib.Path, target: pathlib.Path, known: Dataset) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     record = _record(target)
-    expected = known.sha256 or record.get("sha256", found)
+    expected = known.sha256 or record.get("file_sha256", found)
     if found != expected:
         whose = "published" if known.sha256 else "of the first download, in "
         raise InputError(
@@ -165,7 +165,11 @@ def _verify(path: pathlib.Path, target: pathlib.Path, known: Dataset) -> None:
             f"{'' if known.sha256 else target.with_name(_RECORD)}). "
             f"Received: {found}"
         )
-    record |= {"url": known.page, "sha256": found, "verified": _state(path)}
+    record |= {
+        "url": known.page,
+        "file_sha256": found,
+        "verified": _state(path),
+    }
     write_json(target.with_name(_RECORD), record)
 
 
