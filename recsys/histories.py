@@ -592,7 +592,8 @@ def _table(
     items = vocabulary.items
     ids = titles = items["item_id"].take(rows)
     if "title" in items.column_names:
-        titles = pc.coalesce(items["title"].take(rows).cast(pa.string()), ids)
+        titles = items["title"].take(rows).cast(pa.string()).fill_null("")
+        titles = pc.if_else(pc.equal(titles, ""), ids, titles)
     columns = {
         id_name: pa.array(names, pa.string()).take(queries),
         "rank": pa.array(places + 1, pa.int32()),

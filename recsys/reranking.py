@@ -67,7 +67,8 @@ class Rules:
 
         Args:
             vocabulary: The items.
-            items: Raw ids, the only items to recommend. Default: all items.
+            items: Raw ids, text or integers, of the only items to recommend.
+                Default: all items.
             exclude: Raw ids of items that are never recommended.
             where: A condition that items must match; see `matches`.
             at_most: For columns of the items, how many items of a list may
@@ -90,7 +91,8 @@ class Rules:
         notes = []
         for name, ids in (("items", items), ("exclude", exclude)):
             if ids is not None:
-                indices = vocabulary.encode(pa.array(ids, pa.string()))
+                texts = pa.array(map(str, ids), pa.string())
+                indices = vocabulary.encode(texts)
                 known = indices[indices != UNKNOWN_INDEX] - FIRST_ITEM_INDEX
                 allowed &= np.isin(np.arange(size), known) == (name == "items")
                 if len(known) < len(ids):
@@ -115,7 +117,7 @@ class Rules:
                     "`items`, `exclude` and `where` must leave an item to "
                     f"recommend. Received: {'; '.join(notes)}"
                 )
-        groups, limits = _quotas(vocabulary, at_most or {})
+        groups, limits = _quotas(vocabulary, at_most)
         return cls(rows, groups, limits, diversity, tuple(notes))
 
     def rank(
@@ -218,9 +220,11 @@ class Rules:
 
 
 def _quotas(
-    vocabulary: Vocabulary, at_most: Mapping[str, int]
+    vocabulary: Vocabulary, at_most: Mapping[str, int] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Returns `groups` and `limits` of `Rules`."""
+    if not at_most:
+        return None, None
     columns = item_columns(vocabulary)
     parts = []
     limits: list[int] = []
@@ -251,8 +255,6 @@ def _quotas(
         part[owners, places] = codes + len(limits)
         parts.append(part)
         limits += [limit] * len(column.dictionary)
-    if not parts:
-        return None, None
     groups = np.concatenate(parts, axis=1).astype(np.int32)
     return np.where(groups < 0, len(limits), groups), np.array([*limits, 1])
 
@@ -329,12 +331,7 @@ def matches(vocabulary: Vocabulary, where: str) -> pa.Array:
         InputError: The condition is malformed, names an unknown column, or
             compares a column with a value of another type.
     """
-    try:
-        return _Parser(where, item_columns(vocabulary)).parse()
-    except RecursionError as error:
-        raise InputError(
-            f"`where` nests conditions too deeply. Received: {where[:40]}…"
-        ) from error
+    return _Parser(where, item_columns(vocabulary)).parse()
 
 
 class _Parser:
@@ -348,7 +345,10 @@ class _Parser:
 
     def parse(self) -> pa.Array:
         """Returns the value of the whole condition."""
-        found = self._any()
+        try:
+            found = self._any()
+        except RecursionError as error:
+            raise self._error("conditions that nest less deeply") from error
         if self._kind != "end":
             raise self._error("`and`, `or` or the end")
         return found
@@ -461,7 +461,7 @@ def read_ids(path: pathlib.Path, is_known: Callable[[str], bool]) -> list[str]:
 
     Args:
         path: CSV, TSV or Parquet, of which the first column is read, or text
-            with an id per line; blank lines are ignored.
+            with an id per line; blank lines and nulls are ignored.
         is_known: Whether an id is known. The first line of CSV is a header
             unless it begins with such an id.
 

@@ -51,7 +51,7 @@ EXPECTED = {
     # By train_count.
     "u4": [("40", 9), ("60", 4), ("10", 3), ("20", 2), ("30", 1), ("50", 0)],
 }
-TITLES = dict(zip(IDS, [*ITEMS["title"][:4], "50", ""], strict=True))
+TITLES = dict(zip(IDS, [*ITEMS["title"][:4], "50", "60"], strict=True))
 
 
 def write_workdir(path: pathlib.Path, data: pathlib.Path, **fields) -> None:
