@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import decimal
 import functools
+import math
 import operator
 import types
 import typing
@@ -56,10 +57,11 @@ class FieldInfo:
         at_most: Highest allowed value.
         below: Exclusive upper bound.
         reads: "source" for fields that locate a log and describe how to read
-            it, "data" for fields that filter and split it, "temporal" for
-            fields that only the temporal split reads (they count as "data"
-            too), "sampling" for fields that only the sampled softmax reads;
-            "" for all others.
+            it, "data" for fields that filter and split it, "event" for
+            fields about kinds of events and dislikes, "temporal" for fields
+            that only the temporal split reads (both count as "data" too),
+            "sampling" for fields that only the sampled softmax reads; "" for
+            all others.
         is_flag: Whether it can be set on the command line.
     """
 
@@ -85,6 +87,7 @@ def _field(
 # By the heading of `--help`, and by what reads the field.
 _source = functools.partial(_field, "Data", reads="source")
 _data = functools.partial(_field, "Data", reads="data")
+_event = functools.partial(_field, "Data", reads="event")
 _temporal = functools.partial(_field, "Data", reads="temporal")
 _model = functools.partial(_field, "Model")
 _loss = functools.partial(_field, "Loss")
@@ -154,6 +157,9 @@ class TrainConfig:
         "Format of times in text, such as '%d/%m/%Y %H:%M'. Default: numbers, "
         "ISO dates and other usual ones.",
     )
+    event_column: str | None = _source(
+        None, "Name of the column of kinds of events, likewise."
+    )
     items_file: str | None = _source(
         None, "CSV or Parquet file with item titles, genres and other metadata."
     )
@@ -170,6 +176,24 @@ class TrainConfig:
     )
     min_rating: float | None = _data(
         None, "Keep only interactions with at least this rating."
+    )
+    max_rating: float | None = _event(
+        None,
+        "Interactions with at most this rating are dislikes: never targets or "
+        "history, but negatives of their user.",
+    )
+    events: str | None = _event(
+        None,
+        "Kinds of events to keep, with their weights in the loss and in the "
+        "baselines: view:1,cart:3,purchase:5 (default weight 1).",
+    )
+    target_events: str | None = _event(
+        None,
+        "Kinds of events to predict, separated by commas; the others are "
+        "history only.",
+    )
+    dislikes: str | None = _event(
+        None, "Kinds of events that are dislikes, separated by commas."
     )
     min_item_count: int = _data(
         1, "Drop items with fewer interactions than this.", at_least=1
@@ -354,6 +378,7 @@ class TrainConfig:
                 "the sampled softmax",
                 "--loss=full_softmax",
             )
+        check_events(self)
         if self.jit_compile and self.strategy != "single":
             raise InputError(
                 "--jit_compile must be false with "
@@ -386,9 +411,11 @@ class TrainConfig:
     def excludes_history(self) -> bool:
         """Whether the items of a query's history are not candidates for it.
 
-        With `repeats="all"`, users may return to an item.
+        With `repeats="all"`, users may return to an item, and with several
+        kinds of events, by an event of another kind.
         """
-        return self.repeats != "all"
+        one_kind = not self.target_events and len(parse_events(self.events)) < 2
+        return self.repeats != "all" and one_kind
 
     def source(self) -> dict[str, Any]:
         """Returns the fields that locate and describe the log."""
@@ -474,8 +501,9 @@ def _fields_that_read(*what: str) -> tuple[str, ...]:
 SOURCE_FIELDS = _fields_that_read("source")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
+EVENT_FIELDS = _fields_that_read("event")
 # All fields that determine the data and the split, besides the seed.
-DATA_FIELDS = _fields_that_read("source", "data", "temporal")
+DATA_FIELDS = _fields_that_read("source", "data", "event", "temporal")
 
 
 def _types() -> dict[str, tuple[type, bool]]:
@@ -519,6 +547,70 @@ def _check_value(name: str, value: Any, info: FieldInfo) -> None:
             raise InputError(
                 f"--{name} must be {words} {limit}. Received: {value}"
             )
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Returns names that commas separate; none for None."""
+    names = (name.strip() for name in (text or "").split(","))
+    return tuple(name for name in names if name)
+
+
+def parse_events(text: str | None) -> dict[str, float]:
+    """Returns the weight of each kind of event in `--events`.
+
+    Args:
+        text: Such as "view:1,cart:3,purchase"; a kind without a weight has 1.
+
+    Raises:
+        InputError: A kind is named twice, or a weight is not positive.
+    """
+    weights: dict[str, float] = {}
+    for part in parse_names(text):
+        name, colon, number = part.rpartition(":")
+        try:
+            weight = float(number) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        name = (name if colon else part).strip()
+        if not name or name in weights or not 0 < weight < math.inf:
+            raise InputError(
+                "--events must name each kind of event once, with a positive "
+                f"weight, such as view:1,purchase:5. Received: {part!r} in "
+                f"{text!r}"
+            )
+        weights[name] = weight
+    return weights
+
+
+def check_events(fields: Any) -> None:
+    """Raises InputError for fields of `EVENT_FIELDS` that contradict."""
+    kept = parse_events(fields.events)
+    targets, dislikes = map(
+        parse_names, (fields.target_events, fields.dislikes)
+    )
+    for name in EVENT_FIELDS[1:]:
+        text = getattr(fields, name)
+        if text is not None and not parse_names(text):
+            raise InputError(
+                f"--{name} must name kinds of events. Received: {text!r}"
+            )
+    for name in targets:
+        if kept and name not in kept:
+            raise InputError(
+                "--target_events must be among --events="
+                f"{fields.events}. Received: {name}"
+            )
+    for name in dislikes:
+        if name in kept or name in targets:
+            raise InputError(
+                "--dislikes must not be among --events or --target_events. "
+                f"Received: {name}"
+            )
+    low, high = fields.min_rating, fields.max_rating
+    if low is not None and high is not None and high >= low:
+        raise InputError(
+            f"--max_rating must be below --min_rating={low}. Received: {high}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,12 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["full_softmax", "sampled_softmax"]
+__all__ = [
+    "dislike_logits",
+    "dislike_loss",
+    "full_softmax",
+    "sampled_softmax",
+]
 
 # Logits held at once: a few megabytes, as for the full softmax.
 _LOGITS_PER_CHUNK = 2**20
@@ -28,6 +33,7 @@ def sampled_softmax(
     weights: tf.Tensor,
     log_expected_counts: tf.Tensor | None = None,
     known_ids: tf.Tensor | None = None,
+    extra_logits: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Weighted sum of cross-entropies of each target against negatives.
 
@@ -63,6 +69,9 @@ def sampled_softmax(
             negatives of a row, such as the rest of its user's history; None
             for none. Leaving them out moves the loss away from the full
             softmax.
+        extra_logits: `[num_rows, length, num_extra]` float, of further
+            negatives of each position, such as `dislike_logits`; None for
+            none.
 
     Returns:
         Float32 scalar, the weighted sum.
@@ -77,9 +86,68 @@ def sampled_softmax(
         offsets = tf.where(known, float("inf"), offsets)
     vectors = (queries, target_vectors, negative_vectors)
     arguments: list[tf.Tensor] = [tf.cast(x, tf.float32) for x in vectors]
-    arguments += [*ids, tf.cast(weights, tf.float32), offsets]
+    if extra_logits is None:
+        extra_logits = tf.zeros(tf.concat([tf.shape(target_ids), [0]], axis=0))
+    arguments += [*ids, tf.cast(weights, tf.float32), offsets, extra_logits]
     chunks = _shared if ids[1].shape.rank == 1 else _per_row
     return _fused_sampled_softmax(*chunks(*arguments))
+
+
+def dislike_logits(
+    queries: tf.Tensor,
+    dislike_vectors: tf.Tensor,
+    dislike_ids: tf.Tensor,
+    target_ids: tf.Tensor,
+) -> tf.Tensor:
+    """Scores each row's known negatives at all of its positions.
+
+    Args:
+        queries: `[num_rows, length, dim]` float.
+        dislike_vectors: `[num_rows, num_dislikes, dim]` float.
+        dislike_ids: `[num_rows, num_dislikes]` integer, 0 at padding.
+        target_ids: `[num_rows, length]` integer.
+
+    Returns:
+        `[num_rows, length, num_dislikes]` float32; -inf at padding, and where
+        the item is the target itself.
+    """
+    queries, dislike_vectors = (
+        tf.cast(each, tf.float32) for each in (queries, dislike_vectors)
+    )
+    ids = tf.cast(dislike_ids, target_ids.dtype)[:, tf.newaxis]
+    counts = (ids != 0) & (ids != target_ids[:, :, tf.newaxis])
+    logits = tf.matmul(queries, dislike_vectors, transpose_b=True)
+    return tf.where(counts, logits, float("-inf"))
+
+
+def dislike_loss(
+    queries: tf.Tensor,
+    target_vectors: tf.Tensor,
+    weights: tf.Tensor,
+    logits: tf.Tensor,
+) -> tf.Tensor:
+    """Weighted sum of cross-entropies of each target against dislikes.
+
+    Σᵢ wᵢ (log(exp(qᵢ·tᵢ) + Σ_d exp(qᵢ·d)) − qᵢ·tᵢ): the term that the full
+    softmax, which already counts a dislike as any other item, gets besides.
+
+    Args:
+        queries: `[num_rows, length, dim]` float.
+        target_vectors: `[num_rows, length, dim]` float.
+        weights: `[num_rows, length]` float.
+        logits: `[num_rows, length, num_dislikes]`; see `dislike_logits`.
+
+    Returns:
+        Float32 scalar, the weighted sum.
+    """
+    target_logits = tf.reduce_sum(
+        tf.cast(queries, tf.float32) * tf.cast(target_vectors, tf.float32),
+        axis=2,
+        keepdims=True,
+    )
+    all_logits = tf.concat([target_logits, logits], axis=2)
+    losses = tf.reduce_logsumexp(all_logits, axis=2) - target_logits[:, :, 0]
+    return tf.reduce_sum(tf.cast(weights, tf.float32) * losses)
 
 
 def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
@@ -114,6 +182,7 @@ def _shared(
     negative_ids: tf.Tensor,
     weights: tf.Tensor,
     offsets: tf.Tensor,
+    extra_logits: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
     """Cuts the positions that count into chunks against the same negatives."""
     dim = queries.shape[-1]
@@ -127,8 +196,10 @@ def _shared(
     flat_weights = tf.reshape(weights, [-1])
     order = tf.argsort(tf.cast(flat_weights == 0, tf.int32), stable=True)
 
-    def chunks(x: tf.Tensor, shape: list[int]) -> tf.Tensor:
-        x = tf.gather(tf.reshape(x, [-1, *shape]), order)
+    num_extra = tf.shape(extra_logits)[2]
+
+    def chunks(x: tf.Tensor, shape: list[Any]) -> tf.Tensor:
+        x = tf.gather(tf.reshape(x, [num_rows * length, *shape]), order)
         x = tf.pad(x, [[0, padding]] + [[0, 0]] * len(shape))
         return tf.reshape(x, [num_chunks, size, *shape])
 
@@ -148,6 +219,7 @@ def _shared(
         chunks(weights, []),
         offsets,
         chunks(rows, []),
+        chunks(extra_logits, [num_extra]),
         -(-num_counted // size),
     )
 
@@ -160,6 +232,7 @@ def _per_row(
     negative_ids: tf.Tensor,
     weights: tf.Tensor,
     offsets: tf.Tensor,
+    extra_logits: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
     """Makes each row a chunk, against negatives of its own."""
     num_rows = tf.shape(queries)[0]
@@ -173,6 +246,7 @@ def _per_row(
         weights,
         offsets,
         tf.broadcast_to(rows, tf.shape(target_ids)),
+        extra_logits,
         num_rows,
     )
 
@@ -187,6 +261,7 @@ def _fused_sampled_softmax(
     weights: tf.Tensor,
     offsets: tf.Tensor,
     rows: tf.Tensor,
+    extra_logits: tf.Tensor,
     counted_chunks: tf.Tensor,
 ) -> tuple[tf.Tensor, Callable]:
     """The loss of queries in chunks.
@@ -200,6 +275,7 @@ def _fused_sampled_softmax(
         weights: `[num_chunks, size]`.
         offsets: `[num_offsets, num_negatives]`.
         rows: `[num_chunks, size]`, which offsets a query's negatives have.
+        extra_logits: `[num_chunks, size, num_extra]`.
         counted_chunks: Scalar; all weights of later chunks are 0.
     """
     last = tf.shape(negative_ids)[0] - 1
@@ -216,13 +292,16 @@ def _fused_sampled_softmax(
             target_ids[i][:, tf.newaxis] == negative_ids[j],
             offsets if has_one else tf.gather(offsets, rows[i]),
             weights[i][:, tf.newaxis],
+            extra_logits[i],
         )
 
-    log_sums, errors, query_gradients, negative_gradient = _sampled_pass(
-        chunk,
-        target_logits,
-        (weights, queries, negative_vectors),
-        counted_chunks,
+    log_sums, errors, query_gradients, extra_gradient, negative_gradient = (
+        _sampled_pass(
+            chunk,
+            target_logits,
+            (weights, queries, extra_logits, negative_vectors),
+            counted_chunks,
+        )
     )
     losses = log_sums - target_logits
     error = errors[:, :, tf.newaxis]
@@ -243,6 +322,7 @@ def _fused_sampled_softmax(
             upstream * losses,
             None,
             None,
+            upstream * extra_gradient,
             None,
         )
 
@@ -256,6 +336,7 @@ def _sampled_chunk(
     is_hit: tf.Tensor,
     offsets: tf.Tensor,
     weights: tf.Tensor,
+    extra_logits: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
     """The softmax of some queries against the same negatives.
 
@@ -266,26 +347,34 @@ def _sampled_chunk(
         is_hit: `[size, num_negatives]`, true for the target itself.
         offsets: `[size or 1, num_negatives]`, subtracted from the logits.
         weights: `[size, 1]`.
+        extra_logits: `[size, num_extra]`.
 
     Returns:
         Logarithms of the sums, `[size]`; the negatives' weighted probability,
         `[size]`, which is how wrong the target's logit is; the negatives' part
-        of the queries' gradient, `[size, dim]`; the negatives' gradient,
-        `[num_negatives, dim]`.
+        of the queries' gradient, `[size, dim]`; the gradient of the extra
+        logits, `[size, num_extra]`; the negatives' gradient, `[num_negatives,
+        dim]`.
     """
     logits = tf.matmul(queries, negative_vectors, transpose_b=True)
     logits = tf.where(is_hit, float("-inf"), logits - offsets)
     highest = tf.maximum(
         tf.reduce_max(logits, axis=1, keepdims=True), target_logits
     )
-    exp = tf.exp(logits - highest)
+    # A maximum of nothing is -inf, and a sum 0.
+    highest = tf.maximum(
+        tf.reduce_max(extra_logits, axis=1, keepdims=True), highest
+    )
+    exp, extra = tf.exp(logits - highest), tf.exp(extra_logits - highest)
     others = tf.reduce_sum(exp, axis=1, keepdims=True)
+    others += tf.reduce_sum(extra, axis=1, keepdims=True)
     total = others + tf.exp(target_logits - highest)
     scale = weights / total
     return (
         (highest + tf.math.log(total))[:, 0],
         (others * scale)[:, 0],
         tf.matmul(exp, negative_vectors) * scale,
+        extra * scale,
         tf.matmul(exp, queries * scale, transpose_a=True),
     )
 
@@ -299,9 +388,9 @@ def _sampled_pass(
     """Runs `_sampled_chunk` over the chunks that count, and stacks the results.
 
     Args:
-        chunk: From a chunk's number to the four results.
+        chunk: From a chunk's number to the five results.
         target_logits: `[num_chunks, size]`.
-        likes: Tensors whose entries are shaped as the other three results.
+        likes: Tensors whose entries are shaped as the other four results.
         counted_chunks: Scalar.
     """
     num_chunks = tf.shape(target_logits)[0]
@@ -311,7 +400,7 @@ def _sampled_pass(
         tf.zeros(tf.concat([[num_elements], tf.shape(like)[1:]], axis=0))
         for like in likes
     ]
-    elements = (None, None, None, likes[-1].shape[1:])
+    elements = (None, None, None, None, likes[-1].shape[1:])
     arrays = [
         tf.TensorArray(tf.float32, num_elements, element_shape=element).unstack(
             start

@@ -15,8 +15,11 @@ from recsys.command_line import (
     add_config_flags,
     given_beam_options,
 )
-from recsys.config import HELD_OUT_BY_USER, SOURCE_FIELDS
+from recsys.config import EVENT_FIELDS, HELD_OUT_BY_USER, SOURCE_FIELDS
 from recsys.errors import InputError
+
+# Fields of a configuration that shards are prepared with, besides the split.
+_FIELDS = ("min_rating", "repeats", *EVENT_FIELDS)
 
 COMMAND = Command(
     "recsys.prepare_shards",
@@ -32,7 +35,7 @@ COMMAND = Command(
         "      --beam=--project=… --beam=--region=…",
     ],
 )
-add_config_flags(COMMAND, [*SOURCE_FIELDS, "min_rating", "repeats"])
+add_config_flags(COMMAND, [*SOURCE_FIELDS, *_FIELDS])
 COMMAND.add_flag(
     str,
     "split",
@@ -85,7 +88,7 @@ def main(values: dict[str, Any]) -> int:
             raise InputError(f"--{name} must name {what}. Received: none")
     given = {
         name: values[name]
-        for name in ("split", "min_rating", "repeats")
+        for name in ("split", *_FIELDS)
         if values[name] is not None
     }
     options = recsys.data.shard_preparation.Options(
@@ -119,7 +122,9 @@ def main(values: dict[str, Any]) -> int:
             source, values["output"], options, beam_options
         )
     print("\n".join([*source.notes(), manifest.summary()]))
-    flags = "".join(f" --{name}={value}" for name, value in given.items())
+    flags = "".join(
+        f" --{name}={shlex.quote(str(value))}" for name, value in given.items()
+    )
     data = shlex.quote(values["output"])
     print(
         f"Next:\n  python -m recsys.train --data={data}{flags} "

@@ -8,7 +8,13 @@ import pathlib
 from absl.testing import absltest, parameterized
 
 import recsys
-from recsys.config import PRESETS, SOURCE_FIELDS, TrainConfig, make_config
+from recsys.config import (
+    EVENT_FIELDS,
+    PRESETS,
+    SOURCE_FIELDS,
+    TrainConfig,
+    make_config,
+)
 from recsys.errors import InputError
 
 PACKAGE = pathlib.Path(recsys.__file__).parent
@@ -34,8 +40,9 @@ def _attributes_read() -> set[str]:
 class TrainConfigTest(parameterized.TestCase):
     def test_every_field_is_read_by_someone(self):
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
-        # `sources.read` takes those of a source by name.
-        self.assertEmpty(fields - _attributes_read() - {*SOURCE_FIELDS})
+        # `sources.read` and `EventRules.of` take theirs by name.
+        by_name = {*SOURCE_FIELDS, *EVENT_FIELDS}
+        self.assertEmpty(fields - _attributes_read() - by_name)
 
     @parameterized.parameters(*PRESETS)
     def test_presets_are_valid(self, preset):

@@ -510,7 +510,9 @@ class OtherColumnsTest(parameterized.TestCase):
             kept.columns.to_pydict(),
             {"event": ["view", "view"], "seconds": [seconds[0], seconds[3]]},
         )
-        self.assertIsNone(sources.read(data).interactions.columns)
+        self.assertIsNone(
+            sources.read(data, event_column="").interactions.columns
+        )
 
     def test_a_column_with_a_role_can_be_asked_for_too(self):
         for kind in ("csv", "parquet"):

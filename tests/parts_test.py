@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recsys.data import pipeline, shard_preparation, sources
+from recsys.data import pipeline, shard_preparation, shards, sources
 from recsys.data.prepare import open_shards
 from recsys.data.sequences import Sequences, TrainingSequences
 from recsys.data.shard_preparation import Options
@@ -101,14 +101,15 @@ class PartsTest(parameterized.TestCase):
     def test_each_part_reads_its_own_shards(self):
         sequences = self._shards(9, 2000)
         read = [collections.Counter() for _ in range(2)]
-        read_items = ShardedSequences.read_items
+        read_file = shards._read
         for index, counter in enumerate(read):
 
-            def counted(self, shards, counter=counter):
-                counter.update(int(shard) for shard in shards)
-                return read_items(self, shards)
+            def counted(path, columns, counter=counter):
+                if "items" in columns:
+                    counter[int(path.stem)] += 1
+                return read_file(path, columns)
 
-            with mock.patch.object(ShardedSequences, "read_items", counted):
+            with mock.patch.object(shards, "_read", counted):
                 _batches(sequences, pipeline.Part(index, 2))
         self.assertEqual(read[0] + read[1], collections.Counter(range(9)))
         self.assertTrue(read[0] and read[1])

@@ -343,9 +343,9 @@ class ShardedTrainingTest(parameterized.TestCase):
         read = []
 
         class Spy(shards.ShardedSequences):
-            def read_items(self, numbers):
-                read.append(list(numbers))
-                return super().read_items(numbers)
+            def read_group(self, group, part=None):
+                read.append(group.tolist())
+                return super().read_group(group, part)
 
         fields = dataclasses.fields(self.train)
         spy = Spy(**{f.name: getattr(self.train, f.name) for f in fields})

@@ -17,7 +17,10 @@ _BLOCK_BYTES = 64 * 2**20
 
 
 def binary_matrix(
-    items: np.ndarray, offsets: np.ndarray, vocabulary_size: int
+    items: np.ndarray,
+    offsets: np.ndarray,
+    vocabulary_size: int,
+    weights: np.ndarray | None = None,
 ) -> scipy.sparse.csr_array:
     """Marks the items of each history.
 
@@ -26,10 +29,11 @@ def binary_matrix(
             and unknown items are dropped.
         offsets: `[num_histories + 1]` int64, where each history begins.
         vocabulary_size: Number of columns.
+        weights: `[total]` float, positive; ones by default.
 
     Returns:
-        `[num_histories, vocabulary_size]` float32, 1 where the history
-        contains the item.
+        `[num_histories, vocabulary_size]` float32: the largest weight of the
+        item in the history, 0 where the history does not contain it.
     """
     is_item = items >= FIRST_ITEM_INDEX
     columns = items[is_item]
@@ -43,7 +47,32 @@ def binary_matrix(
     )
     matrix.sum_duplicates()
     matrix.data[:] = 1
+    if weights is not None:
+        rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        keys = rows[is_item].astype(np.int64) * vocabulary_size + columns
+        # In the order of the matrix: by row, then by column.
+        _, place = np.unique(keys, return_inverse=True)
+        matrix.data[:] = 0
+        np.maximum.at(matrix.data, place, weights[is_item])
     return matrix
+
+
+def training_matrix(
+    train: Sequences, vocabulary_size: int
+) -> scipy.sparse.csr_array:
+    """Marks the items of each user so that products count them.
+
+    Where there are kinds of events, an interaction of weight w is √w: an item
+    then counts w in the diagonal of X^T X, and two items the geometric mean of
+    their weights.
+    """
+    weights = train.event_weights
+    return binary_matrix(
+        train.items,
+        train.offsets,
+        vocabulary_size,
+        None if weights is None else np.sqrt(weights),
+    )
 
 
 def co_occurrence_blocks(
@@ -71,6 +100,8 @@ def co_occurrence_blocks(
 class Popularity:
     """Scores an item by its number of training interactions.
 
+    Where there are kinds of events, by the weights of those that are targets.
+
     Args:
         item_scores: `[vocabulary_size]` float32, the scores of every query.
         name: The name in results tables.
@@ -85,7 +116,8 @@ class Popularity:
     @classmethod
     def fit(cls, train: Sequences, vocabulary_size: int) -> Popularity:
         """Counts the training interactions of each item."""
-        return cls(train.item_counts(vocabulary_size).astype(np.float32))
+        counts = train.target_weights_by_item(vocabulary_size)
+        return cls(counts.astype(np.float32))
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Returns the same scores for every history, read-only."""
@@ -139,6 +171,8 @@ class RecentPopularity(Popularity):
                 f'`unit` must be "interactions" or "time". Received: {unit!r}'
             )
         weights = np.exp2(-ages / half_life)
+        if train.kinds is not None:
+            weights *= train.target_weights
         totals = np.bincount(train.items, weights, minlength=vocabulary_size)
         return cls(totals.astype(np.float32), "recent popularity")
 
@@ -153,7 +187,9 @@ class Markov:
     where p(j) is the item's share of the training interactions (a Dirichlet
     prior; Zhai and Lafferty 2001, https://doi.org/10.1145/383952.384019).
     Items that never followed i are therefore ordered by popularity, as are
-    all items if nothing followed i or the history is empty.
+    all items if nothing followed i or the history is empty. Where there are
+    kinds of events, an interaction counts its weight, or 0 if it is history
+    only.
 
     Args:
         transitions: `[vocabulary_size, vocabulary_size]` float32, how often
@@ -199,14 +235,17 @@ class Markov:
         """
         last = train.offsets[1:][train.lengths > 0] - 1
         before = np.delete(np.arange(len(train.items)), last)
+        weights = train.target_weights
+        if weights is None:
+            weights = np.ones(len(train.items), np.float32)
         transitions = scipy.sparse.coo_array(
             (
-                np.ones(len(before), np.float32),
+                weights[before + 1],
                 (train.items[before], train.items[before + 1]),
             ),
             shape=(vocabulary_size, vocabulary_size),
         ).tocsr()
-        counts = train.item_counts(vocabulary_size)
+        counts = train.target_weights_by_item(vocabulary_size)
         return cls(transitions, counts / max(1, counts.sum()), smoothing)
 
     def scores(self, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -274,8 +313,8 @@ class ItemKNN:
                 "`num_neighbours` must be positive and `shrinkage` must not "
                 f"be negative. Received: {num_neighbours} and {shrinkage}"
             )
-        matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
-        norms = np.sqrt(matrix.sum(axis=0))
+        matrix = training_matrix(train, vocabulary_size)
+        norms = np.sqrt(matrix.power(2).sum(axis=0))
         blocks = []
         for rows, similarity in co_occurrence_blocks(matrix):
             similarity /= np.maximum(
@@ -359,7 +398,7 @@ class EASE:
             raise ValueError(
                 f"`regularization` must be positive. Received: {regularization}"
             )
-        matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
+        matrix = training_matrix(train, vocabulary_size)
         seen_items = np.flatnonzero(matrix.sum(axis=0))
         matrix = matrix[matrix.sum(axis=1) > 0][:, seen_items]
         if matrix.shape[0] < matrix.shape[1]:

@@ -33,7 +33,10 @@ def _fitted(
             "a baseline of `implicit`", "baselines", error
         ) from error
     fitted = getattr(imported, model)(**options, use_gpu=False)
-    matrix = binary_matrix(train.items, train.offsets, vocabulary_size)
+    # ALS's confidence grows with the weights; BPR does not read them.
+    matrix = binary_matrix(
+        train.items, train.offsets, vocabulary_size, train.event_weights
+    )
     fitted.fit(scipy.sparse.csr_matrix(matrix), show_progress=False)
     return fitted
 

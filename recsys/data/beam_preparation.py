@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
@@ -28,7 +29,7 @@ from recsys.errors import InputError
 
 # The outputs of `_deal` besides the pieces.
 _ITEMS = "items"
-_LOW_RATINGS = "low_ratings"
+_COUNTS = "counts"
 # A piece of a shard: its position in the log, and the bytes of Arrow's stream.
 _Piece = tuple[int, bytes]
 
@@ -89,7 +90,7 @@ def _build(
         | "Spread" >> beam.Reshuffle()
         | "Deal"
         >> beam.FlatMap(_deal, preparation).with_outputs(
-            _ITEMS, _LOW_RATINGS, main="pieces"
+            _ITEMS, _COUNTS, main="pieces"
         )
     )
     vocabulary = beam.pvalue.AsSingleton(
@@ -107,7 +108,7 @@ def _build(
         | "By shard" >> beam.GroupByKey()
         | "Write shards" >> beam.Map(_write_shard, preparation, vocabulary)
     )
-    num_low_ratings = dealt[_LOW_RATINGS] | beam.CombineGlobally(sum)
+    counts = dealt[_COUNTS] | beam.CombineGlobally(_sum)
     _ = (
         root
         | "Once" >> beam.Create([preparation])
@@ -117,7 +118,7 @@ def _build(
             beam.pvalue.AsList(summaries),
             vocabulary,
             items,
-            beam.pvalue.AsSingleton(num_low_ratings),
+            beam.pvalue.AsSingleton(counts),
         )
     )
 
@@ -129,7 +130,11 @@ def _deal(unit: Unit, preparation: steps.Preparation) -> Iterator[object]:
             if piece.num_rows:
                 yield shard, (dealt.first_row, _to_bytes(piece))
         yield beam.pvalue.TaggedOutput(_ITEMS, _to_bytes(dealt.items))
-        yield beam.pvalue.TaggedOutput(_LOW_RATINGS, dealt.num_low_ratings)
+        yield beam.pvalue.TaggedOutput(_COUNTS, dealt.counts)
+
+
+def _sum(counts: Iterable[Counter[str]]) -> Counter[str]:
+    return sum(counts, Counter())
 
 
 def _merge(parts: Iterable[bytes]) -> bytes:
@@ -168,10 +173,10 @@ def _write_manifest(
     summaries: list[steps.ShardSummary],
     vocabulary: bytes,
     items: pa.Table | None,
-    num_low_ratings: int,
+    counts: Counter[str],
 ) -> None:
     preparation.write_manifest(
-        summaries, _load_vocabulary(vocabulary), items, num_low_ratings
+        summaries, _load_vocabulary(vocabulary), items, counts
     )
 
 

@@ -45,6 +45,10 @@ _SPELLINGS = {
         "rating ratings userrating score stars overall | bookrating "
         "reviewscore reviewrating reviewoverall ratingvalue ratinglist"
     ),
+    "event": (
+        "event eventtype eventname action actiontype behavior behaviortype "
+        "behaviour behaviourtype interactiontype"
+    ),
 }
 SPELLINGS = {
     role: [tier.split() for tier in text.split("|")]
@@ -91,6 +95,7 @@ class ColumnNames:
             when asked for, and means the order of the file when found.
         rating: The column of the ratings. None is found by itself when
             asked for, and means none when found; "" asks for none.
+        event: The column of kinds of events, likewise; the first of several.
         others: Further columns to read.
         text: How a text file is written; as given by the user only.
     """
@@ -99,13 +104,18 @@ class ColumnNames:
     item: str | None = None
     timestamp: str | None = None
     rating: str | None = None
+    event: str | None = None
     others: tuple[str, ...] = ()
     text: TextOptions = TextOptions()
 
     @property
     def by_role(self) -> dict[str, str]:
-        """The columns by role; another column's role is "+" and its name."""
+        """The columns by role; another column's role is "+" and its name.
+
+        That of kinds of events is "+event", whatever the column's name.
+        """
         roles = {role: getattr(self, role) for role in SPELLINGS}
+        roles["+event"] = roles.pop("event")
         roles.update((f"+{name}", name) for name in self.others)
         return {role: name for role, name in roles.items() if name}
 
@@ -123,13 +133,18 @@ class ColumnNames:
             find_column(header, "user", self.user, file),
             find_column(header, "item", self.item, file),
             find_optional_column(header, "timestamp", self.timestamp, file),
-            self._rating(header, file),
+            self._optional("rating", header, file),
+            self._optional("event", header, file),
         )
+        # One that nobody named is left to another role.
+        if self.event is None and found.event in dataclasses.astuple(found)[:4]:
+            found = dataclasses.replace(found, event=None)
         names = list(found.by_role.values())
         if len(set(names)) < len(names):
             raise InputError(
                 f"{file}: expected a column of its own for each of user, "
-                f"item, timestamp and rating. Received: {', '.join(names)}"
+                "item, timestamp, rating and event. "
+                f"Received: {', '.join(names)}"
             )
         if missing := [name for name in self.others if name not in header]:
             raise InputError(
@@ -138,10 +153,13 @@ class ColumnNames:
             )
         return dataclasses.replace(found, others=self.others)
 
-    def _rating(self, header: Sequence[str], file: object) -> str | None:
-        if self.rating == "":
+    def _optional(
+        self, role: str, header: Sequence[str], file: object
+    ) -> str | None:
+        given = getattr(self, role)
+        if given == "":
             return None
-        return find_optional_column(header, "rating", self.rating, file)
+        return find_optional_column(header, role, given, file)
 
 
 def find_column(
@@ -201,7 +219,7 @@ def find_optional_column(
             ),
             [],
         )
-    if len(matches) == 1:
+    if len(matches) == 1 or (matches and role == "event" and given is None):
         return matches[0]
     if matches:
         raise InputError(

@@ -10,6 +10,9 @@ import pyarrow as pa
 from recsys.config import REPEATS
 from recsys.errors import InputError
 
+# The name in `Interactions.columns` of the column of kinds of events.
+EVENT = "event"
+
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
@@ -63,6 +66,14 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def event_codes(self) -> np.ndarray | None:
+        """`[num_interactions]` int32, if rows have codes of kinds of events."""
+        if self.columns is None or EVENT not in self.columns.column_names:
+            return None
+        codes = self.columns[EVENT]
+        return codes.to_numpy() if codes.type == pa.int32() else None
+
     def rows_rated(self, min_rating: float | None) -> np.ndarray:
         """Returns the rows with at least some rating, ascending, int64.
 
@@ -94,9 +105,9 @@ def filter_interactions(
 ) -> Interactions:
     """Filters interactions without changing their order.
 
-    Low ratings are dropped first, then repeated (user, item) pairs, then rare
-    items and users, repeatedly until all that are left are frequent enough
-    (the k-core).
+    Low ratings are dropped first, then repeated (user, item) pairs (of one kind
+    of event, where rows have `event_codes`), then rare items and users,
+    repeatedly until all that are left are frequent enough (the k-core).
 
     Args:
         interactions: The log.
@@ -147,7 +158,7 @@ def filter_interactions(
             f"`min_user_count`={min_user_count}. "
             f"Received: {len(interactions)} interactions"
         )
-    return _take(interactions, rows)
+    return take(interactions, rows)
 
 
 def _without_repeats(
@@ -157,6 +168,9 @@ def _without_repeats(
     pairs = interactions.users[rows].astype(np.int64)
     pairs *= len(interactions.item_ids)
     pairs += interactions.items[rows]
+    if (codes := interactions.event_codes) is not None:
+        pairs *= int(codes.max(initial=0)) + 1
+        pairs += codes[rows]
     in_order = np.sort(pairs)
     repeated = in_order[1:][in_order[1:] == in_order[:-1]]
     if not len(repeated):
@@ -206,8 +220,8 @@ def _core(
             return rows
 
 
-def _take(interactions: Interactions, rows: np.ndarray) -> Interactions:
-    """Returns some of the rows as a new log."""
+def take(interactions: Interactions, rows: np.ndarray) -> Interactions:
+    """Returns some of the rows, `[n]` integers, as a new log."""
     user_ids, users = number_by_appearance(
         interactions.user_ids, interactions.users[rows]
     )

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from recsys.data.events import EventKinds
 from recsys.data.sequences import (
     Group,
     TrainingSequences,
@@ -304,9 +305,13 @@ def train_dataset(
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
         `[rows, length]` int32, padded with 0 on the right; targets are also 0
-        at positions of context. With `part`, also `places`, `[rows]` int64,
-        the positions of these rows in the whole batch, and `num_rows`, int64,
-        the number of rows in it.
+        at positions of context and where the next interaction is history
+        only. Where there are kinds of events, also `target_weights`, of the
+        same shape, float32. Where there may be dislikes, also `dislike_ids`,
+        `[rows, num_dislikes]` int32, padded with 0: those of the user in the
+        time of the row's targets, at most the newest 200. With `part`, also
+        `places`, `[rows]` int64, the positions of these rows in the whole
+        batch, and `num_rows`, int64, the number of rows in it.
     """
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
@@ -315,11 +320,20 @@ def train_dataset(
             if num_skipped < num_batches:
                 group = sequences.read_group(plan.groups[number], part)
                 batches = plan.plan_group(number, group.offsets)
-                yield _group_arrays(group, batches, num_skipped, part)
+                arrays = _group_arrays(group, batches, num_skipped, part)
+                arrays |= _event_arrays(sequences.kinds, group, batches)
+                yield arrays
             num_skipped = max(0, num_skipped - num_batches)
 
+    signature = dict(_GROUP_SIGNATURE)
+    if sequences.kinds is not None:
+        signature["target_weights"] = tf.TensorSpec([None], tf.float32)
+    if sequences.has_dislikes:
+        signature["dislikes"] = tf.TensorSpec([None], tf.int32)
+        for name in ("dislike_starts", "dislike_ends"):
+            signature[name] = tf.TensorSpec([None], tf.int64)
     groups_ds = tf.data.Dataset.from_generator(
-        groups, output_signature=_GROUP_SIGNATURE
+        groups, output_signature=signature
     )
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(group, with_places=part is not None)
@@ -346,6 +360,8 @@ _GROUP_SIGNATURE = {
 }
 # Batches made at once; even one at a time is faster than the training step.
 _PARALLEL_CALLS = 2
+# Dislikes of a row; a batch is padded to the row with the most.
+_MOST_DISLIKES = 200
 
 
 def _group_arrays(
@@ -375,6 +391,37 @@ def _group_arrays(
     }
 
 
+def _event_arrays(
+    kinds: EventKinds | None, group: Group, plan: GroupPlan
+) -> dict[str, np.ndarray]:
+    """Returns the weights of a group's targets and its windows' dislikes."""
+    arrays = {}
+    if kinds is not None:
+        arrays["target_weights"] = kinds.target_weights[group.columns["event"]]
+    if (dislikes := group.dislikes) is None:
+        return arrays
+    windows, offsets = plan.windows, group.offsets
+    users = np.searchsorted(offsets, windows.earliest, "right") - 1
+    # A window has the places of its targets, and the first and the last of a
+    # user's also those before and after.
+    first = windows.first_targets - windows.earliest
+    last = windows.ends - windows.earliest
+    last += windows.ends + 1 == offsets[users + 1]
+    span = int(np.diff(offsets).max(initial=0)) + 2
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(dislikes.offsets))
+    keys = owners * span + dislikes.columns["place"]
+    starts = np.searchsorted(
+        keys, users * span + np.where(first == 1, 0, first), "left"
+    )
+    ends = np.searchsorted(keys, users * span + last, "right")
+    starts = np.maximum(starts, ends - _MOST_DISLIKES)
+    # Another window, for rows of padding.
+    arrays["dislike_starts"] = np.append(starts, 0)
+    arrays["dislike_ends"] = np.append(ends, 0)
+    arrays["dislikes"] = dislikes.items
+    return arrays
+
+
 def _batches_of_group(
     group: dict[str, tf.Tensor], with_places: bool
 ) -> tf.data.Dataset:
@@ -394,6 +441,22 @@ def _batches_of_group(
             "history_ids": tf.where(inside, tf.gather(items, position), 0),
             "target_ids": tf.where(learned, tf.gather(items, position + 1), 0),
         }
+        if "target_weights" in group:
+            weights = tf.gather(group["target_weights"], position + 1)
+            weights = tf.where(learned, weights, 0.0)
+            batch["target_weights"] = weights
+            batch["target_ids"] = tf.where(weights > 0, batch["target_ids"], 0)
+        if "dislikes" in group:
+            begin = tf.gather(group["dislike_starts"], rows)[:, tf.newaxis]
+            end = tf.gather(group["dislike_ends"], rows)[:, tf.newaxis]
+            width = tf.reduce_max(tf.concat([[[0]], end - begin], axis=0))
+            place = begin + tf.range(width)[tf.newaxis]
+            dislikes = tf.concat([group["dislikes"], [0]], axis=0)
+            batch["dislike_ids"] = tf.where(
+                place < end,
+                tf.gather(dislikes, tf.where(place < end, place, 0)),
+                0,
+            )
         if with_places:
             batch["places"] = group["places"][own]
             batch["num_rows"] = group["sizes"][step]

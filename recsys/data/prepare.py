@@ -13,8 +13,16 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow.compute as pc
 
-from recsys.config import TrainConfig, parse_cutoff
+from recsys.config import EVENT_FIELDS, TrainConfig, parse_cutoff
 from recsys.data import shards, sources, splits
+from recsys.data.events import (
+    DISLIKE,
+    EventLabels,
+    EventRules,
+    describe,
+    dislikes_note,
+    label,
+)
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
 from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.sequences import Sequences, build_sequences
@@ -24,8 +32,14 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX
 
-# The column of the vocabulary that counts training interactions.
+# The column of the vocabulary that counts training interactions, and those
+# of logs with kinds of events or dislikes: interactions that are targets, the
+# sum of their weights, and dislikes.
 TRAIN_COUNT = "train_count"
+TRAIN_TARGETS = "train_targets"
+TRAIN_WEIGHT = "train_weight"
+TRAIN_DISLIKES = "train_dislikes"
+TOTALS = (TRAIN_COUNT, TRAIN_TARGETS, TRAIN_WEIGHT, TRAIN_DISLIKES)
 _UNITS = {10**3: "milliseconds", 10**9: "nanoseconds"}
 
 
@@ -44,7 +58,8 @@ class PreparedData:
             training interaction but gives no query.
         num_dropped: Interactions removed by the filters.
         dropped: The same by reason, where it is known.
-        notes: What the user should know of how the log was understood.
+        notes: What the user should know of how the log was understood,
+            and of kinds of events and dislikes.
     """
 
     name: str
@@ -111,26 +126,40 @@ def read_log(config: TrainConfig) -> Log:
 
 
 def filter_log(
-    log: Log, config: TrainConfig, dropped: dict[str, int] | None = None
-) -> Interactions:
+    log: Log,
+    config: TrainConfig,
+    dropped: dict[str, int] | None = None,
+    must_have_kinds: bool = False,
+) -> tuple[Interactions, EventLabels]:
     """Applies the filters of a configuration.
 
     Args:
         log: The log.
         config: The configuration.
         dropped: As for `filter_interactions`.
+        must_have_kinds: Whether a kind of event that the configuration names
+            and the log lacks is an error.
+
+    Returns:
+        The interactions that are left, without dislikes, and the labels of all.
 
     Raises:
-        InputError: As for `filter_interactions`.
+        InputError: As for `filter_interactions` and `label`; or the log lacks
+            a kind of event and `must_have_kinds`.
     """
-    return filter_interactions(
-        log.interactions,
+    rules = EventRules.of(config)
+    labels = label(log.interactions, rules)
+    if must_have_kinds:
+        rules.check(log.name, labels.found)
+    interactions = filter_interactions(
+        labels.rows(log.interactions, dislikes=False),
         min_rating=config.min_rating,
         min_item_count=config.min_item_count,
         min_user_count=config.min_user_count,
         repeats=config.repeats,
         dropped=dropped,
     )
+    return interactions, labels
 
 
 def user_histories(
@@ -151,7 +180,7 @@ def user_histories(
         InputError: The log cannot be read, or nothing is left of it.
     """
     if log is not None or not shards.is_sharded(config.data):
-        interactions = filter_log(log or read_log(config), config)
+        interactions, _ = filter_log(log or read_log(config), config)
         sequences = build_sequences(interactions, vocabulary, strict=False)
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
@@ -163,52 +192,94 @@ def user_histories(
     ]
 
 
-def prepare_log(log: Log, config: TrainConfig) -> PreparedData:
+def prepare_log(
+    log: Log, config: TrainConfig, *, must_have_kinds: bool = True
+) -> PreparedData:
     """Filters a log, numbers its items and splits it.
 
     Args:
         log: The log, as a source returned it.
         config: The filters and the split.
+        must_have_kinds: Whether a kind of event that the configuration names
+            and the log lacks is an error.
 
     Returns:
         The data.
 
     Raises:
         InputError: Fewer than two items, or no user with enough interactions,
-            are left.
+            are left, or the log lacks a kind of event.
     """
     dropped: dict[str, int] = {}
-    interactions = filter_log(log, config, dropped)
-    notes = log.notes
+    rules = EventRules.of(config)
+    interactions, labels = filter_log(log, config, dropped, must_have_kinds)
+    notes = [*log.notes]
     if log.interactions.num_empty:
         num = _count(log.interactions.num_empty, "row")
-        notes += (f"{num} with an empty list of items: no interactions",)
+        notes.append(f"{num} with an empty list of items: no interactions")
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(interactions.timestamps_per_second):
-        notes += (f"times are {unit} since 1970",)
+        notes.append(f"times are {unit} since 1970")
     if len(interactions.item_ids) < 2:
         raise InputError(
             f"{log.name}: expected at least two items to choose between. "
             f"Received: {len(interactions.item_ids)}"
         )
     vocabulary = Vocabulary(interactions.item_ids, log.items)
-    sequences = build_sequences(interactions, vocabulary)
+    notes += describe(rules, labels.kinds, labels.found)
+    dislikes = None
+    if rules.has_dislikes:
+        dislikes = labels.rows(log.interactions, dislikes=True)
+        if len(dislikes) and config.repeats != "all":
+            dislikes = filter_interactions(dislikes, repeats=config.repeats)
+    sequences = build_sequences(
+        interactions, vocabulary, labels.kinds, dislikes
+    )
+    if sequences.dislikes is not None:
+        num_dislikes = int(np.sum(labels.codes == DISLIKE))
+        notes.append(
+            dislikes_note(num_dislikes, sequences.dislikes.num_interactions)
+        )
     split = make_split(sequences, config, interactions.timestamps_per_second)
     if not (split.train.lengths >= 2).any():
         raise no_training_pairs(log.name)
-    counts = split.train.item_counts(vocabulary.size)
+    assert isinstance(split.train, Sequences)  # As `sequences`.
+    for name, (items, values) in item_totals(split.train).items():
+        totals = np.bincount(items, values, minlength=vocabulary.size)
+        vocabulary = vocabulary.with_column(name, totals[FIRST_ITEM_INDEX:])
     return PreparedData(
         name=log.name,
-        vocabulary=vocabulary.with_column(
-            TRAIN_COUNT, counts[FIRST_ITEM_INDEX:]
-        ),
+        vocabulary=vocabulary,
         split=split,
         num_interactions=sequences.num_interactions,
         num_single=int(np.count_nonzero(sequences.lengths == 1)),
-        num_dropped=len(log.interactions) - len(interactions),
+        num_dropped=labels.num_kept - len(interactions),
         dropped=dropped,
-        notes=notes,
+        notes=tuple(notes),
     )
+
+
+def item_totals(
+    train: Sequences,
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Returns what is counted of each item in a training set.
+
+    Args:
+        train: The training set.
+
+    Returns:
+        By the column of the vocabulary that gets the totals, `[n]` items and
+        what each adds, one where that is None.
+    """
+    totals: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+        TRAIN_COUNT: (train.items, None)
+    }
+    if train.kinds is not None:
+        totals[TRAIN_TARGETS] = train.items[train.are_targets], None
+        totals[TRAIN_WEIGHT] = train.items, train.target_weights
+    if train.dislikes is not None:
+        totals[TRAIN_DISLIKES] = train.dislikes.items, None
+    return totals
 
 
 def no_training_pairs(name: str) -> InputError:
@@ -238,7 +309,12 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
     manifest = shards.read_manifest(folder)
     vocabulary = Vocabulary.load(folder / shards.VOCABULARY)
     queried = BY_USER[manifest.split](shards.read_queried(folder, manifest))
-    train = shards.open_sequences(folder, manifest, train_counts(vocabulary))
+    train = shards.open_sequences(
+        folder,
+        manifest,
+        train_counts(vocabulary),
+        train_counts(vocabulary, TRAIN_WEIGHT),
+    )
     return PreparedData(
         name=manifest.name,
         vocabulary=vocabulary,
@@ -246,12 +322,13 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
         num_interactions=manifest.num_interactions,
         num_single=manifest.num_single,
         num_dropped=manifest.num_dropped,
+        notes=tuple(manifest.notes()),
     )
 
 
 def _check_shards(config: TrainConfig, manifest: shards.Manifest) -> None:
     """Raises InputError for fields that contradict how shards were made."""
-    for name in ("split", "min_rating", "repeats"):
+    for name in ("split", "min_rating", "repeats", *EVENT_FIELDS):
         prepared, asked = getattr(manifest, name), getattr(config, name)
         if asked != prepared:
             flag = (
@@ -276,21 +353,25 @@ def _check_shards(config: TrainConfig, manifest: shards.Manifest) -> None:
             )
 
 
-def train_counts(vocabulary: Vocabulary) -> np.ndarray:
+def train_counts(
+    vocabulary: Vocabulary, total: str = TRAIN_COUNT
+) -> np.ndarray:
     """Returns the number of training interactions of each item.
 
     Args:
         vocabulary: The vocabulary of some prepared data.
+        total: One of `TOTALS` to return instead, where the vocabulary has it.
 
     Returns:
-        `[vocabulary.size]` int64, 0 for padding and unknown; all 0 if the
-        vocabulary has no counts.
+        `[vocabulary.size]` int64 (float64 for weights), 0 for padding and
+        unknown; all 0 if the vocabulary has no counts.
     """
-    counts = np.zeros(vocabulary.size, np.int64)
-    if TRAIN_COUNT in vocabulary.items.column_names:
-        column = vocabulary.items.column(TRAIN_COUNT)
-        counts[FIRST_ITEM_INDEX:] = column.to_numpy()
-    return counts
+    names = vocabulary.items.column_names
+    column = total if total in names else TRAIN_COUNT
+    if column not in names:
+        return np.zeros(vocabulary.size, np.int64)
+    counts = vocabulary.items.column(column).to_numpy()
+    return np.append(np.zeros(FIRST_ITEM_INDEX, counts.dtype), counts)
 
 
 def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
@@ -303,10 +384,11 @@ def same_training_items(first: Vocabulary, second: Vocabulary) -> bool:
         first: The vocabulary of some prepared data.
         second: The vocabulary of other prepared data.
     """
-    columns = ["item_id", TRAIN_COUNT]
     tables = [first.items, second.items]
-    if not all(set(columns) <= set(table.column_names) for table in tables):
+    found = [set(TOTALS) & set(table.column_names) for table in tables]
+    if found[0] != found[1] or TRAIN_COUNT not in found[0]:
         return False
+    columns = ["item_id", *sorted(found[0])]
     return tables[0].select(columns).equals(tables[1].select(columns))
 
 
@@ -335,8 +417,9 @@ def fit_item_encoder(
 
 
 def _feature_columns(text: str, vocabulary: Vocabulary) -> list[FeatureColumn]:
-    # The items file has no such column; it is not a feature.
-    return parse_columns(text, vocabulary.items.drop_columns([TRAIN_COUNT]))
+    # The items file has no such columns; they are not features.
+    counted = set(TOTALS) & set(vocabulary.items.column_names)
+    return parse_columns(text, vocabulary.items.drop_columns([*counted]))
 
 
 def make_split(
@@ -456,6 +539,7 @@ def data_summary(data: PreparedData) -> str:
             f"{_count(data.num_single, 'user')} with a single interaction: "
             "used for training, not queried"
         )
+    lines += data.notes
     counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
     if num_unseen := int(np.count_nonzero(counts == 0)):
         lines.append(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from recsys.data.events import EventKinds
 from recsys.data.interactions import Interactions
 from recsys.data.vocabulary import Vocabulary
+from recsys.ids import FIRST_ITEM_INDEX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +39,15 @@ class Group:
         offsets: `[num_users + 1]` int64, of the sequences of the whole group.
         shard_ends: `[num_shards]` int64, the end of each shard in `items`, if
             each process reads shards of its own; None if all read everything.
+        columns: As in `Sequences`, likewise.
+        dislikes: As in `Sequences`; none in place of another process's.
     """
 
     items: np.ndarray
     offsets: np.ndarray
     shard_ends: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    dislikes: Group | None = None
 
 
 class TrainingSequences(abc.ABC):
@@ -49,9 +57,16 @@ class TrainingSequences(abc.ABC):
 
     Attributes:
         in_memory: Whether all sequences are in memory.
+        kinds: The kinds of events; None where all interactions are alike.
     """
 
     in_memory: ClassVar[bool]
+    kinds: EventKinds | None
+
+    @property
+    @abc.abstractmethod
+    def has_dislikes(self) -> bool:
+        """Whether users may have known negatives."""
 
     @property
     @abc.abstractmethod
@@ -77,6 +92,17 @@ class TrainingSequences(abc.ABC):
 
         Returns:
             `[vocabulary_size]` int64.
+        """
+
+    @abc.abstractmethod
+    def target_weights_by_item(self, vocabulary_size: int) -> np.ndarray:
+        """Sums the weights of the interactions with each item that are targets.
+
+        Args:
+            vocabulary_size: Number of items, including padding and unknown.
+
+        Returns:
+            `[vocabulary_size]`, the item counts where there are no kinds.
         """
 
     @abc.abstractmethod
@@ -142,6 +168,11 @@ class Sequences(TrainingSequences):
             (2 and above).
         timestamps: `[num_interactions]` int64 in the log's own unit,
             non-decreasing within a user.
+        columns: `[num_interactions]` arrays, what else is known of each
+            interaction; "event" is its position in `kinds`, int32.
+        kinds: The kinds of events, if `columns` has them.
+        dislikes: The known negatives of the same users. Their column "place",
+            int64, is the number of the user's interactions up to their time.
     """
 
     in_memory = True
@@ -150,6 +181,9 @@ class Sequences(TrainingSequences):
     offsets: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    kinds: EventKinds | None = None
+    dislikes: Sequences | None = None
 
     @property
     def num_users(self) -> int:
@@ -166,9 +200,41 @@ class Sequences(TrainingSequences):
         """`[num_users]` int64, the number of interactions of each user."""
         return np.diff(self.offsets)
 
+    @property
+    def has_dislikes(self) -> bool:
+        """Whether users may have known negatives."""
+        return self.dislikes is not None
+
+    @property
+    def event_weights(self) -> np.ndarray | None:
+        """`[num_interactions]` float32, or None where there are no kinds."""
+        if self.kinds is None:
+            return None
+        return self.kinds.weights[self.columns["event"]]
+
+    @property
+    def target_weights(self) -> np.ndarray | None:
+        """As `event_weights`, but 0 where an interaction is history only."""
+        if self.kinds is None:
+            return None
+        return self.kinds.target_weights[self.columns["event"]]
+
+    @property
+    def are_targets(self) -> np.ndarray:
+        """`[num_interactions]` bool, false for those that are history only."""
+        if self.kinds is None:
+            return np.ones(len(self.items), bool)
+        return self.kinds.are_targets[self.columns["event"]]
+
     def item_counts(self, vocabulary_size: int) -> np.ndarray:
         """Counts the interactions with each item."""
         return np.bincount(self.items, minlength=vocabulary_size)
+
+    def target_weights_by_item(self, vocabulary_size: int) -> np.ndarray:
+        """Sums the weights of each item's targets."""
+        return np.bincount(
+            self.items, self.target_weights, minlength=vocabulary_size
+        )
 
     def groups(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Returns a single group."""
@@ -180,7 +246,12 @@ class Sequences(TrainingSequences):
 
     def read_group(self, group: np.ndarray, part: Part | None = None) -> Group:
         """Returns all sequences, which every process has."""
-        return Group(self.items, self.offsets)
+        dislikes = None
+        if self.dislikes is not None:
+            dislikes = self.dislikes.read_group(group)
+        return Group(
+            self.items, self.offsets, columns=self.columns, dislikes=dislikes
+        )
 
     def sample(self, rng: np.random.Generator) -> Sequences:
         """Returns these sequences."""
@@ -225,12 +296,33 @@ class Sequences(TrainingSequences):
         Returns:
             New `Sequences` of the same users in the same order.
         """
+        dislikes = self.dislikes
+        if dislikes is not None:
+            # Those before the first interaction that is left out, by users
+            # who have any.
+            last = np.repeat(lengths - (lengths == 0), dislikes.lengths)
+            dislikes = dislikes.keep(dislikes.columns["place"] <= last)
         positions = concatenated_ranges(self.offsets[:-1], lengths)
-        return Sequences(
-            user_ids=self.user_ids,
-            offsets=offsets_of(lengths),
-            items=self.items[positions],
-            timestamps=self.timestamps[positions],
+        return self._taken(positions, lengths, dislikes=dislikes)
+
+    def keep(self, is_kept: np.ndarray) -> Sequences:
+        """Returns some interactions of the same users.
+
+        Args:
+            is_kept: `[num_interactions]` bool.
+        """
+        before = offsets_of(is_kept)
+        offsets = before[self.offsets]
+        dislikes = self.dislikes
+        if dislikes is not None:
+            starts = np.repeat(self.offsets[:-1], dislikes.lengths)
+            firsts = np.repeat(offsets[:-1], dislikes.lengths)
+            place = before[starts + dislikes.columns["place"]] - firsts
+            dislikes = dataclasses.replace(
+                dislikes, columns={**dislikes.columns, "place": place}
+            )
+        return self._taken(
+            np.flatnonzero(is_kept), np.diff(offsets), dislikes=dislikes
         )
 
     def select(self, users: np.ndarray) -> Sequences:
@@ -241,16 +333,34 @@ class Sequences(TrainingSequences):
         """
         lengths = self.lengths[users]
         positions = concatenated_ranges(self.offsets[users], lengths)
-        return Sequences(
+        return self._taken(
+            positions,
+            lengths,
             user_ids=self.user_ids[users],
+            dislikes=self.dislikes and self.dislikes.select(users),
+        )
+
+    def _taken(
+        self, positions: np.ndarray, lengths: np.ndarray, **fields: Any
+    ) -> Sequences:
+        """Returns interactions by their positions, with some other fields."""
+        return dataclasses.replace(
+            self,
             offsets=offsets_of(lengths),
             items=self.items[positions],
             timestamps=self.timestamps[positions],
+            columns={k: each[positions] for k, each in self.columns.items()},
+            **fields,
         )
 
 
 def build_sequences(
-    interactions: Interactions, vocabulary: Vocabulary, *, strict: bool = True
+    interactions: Interactions,
+    vocabulary: Vocabulary,
+    kinds: EventKinds | None = None,
+    dislikes: Interactions | None = None,
+    *,
+    strict: bool = True,
 ) -> Sequences:
     """Sorts a log by user and time.
 
@@ -263,6 +373,8 @@ def build_sequences(
         vocabulary: Maps its items to indices.
         strict: Whether an item that is not in the vocabulary is an error. If
             not, it gets the unknown index.
+        kinds: The kinds of events, where the log has `event_codes`.
+        dislikes: Known negatives; those of other users or items are left out.
 
     Returns:
         The sequences, one per user of the log.
@@ -276,11 +388,54 @@ def build_sequences(
     counts = np.bincount(
         interactions.users, minlength=len(interactions.user_ids)
     )
-    return Sequences(
+    codes = interactions.event_codes
+    sequences = Sequences(
         user_ids=interactions.user_ids,
         offsets=offsets_of(counts),
         items=indices[interactions.items[order]],
         timestamps=interactions.timestamps[order],
+        columns={} if codes is None else {"event": codes[order]},
+        kinds=kinds,
+    )
+    if dislikes is None:
+        return sequences
+    return dataclasses.replace(
+        sequences, dislikes=_dislikes(dislikes, sequences, vocabulary)
+    )
+
+
+def _dislikes(
+    dislikes: Interactions, sequences: Sequences, vocabulary: Vocabulary
+) -> Sequences:
+    """Sorts dislikes by the user of some sequences and time."""
+    row_of = pc.index_in(
+        pa.array(dislikes.user_ids, pa.string()),
+        value_set=pa.array(sequences.user_ids, pa.string()),
+    )
+    users = row_of.fill_null(-1).to_numpy().astype(np.int64)[dislikes.users]
+    items = vocabulary.encode(dislikes.item_ids)[dislikes.items]
+    known = (users >= 0) & (items >= FIRST_ITEM_INDEX)
+    users, items = users[known], items[known]
+    times = dislikes.timestamps[known]
+    order = _chronological(users, times)
+    users, times = users[order], times[order]
+    owners = np.repeat(np.arange(sequences.num_users), sequences.lengths)
+    # At the same time, interactions come first: a dislike must not be taken
+    # to precede what a query asks for.
+    both = np.lexsort(
+        (
+            np.repeat([0, 1], [len(owners), len(users)]),
+            np.append(sequences.timestamps, times),
+            np.append(owners, users),
+        )
+    )
+    num_before = np.cumsum(both < len(owners))[both >= len(owners)]
+    return Sequences(
+        user_ids=sequences.user_ids,
+        offsets=offsets_of(np.bincount(users, minlength=sequences.num_users)),
+        items=items[order],
+        timestamps=times,
+        columns={"place": num_before - sequences.offsets[users]},
     )
 
 

@@ -21,21 +21,24 @@ import pathlib
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys import files
-from recsys.config import HELD_OUT_BY_USER, REPEATS
+from recsys.config import HELD_OUT_BY_USER, REPEATS, check_events
 from recsys.data import shards
-from recsys.data.interactions import Interactions, filter_interactions
-from recsys.data.prepare import TRAIN_COUNT, no_training_pairs
+from recsys.data.events import DISLIKE, EventRules, label
+from recsys.data.interactions import EVENT, Interactions, filter_interactions
+from recsys.data.prepare import item_totals, no_training_pairs
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.shards import Manifest
 from recsys.data.sources import Source, Unit
-from recsys.data.splits import num_held_out
+from recsys.data.splits import train_lengths
 from recsys.data.vocabulary import Vocabulary, string_hashes
 from recsys.errors import InputError
 from recsys.files import can_write, is_new_or_empty, num_usable_cores
@@ -43,6 +46,14 @@ from recsys.ids import FIRST_ITEM_INDEX
 
 _NO_ITEMS = pa.table(
     {"item": pa.array([], pa.string()), "row": pa.array([], pa.int64())}
+)
+_NO_ROWS = pa.table(
+    {
+        "user": pa.array([], pa.string()),
+        "item": pa.array([], pa.string()),
+        "timestamp": pa.array([], pa.int64()),
+        EVENT: pa.array([], pa.int32()),
+    }
 )
 # Rows of the items of several blocks that are kept before they are merged.
 _ITEM_ROWS = 2**22
@@ -66,6 +77,11 @@ class Options:
         min_rating: The lowest rating to keep; None for all.
         repeats: Which of several interactions of the same user and item to
             keep.
+        events: As in `EventRules`; the next three, too.
+        target_events: Likewise; needs `events`, since rows are labeled before
+            all kinds are known.
+        dislikes: Likewise.
+        max_rating: Likewise.
 
     Raises:
         InputError: A value is out of range.
@@ -76,6 +92,15 @@ class Options:
     split: str = "leave_last_out"
     min_rating: float | None = None
     repeats: str = "first"
+    events: str | None = None
+    target_events: str | None = None
+    dislikes: str | None = None
+    max_rating: float | None = None
+
+    @property
+    def rules(self) -> EventRules:
+        """What is to become of kinds of events."""
+        return EventRules.of(self)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= 99_999:
@@ -97,6 +122,12 @@ class Options:
                     f"--{name} of shards must be one of {', '.join(choices)}. "
                     f"Received: {getattr(self, name)!r}"
                 )
+        check_events(self)
+        if self.target_events and not self.events:
+            raise InputError(
+                "--target_events of shards needs --events, which lists all "
+                f"kinds to keep. Received: --target_events={self.target_events}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +139,15 @@ class Dealt:
         first_row: A number that increases from block to block.
         items: The items of the block with their first row, columns `item`
             and `row`.
-        num_low_ratings: The number of rows removed by `min_rating`, and of
-            empty lists.
+        counts: The number of rows removed by `min_rating` and of empty lists,
+            "low_ratings", of dislikes, and of each kind of event, by "kind:"
+            and its name.
     """
 
     pieces: list[pa.RecordBatch]
     first_row: int
     items: pa.Table
-    num_low_ratings: int
+    counts: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +162,9 @@ class ShardSummary:
         num_interactions: Number of interactions, held-out ones included.
         num_single: Number of users with a single interaction.
         num_repeated: Number of interactions removed as repeats.
-        items: `[n]` int32, the indices of the items in its training set.
-        counts: `[n]` int64, the training interactions with each.
+        num_dislikes: Number of dislikes that are used.
+        totals: By column of the vocabulary, `[n]` int32 indices of items in
+            the training set, and `[n]` what each adds to the column.
     """
 
     shard: int
@@ -141,8 +174,8 @@ class ShardSummary:
     num_interactions: int
     num_single: int
     num_repeated: int
-    items: np.ndarray
-    counts: np.ndarray
+    num_dislikes: int
+    totals: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +212,19 @@ class Preparation:
     def _deal_block(
         self, block: Interactions, first_row: int, source: str
     ) -> Dealt:
-        rows = block.rows_rated(self.options.min_rating)
+        labels = label(block, self.options.rules)
+        liked = rows = block.rows_rated(self.options.min_rating)
+        counts = Counter({f"kind:{k}": n for k, n in labels.found.items()})
+        counts["low_ratings"] = len(block) - len(rows)
+        if (codes := labels.codes) is not None:
+            is_rated = np.zeros(len(block), bool)
+            is_rated[rows] = True
+            is_liked = codes >= 0
+            counts["low_ratings"] = int(np.sum(is_liked & ~is_rated))
+            counts["dislikes"] = int(np.sum(codes == DISLIKE))
+            liked = np.flatnonzero(is_liked & is_rated)
+            rows = np.flatnonzero((is_liked & is_rated) | (codes == DISLIKE))
+        counts["low_ratings"] += block.num_empty
         num_shards = self.options.num_shards
         user_ids = pa.array(block.user_ids, pa.string())
         shard_of_user = string_hashes(user_ids) % np.uint64(num_shards)
@@ -190,28 +235,31 @@ class Preparation:
         if block.timestamps_per_second == 1_000_000:
             # A type of its own, since plain numbers may have another unit.
             timestamps = timestamps.cast(pa.timestamp("us"))
-        table = pa.record_batch(
-            {
-                "user": user_ids.take(pa.array(block.users[in_order])),
-                "item": item_ids.take(pa.array(block.items[in_order])),
-                "timestamp": timestamps,
-            }
-        ).replace_schema_metadata({_SOURCE: source.encode()})
-        counts = np.bincount(shard, minlength=num_shards)
-        items, first = np.unique(block.items[rows], return_index=True)
+        columns = {
+            "user": user_ids.take(pa.array(block.users[in_order])),
+            "item": item_ids.take(pa.array(block.items[in_order])),
+            "timestamp": timestamps,
+        }
+        if codes is not None:
+            columns[EVENT] = pa.array(codes[in_order])
+        table = pa.record_batch(columns).replace_schema_metadata(
+            {_SOURCE: source.encode()}
+        )
+        sizes = np.bincount(shard, minlength=num_shards)
+        items, first = np.unique(block.items[liked], return_index=True)
         return Dealt(
             pieces=[
-                table.slice(end - count, count)
-                for end, count in zip(np.cumsum(counts), counts, strict=True)
+                table.slice(end - size, size)
+                for end, size in zip(np.cumsum(sizes), sizes, strict=True)
             ],
             first_row=first_row,
             items=pa.table(
                 {
                     "item": item_ids.take(pa.array(items)),
-                    "row": first_row + rows[first],
+                    "row": first_row + liked[first],
                 }
             ),
-            num_low_ratings=len(block) - len(rows) + block.num_empty,
+            counts=counts,
         )
 
     def write_shard(
@@ -234,11 +282,12 @@ class Preparation:
             InputError: Timestamps are dates in some rows, numbers in others.
         """
         pieces = [piece for piece in pieces if piece.num_rows]
-        sequences = _to_sequences(pieces, vocabulary, self.options.repeats)
-        held_out = num_held_out(self.options.split, sequences.lengths)
-        train = sequences.prefixes(sequences.lengths - held_out)
+        sequences, num_rows = _to_sequences(pieces, vocabulary, self.options)
+        lengths = train_lengths(self.options.split, sequences)
+        train = sequences.prefixes(lengths)
+        held_out = np.flatnonzero(lengths < sequences.lengths)
         queried = sequences.select(
-            self._queried_users(shard, sequences, np.flatnonzero(held_out))
+            self._queried_users(shard, sequences, held_out)
         )
         for path, part in (
             (shards.sequences_name(shard), train),
@@ -246,8 +295,12 @@ class Preparation:
         ):
             with self.open_file(path) as stream:
                 shards.write_table(shards.to_table(part), stream)
-        items, counts = np.unique(train.items, return_counts=True)
-        num_rows = sum(piece.num_rows for piece in pieces)
+        totals = {}
+        for name, (items, values) in item_totals(train).items():
+            distinct, place = np.unique(items, return_inverse=True)
+            sums = np.bincount(place, values, minlength=len(distinct))
+            totals[name] = distinct, sums
+        dislikes = sequences.dislikes
         return ShardSummary(
             shard=shard,
             num_users=sequences.num_users,
@@ -256,8 +309,8 @@ class Preparation:
             num_interactions=sequences.num_interactions,
             num_single=int(np.count_nonzero(sequences.lengths == 1)),
             num_repeated=num_rows - sequences.num_interactions,
-            items=items,
-            counts=counts,
+            num_dislikes=0 if dislikes is None else dislikes.num_interactions,
+            totals=totals,
         )
 
     def _queried_users(
@@ -279,7 +332,7 @@ class Preparation:
         summaries: Iterable[ShardSummary],
         vocabulary: Vocabulary,
         items: pa.Table | None,
-        num_low_ratings: int,
+        counts: Counter[str],
     ) -> Manifest:
         """Writes the vocabulary and, last of all, the manifest.
 
@@ -287,7 +340,7 @@ class Preparation:
             summaries: One for each shard, in any order.
             vocabulary: All items.
             items: The item metadata.
-            num_low_ratings: The number of rows removed by `min_rating`.
+            counts: As in `Dealt`, of the whole log.
 
         Returns:
             The manifest.
@@ -296,9 +349,12 @@ class Preparation:
             InputError: No user has enough interactions.
         """
         summaries = sorted(summaries, key=lambda summary: summary.shard)
-        counts = np.zeros(vocabulary.size, np.int64)
-        for each in summaries:
-            counts[each.items] += each.counts
+        found = {
+            name.removeprefix("kind:"): count
+            for name, count in counts.most_common()
+            if name.startswith("kind:")
+        }
+        self.options.rules.check(self.name, found)
         manifest = Manifest(
             name=self.name,
             split=self.options.split,
@@ -309,14 +365,22 @@ class Preparation:
             num_queries=[each.num_queries for each in summaries],
             num_interactions=sum(each.num_interactions for each in summaries),
             num_single=sum(each.num_single for each in summaries),
-            num_dropped=num_low_ratings
+            num_dropped=counts["low_ratings"]
             + sum(each.num_repeated for each in summaries),
+            num_dislikes=counts["dislikes"],
+            num_kept_dislikes=sum(each.num_dislikes for each in summaries),
+            found=found,
+            **dataclasses.asdict(self.options.rules),
         )
         if sum(manifest.num_train) == sum(manifest.num_users):
             raise no_training_pairs(self.name)
-        counted = Vocabulary(vocabulary.items["item_id"], items).with_column(
-            TRAIN_COUNT, counts[FIRST_ITEM_INDEX:]
-        )
+        counted = Vocabulary(vocabulary.items["item_id"], items)
+        for column in summaries[0].totals:
+            parts = [each.totals[column] for each in summaries]
+            total = np.zeros(vocabulary.size, parts[0][1].dtype)
+            for indices, values in parts:
+                total[indices] += values
+            counted = counted.with_column(column, total[FIRST_ITEM_INDEX:])
         with self.open_file(shards.VOCABULARY) as stream:
             counted.write(stream)
         with self.open_file(shards.MANIFEST) as stream:
@@ -325,17 +389,34 @@ class Preparation:
 
 
 def _to_sequences(
-    pieces: Sequence[pa.RecordBatch], vocabulary: Vocabulary, repeats: str
-) -> Sequences:
-    if not pieces:
-        return Sequences(
-            user_ids=np.zeros(0, object),
-            offsets=np.zeros(1, np.int64),
-            items=np.zeros(0, np.int32),
-            timestamps=np.zeros(0, np.int64),
-        )
-    _check_timestamp_types(pieces)
-    table = pa.Table.from_batches(pieces)
+    pieces: Sequence[pa.RecordBatch], vocabulary: Vocabulary, options: Options
+) -> tuple[Sequences, int]:
+    """Returns the sequences of a shard, and the interactions with repeats."""
+    rules, kinds = options.rules, None
+    if rules.keeps_kinds:
+        kinds = rules.kinds()
+    liked = disliked = _NO_ROWS
+    if pieces:
+        _check_timestamp_types(pieces)
+        liked = pa.Table.from_batches(pieces)
+        if not rules.is_empty:
+            is_liked = pc.greater_equal(liked[EVENT], 0)
+            disliked = liked.filter(pc.invert(is_liked))
+            liked = liked.filter(is_liked)
+    likes, dislikes = (
+        _interactions(table, options.repeats, kinds is not None)
+        for table in (liked, disliked)
+    )
+    sequences = build_sequences(
+        likes, vocabulary, kinds, dislikes if rules.has_dislikes else None
+    )
+    return sequences, len(liked)
+
+
+def _interactions(
+    table: pa.Table, repeats: str, has_kinds: bool
+) -> Interactions:
+    """Returns the rows of pieces without repeats."""
     user_ids, users = _codes(table["user"])
     item_ids, items = _codes(table["item"])
     interactions = Interactions(
@@ -344,10 +425,11 @@ def _to_sequences(
         users=users,
         items=items,
         timestamps=table["timestamp"].cast(pa.int64()).to_numpy(),
+        columns=table.select([EVENT]) if has_kinds else None,
     )
-    return build_sequences(
-        filter_interactions(interactions, repeats=repeats), vocabulary
-    )
+    if not len(interactions):
+        return interactions
+    return filter_interactions(interactions, repeats=repeats)
 
 
 def _check_timestamp_types(pieces: Sequence[pa.RecordBatch]) -> None:
@@ -458,18 +540,16 @@ def prepare_shards(
     ):
         spill = _Spill(folder, preparation)
         found = FoundItems()
-        num_low_ratings = 0
-        for unit_items, num_low in run(spill.write_unit, units):
+        counts: Counter[str] = Counter()
+        for unit_items, unit_counts in run(spill.write_unit, units):
             found.add(unit_items)
-            num_low_ratings += num_low
+            counts += unit_counts
         vocabulary = number_items(found.merged())
         del found
         vocabulary.save(spill.vocabulary)
         make = functools.partial(spill.write_shard, num_units=len(units))
         summaries = list(run(make, range(options.num_shards)))
-        return preparation.write_manifest(
-            summaries, vocabulary, items, num_low_ratings
-        )
+        return preparation.write_manifest(summaries, vocabulary, items, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -487,10 +567,10 @@ class _Spill:
     def vocabulary(self) -> pathlib.Path:
         return self.folder / "items.parquet"
 
-    def write_unit(self, unit: Unit) -> tuple[pa.Table, int]:
-        """Writes the rows of a unit; returns its items and low ratings."""
+    def write_unit(self, unit: Unit) -> tuple[pa.Table, Counter[str]]:
+        """Writes the rows of a unit; returns its items and counts."""
         found = FoundItems()
-        num_low_ratings = 0
+        counts: Counter[str] = Counter()
         with contextlib.ExitStack() as stack:
             writer = None
             for dealt in self.preparation.deal(unit):
@@ -503,8 +583,8 @@ class _Spill:
                 for piece in dealt.pieces:
                     writer.write_batch(piece)
                 found.add(dealt.items)
-                num_low_ratings += dealt.num_low_ratings
-        return found.merged(), num_low_ratings
+                counts += dealt.counts
+        return found.merged(), counts
 
     def write_shard(self, shard: int, num_units: int) -> ShardSummary:
         return self.preparation.write_shard(

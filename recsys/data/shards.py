@@ -5,6 +5,9 @@
     DIR/sequences/00000.parquet   training sequences of whole users
     DIR/queries/00000.parquet     full sequences of the queried users
 
+Columns of events and dislikes, where a log has them, are lists like the items:
+`event`, `disliked_items` and so on.
+
 `sequences` contains no target of any query. A hash of the user id selects the
 shard, so any few shards are a random sample of the users, and reading whole
 shards in random order, a few at a time, shuffles.
@@ -30,6 +33,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import files
+from recsys.config import EVENT_FIELDS
+from recsys.data.events import EventKinds, EventRules, describe, dislikes_note
 from recsys.data.sequences import (
     Group,
     Part,
@@ -42,14 +47,10 @@ from recsys.errors import InputError
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
 _FORMAT = 1
-_SCHEMA = pa.schema(
-    {
-        "user_id": pa.string(),
-        "length": pa.int32(),
-        "items": pa.list_(pa.int32()),
-        "timestamps": pa.list_(pa.int64()),
-    }
-)
+# What the columns of dislikes begin with.
+_DISLIKED = "disliked_"
+# Entries of the manifest that are left out where there is nothing to say.
+_EVENT_COUNTS = ("num_dislikes", "num_kept_dislikes", "found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Manifest:
         num_interactions: Interactions of all users, held-out ones included.
         num_single: Users with a single interaction.
         num_dropped: Interactions of the log removed by the filters.
+        num_dislikes: Rows of the log that are dislikes.
+        num_kept_dislikes: Those of them that are used.
+        found: The rows of each kind of event, if the log has several.
+        events: As in `EventRules`; the next three, too.
+        target_events: Likewise.
+        dislikes: Likewise.
+        max_rating: Likewise.
     """
 
     name: str
@@ -79,19 +87,46 @@ class Manifest:
     num_interactions: int
     num_single: int
     num_dropped: int
+    num_dislikes: int = 0
+    num_kept_dislikes: int = 0
+    found: dict[str, int] = dataclasses.field(default_factory=dict)
+    events: str | None = None
+    target_events: str | None = None
+    dislikes: str | None = None
+    max_rating: float | None = None
+
+    @property
+    def kinds(self) -> EventKinds | None:
+        """The kinds of events that the sequences have, if any."""
+        rules = EventRules.of(self)
+        return rules.kinds() if rules.keeps_kinds else None
+
+    def notes(self) -> list[str]:
+        """Says what became of kinds of events and dislikes, a line each."""
+        rules = EventRules.of(self)
+        lines = describe(rules, self.kinds, self.found)
+        if rules.has_dislikes:
+            lines.append(
+                dislikes_note(self.num_dislikes, self.num_kept_dislikes)
+            )
+        return lines
 
     def summary(self) -> str:
-        """Describes the shards in a line."""
-        return (
+        """Describes the shards, the kinds of events in lines of their own."""
+        first = (
             f"{len(self.num_users):,} shards of {self.name}: "
             f"{sum(self.num_users):,} users, {self.num_interactions:,} "
             f"interactions ({self.num_dropped:,} dropped), "
             f"{sum(self.num_queries):,} queried users"
         )
+        return "\n".join([first, *self.notes()])
 
     def to_json(self) -> str:
-        """Returns the text of `manifest.json`."""
+        """Returns the text of `manifest.json`, without what is not used."""
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
+        for name in (*EVENT_FIELDS, *_EVENT_COUNTS):
+            if not fields[name]:
+                del fields[name]
         return files.json_text(fields)
 
 
@@ -104,6 +139,9 @@ class ShardedSequences(TrainingSequences):
         users_per_shard: `[num_shards]` int64.
         interactions_per_shard: `[num_shards]` int64.
         counts: `[vocabulary_size]` int64, interactions with each item.
+        kinds: The kinds of events, or None.
+        target_weights: `[vocabulary_size]`; see `target_weights_by_item`.
+        rules: How events were treated.
         group_interactions: Approximate interactions in a group, exceeded by
             less than a shard. Two groups are in memory at a time, at 4 bytes
             per interaction.
@@ -115,6 +153,9 @@ class ShardedSequences(TrainingSequences):
     users_per_shard: np.ndarray
     interactions_per_shard: np.ndarray
     counts: np.ndarray
+    kinds: EventKinds | None
+    target_weights: np.ndarray
+    rules: EventRules
     group_interactions: int = 2**23
 
     @property
@@ -126,6 +167,11 @@ class ShardedSequences(TrainingSequences):
     def num_interactions(self) -> int:
         """Total number of interactions."""
         return int(self.interactions_per_shard.sum())
+
+    @property
+    def has_dislikes(self) -> bool:
+        """Whether users may have known negatives."""
+        return self.rules.has_dislikes
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -140,6 +186,11 @@ class ShardedSequences(TrainingSequences):
                 f"Received: {vocabulary_size}"
             )
         return self.counts
+
+    def target_weights_by_item(self, vocabulary_size: int) -> np.ndarray:
+        """Returns the weights, which were summed with the shards."""
+        self.item_counts(vocabulary_size)  # Checks the size.
+        return self.target_weights
 
     def groups(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Deals the shards, in random order, into groups."""
@@ -161,38 +212,32 @@ class ShardedSequences(TrainingSequences):
         Of several processes each reads shards of its own, or all shards if
         the group has fewer shards than there are processes.
         """
-        if part is None or len(group) < part.count:
-            return Group(*self.read_items(group))
-        lengths = [
-            self.group_lengths(group[i : i + 1]) for i in range(len(group))
+        columns = ["items"] + ["event"] * (self.kinds is not None)
+        disliked = ["items", "place"] * self.has_dislikes
+        wanted = ["length", *columns]
+        if disliked:
+            wanted += [_DISLIKED + name for name in ("length", *disliked)]
+        if part is not None and len(group) < part.count:
+            part = None
+        tables = [
+            _read(
+                self.paths[shard],
+                wanted
+                if part is None or number % part.count == part.index
+                else ["length"],
+            )
+            for number, shard in enumerate(group)
         ]
-        offsets = offsets_of(np.concatenate(lengths))
-        ends = np.cumsum([each.sum() for each in lengths])
-        items = np.zeros(offsets[-1], np.int32)
-        for number in range(part.index, len(group), part.count):
-            begin = ends[number] - lengths[number].sum()
-            own, _ = self.read_items(group[number : number + 1])
-            items[begin : ends[number]] = own
-        return Group(items, offsets, ends)
-
-    def read_items(
-        self, shards: Sequence[int] | np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Reads the sequences of some shards, without ids and times.
-
-        Args:
-            shards: The numbers of the shards.
-
-        Returns:
-            `items`, `[total]` int32, and `offsets`, `[num_users + 1]` int64,
-            as in `Sequences`.
-        """
-        table = self._read(shards, ["length", "items"])
-        return _flat(table["items"]), offsets_of(table["length"].to_numpy())
+        ends = [pc.sum(table["length"]).as_py() or 0 for table in tables]
+        return dataclasses.replace(
+            _group(tables, "", columns),
+            shard_ends=None if part is None else np.cumsum(ends),
+            dislikes=_group(tables, _DISLIKED, disliked) if disliked else None,
+        )
 
     def sample(self, rng: np.random.Generator) -> Sequences:
         """Reads a group."""
-        return to_sequences(self._read(self.groups(rng)[0]))
+        return to_sequences(self._read(self.groups(rng)[0]), self.kinds)
 
     def of_users(self, user_ids: np.ndarray) -> Sequences:
         """Reads the sequences of some users, from all shards."""
@@ -202,11 +247,11 @@ class ShardedSequences(TrainingSequences):
             table = _read(path)
             found = pc.is_in(table["user_id"], value_set=wanted)
             tables.append(table.filter(found))
-        return to_sequences(pa.concat_tables(tables))
+        return to_sequences(pa.concat_tables(tables), self.kinds)
 
     def read_all(self) -> Sequences:
         """Reads all sequences."""
-        return to_sequences(self._read(range(len(self.paths))))
+        return to_sequences(self._read(range(len(self.paths))), self.kinds)
 
     def _read(
         self,
@@ -294,7 +339,10 @@ def _no_manifest(path: object, reason: Exception) -> InputError:
 
 
 def open_sequences(
-    folder: pathlib.Path, manifest: Manifest, counts: np.ndarray
+    folder: pathlib.Path,
+    manifest: Manifest,
+    counts: np.ndarray,
+    target_weights: np.ndarray,
 ) -> ShardedSequences:
     """Returns the training sequences of a folder without reading any.
 
@@ -302,6 +350,8 @@ def open_sequences(
         folder: The folder.
         manifest: Its manifest.
         counts: `[vocabulary_size]` int64, training interactions of each item.
+        target_weights: `[vocabulary_size]`, the summed weights of those that
+            are targets.
     """
     return ShardedSequences(
         paths=tuple(
@@ -311,13 +361,17 @@ def open_sequences(
         users_per_shard=np.array(manifest.num_users, np.int64),
         interactions_per_shard=np.array(manifest.num_train, np.int64),
         counts=counts,
+        kinds=manifest.kinds,
+        target_weights=target_weights,
+        rules=EventRules.of(manifest),
     )
 
 
 def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
     """Reads the full sequences of the queried users."""
     names = map(queries_name, range(len(manifest.num_users)))
-    return to_sequences(pa.concat_tables([_read(folder / n) for n in names]))
+    tables = [_read(folder / name) for name in names]
+    return to_sequences(pa.concat_tables(tables), manifest.kinds)
 
 
 def read_users(
@@ -337,29 +391,78 @@ def read_users(
     is_there = pc.is_in(train["user_id"], value_set=queried["user_id"])
     table = pa.concat_tables([train.filter(pc.invert(is_there)), queried])
     found = to_sequences(table)
-    return dataclasses.replace(found, items=indices[found.items])
+    return dataclasses.replace(found, items=indices[found.items], dislikes=None)
 
 
 def to_table(sequences: Sequences) -> pa.Table:
     """Returns sequences as the table of a shard."""
+    columns = {
+        "user_id": pa.array(sequences.user_ids, pa.string()),
+        **_lists("", sequences),
+    }
+    if sequences.dislikes is not None:
+        columns |= _lists(_DISLIKED, sequences.dislikes)
+    return pa.table(columns)
+
+
+def _lists(prefix: str, sequences: Sequences) -> dict[str, pa.Array]:
+    """Returns each user's interactions as columns of lists."""
     offsets = pa.array(sequences.offsets.astype(np.int32))
-    columns = [
-        pa.array(sequences.user_ids, pa.string()),
-        pa.array(sequences.lengths.astype(np.int32)),
-        pa.ListArray.from_arrays(offsets, pa.array(sequences.items)),
-        pa.ListArray.from_arrays(offsets, pa.array(sequences.timestamps)),
-    ]
-    return pa.table(columns, schema=_SCHEMA)
+    arrays = {
+        "items": sequences.items,
+        "timestamps": sequences.timestamps,
+        **sequences.columns,
+    }
+    columns = {"length": pa.array(sequences.lengths.astype(np.int32))}
+    for name, array in arrays.items():
+        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(array))
+    return {prefix + name: column for name, column in columns.items()}
 
 
-def to_sequences(table: pa.Table) -> Sequences:
-    """Returns the sequences in the table of a shard, or of several."""
-    return Sequences(
-        user_ids=np.array(table["user_id"].to_pylist(), object),
-        offsets=offsets_of(table["length"].to_numpy()),
-        items=_flat(table["items"]),
-        timestamps=_flat(table["timestamps"]),
-    )
+def to_sequences(table: pa.Table, kinds: EventKinds | None = None) -> Sequences:
+    """Returns the sequences in the table of a shard, or of several.
+
+    Args:
+        table: The table.
+        kinds: The kinds of events, where it has them.
+    """
+    user_ids = np.array(table["user_id"].to_pylist(), object)
+
+    def sequences(prefix: str, **fields: Any) -> Sequences:
+        return Sequences(
+            user_ids=user_ids,
+            offsets=offsets_of(table[f"{prefix}length"].to_numpy()),
+            items=_flat(table[f"{prefix}items"]),
+            timestamps=_flat(table[f"{prefix}timestamps"]),
+            **fields,
+        )
+
+    dislikes = None
+    if f"{_DISLIKED}items" in table.column_names:
+        place = _flat(table[f"{_DISLIKED}place"])
+        dislikes = sequences(_DISLIKED, columns={"place": place})
+    columns = {} if kinds is None else {"event": _flat(table["event"])}
+    return sequences("", columns=columns, kinds=kinds, dislikes=dislikes)
+
+
+def _group(
+    tables: Sequence[pa.Table], prefix: str, columns: Sequence[str]
+) -> Group:
+    """Returns lists by user; zeros, or nothing, where a table has none."""
+    lengths = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    for table in tables:
+        is_own = f"{prefix}items" in table.column_names
+        length = np.zeros(len(table), np.int32)
+        if is_own or not prefix:
+            length = table[f"{prefix}length"].to_numpy()
+        lengths.append(length)
+        for name, found in parts.items():
+            zeros = np.zeros(length.sum(), np.int32)
+            found.append(_flat(table[prefix + name]) if is_own else zeros)
+    arrays = {name: np.concatenate(found) for name, found in parts.items()}
+    offsets = offsets_of(np.concatenate(lengths))
+    return Group(arrays.pop("items"), offsets, columns=arrays)
 
 
 def write_table(table: pa.Table, sink: Any) -> None:
@@ -369,7 +472,11 @@ def write_table(table: pa.Table, sink: Any) -> None:
         table: What `to_table` returned.
         sink: A path or a file object.
     """
-    numbers = ("length", "items.list.element", "timestamps.list.element")
+    numbers = [
+        name + ".list.element" * pa.types.is_list(table[name].type)
+        for name in table.column_names
+        if name != "user_id"
+    ]
     pq.write_table(
         table,
         sink,

@@ -99,11 +99,12 @@ class Source:
             of such parts, read in the order of their names; or the URI of any
             of those, such as s3://bucket/log.csv.
         user_column: The column of user ids. By default this column and the
-            next three are found by their usual names.
+            next four are found by their usual names.
         item_column: The column of item ids.
         timestamp_column: The column of times: numbers or dates. Default: by
             name; without one, the order of the file.
         rating_column: The column of ratings; "" ignores the ratings.
+        event_column: The column of kinds of events; "" ignores them.
         items_file: CSV or Parquet file with a column of item ids and titles,
             genres (separated by "|") or any other columns. Default:
             `movies.csv` or `items.csv` (or .tsv, .parquet) beside the log.
@@ -130,6 +131,7 @@ class Source:
     item_column: str | None = None
     timestamp_column: str | None = None
     rating_column: str | None = None
+    event_column: str | None = None
     items_file: str | None = None
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
@@ -281,6 +283,7 @@ class Source:
             self.item_column,
             self.timestamp_column,
             self.rating_column,
+            self.event_column,
             self.other_columns,
             TextOptions(
                 tuple(name.strip() for name in (self.columns or "").split(","))
@@ -471,7 +474,8 @@ class _TablesLog(_FoundLog):
         if not all(isinstance(part, AnyPath) for part in parts):
             return []
         # Parts with other columns are an error before any of them is read.
-        tables.find_parts(parts, self.given)
+        first = tables.find_parts(parts, self.given)[0]
+        given = dataclasses.replace(self.given, event=first.names.event or "")
         found: list[tuple[str, _ReadBlocks]] = []
         for part in parts:
             groups: Sequence[int | None] = [None]
@@ -480,7 +484,7 @@ class _TablesLog(_FoundLog):
             for group in groups:
                 # Rows of later parts have higher positions, if no times.
                 blocks = functools.partial(
-                    tables.stream, part, self.given, group, len(found) << 40
+                    tables.stream, part, given, group, len(found) << 40
                 )
                 found.append((str(part), blocks))
         return found

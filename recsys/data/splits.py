@@ -3,6 +3,10 @@
 Every query is a slice of its user's time-ordered sequence: a history, directly
 followed by the relevant items. Queries do not copy the sequences, and a history
 never includes an interaction at or after the position of its query.
+
+Where some kinds of events are history only, no such interaction is a target:
+"a user's last interaction" then is the last that may be one, and its history
+is everything before it.
 """
 
 from __future__ import annotations
@@ -129,13 +133,11 @@ def leave_last_out(sequences: Sequences) -> Split:
     Raises:
         InputError: No user has three interactions to validate with.
     """
-    lengths = sequences.lengths
-    held_out = num_held_out("leave_last_out", lengths)
     return Split(
         protocol="leave_last_out",
-        train=sequences.prefixes(lengths - held_out),
-        validation=_single_targets(sequences, lengths >= 3, from_end=2),
-        test=_single_targets(sequences, lengths >= 2, from_end=1),
+        train=sequences.prefixes(train_lengths("leave_last_out", sequences)),
+        validation=_single_targets(sequences, from_end=2),
+        test=_single_targets(sequences, from_end=1),
     )
 
 
@@ -153,12 +155,10 @@ def validation_only(sequences: Sequences) -> Split:
     Raises:
         InputError: No user has two interactions.
     """
-    lengths = sequences.lengths
-    held_out = num_held_out("validation_only", lengths)
     return Split(
         protocol="validation_only",
-        train=sequences.prefixes(lengths - held_out),
-        validation=_single_targets(sequences, lengths >= 2, from_end=1),
+        train=sequences.prefixes(train_lengths("validation_only", sequences)),
+        validation=_single_targets(sequences, from_end=1),
         test=None,
     )
 
@@ -170,17 +170,44 @@ BY_USER = {
 }
 
 
-def num_held_out(split: str, lengths: np.ndarray) -> np.ndarray:
-    """Returns how many of a user's last interactions a split holds out.
+def train_lengths(split: str, sequences: Sequences) -> np.ndarray:
+    """Returns how many of a user's interactions a split trains on.
 
     Args:
         split: One of `HELD_OUT_BY_USER`.
-        lengths: `[num_users]` int64, the interactions of each user.
+        sequences: The whole log.
+
+    Returns:
+        `[num_users]` int64: as many as precede the first target that is held
+        out, or all.
+    """
+    lengths = sequences.lengths
+    for from_end in range(1, HELD_OUT_BY_USER[split] + 1):
+        last = _last_targets(sequences, from_end) - sequences.offsets[:-1]
+        lengths = np.where(last >= 0, last, lengths)
+    return lengths
+
+
+def _last_targets(sequences: Sequences, from_end: int) -> np.ndarray:
+    """Returns the position of a late target with a history, or one below 0.
+
+    Args:
+        sequences: The whole log.
+        from_end: Which of a user's targets, 1 for the last.
 
     Returns:
         `[num_users]` int64.
     """
-    return np.clip(lengths - 1, 0, HELD_OUT_BY_USER[split])
+    can_be_asked = sequences.are_targets.copy()
+    # The first interaction has no history.
+    can_be_asked[sequences.offsets[:-1][sequences.lengths > 0]] = False
+    positions = np.flatnonzero(can_be_asked)
+    counts = offsets_of(can_be_asked)[sequences.offsets]
+    wanted = counts[1:] - from_end
+    found = wanted >= counts[:-1]
+    result = np.full(sequences.num_users, np.iinfo(np.int64).min // 2)
+    result[found] = positions[wanted[found]]
+    return result
 
 
 def temporal(
@@ -223,10 +250,13 @@ def temporal(
             f"train on. Received: none before time {validation_from}"
         )
     before = np.append(0, np.cumsum(in_train))
-    train_lengths = np.diff(before[sequences.offsets])
+    train = sequences.prefixes(np.diff(before[sequences.offsets]))
+    if train.dislikes is not None:
+        early = train.dislikes.timestamps < validation_from
+        train = dataclasses.replace(train, dislikes=train.dislikes.keep(early))
     return Split(
         protocol="temporal",
-        train=sequences.prefixes(train_lengths),
+        train=train,
         validation=_queries_where(
             sequences, ~in_train & ~in_test, queries_per_user
         ),
@@ -293,7 +323,7 @@ def held_out_users(
             f"`fold_in` between 0 and 1. Received: {validation_fraction}, "
             f"{test_fraction} and {fold_in}"
         )
-    usable = np.flatnonzero(sequences.lengths >= 2)
+    usable = np.flatnonzero(_last_targets(sequences, 1) >= 0)
     num_validation = max(1, round(len(usable) * validation_fraction))
     num_test = max(1, round(len(usable) * test_fraction))
     if len(usable) < num_validation + num_test + 1:
@@ -349,23 +379,29 @@ def held_out_items(
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
     places = np.arange(len(users))
     test = np.full(sequences.num_users, -1)
+    asked = is_cold & sequences.are_targets
     # Repeated indices keep the last assignment.
-    test[users[is_cold]] = places[is_cold]
+    test[users[asked]] = places[asked]
     is_tested = test >= 0
     ends = np.where(is_tested, test, sequences.offsets[1:])
     is_warm = ~is_cold & (places < ends[users])
     num_warm = np.bincount(users[is_warm], minlength=sequences.num_users)
-    is_kept = is_warm | (places == test[users])
-    kept = Sequences(
-        user_ids=sequences.user_ids,
-        offsets=offsets_of(num_warm + is_tested),
-        items=sequences.items[is_kept],
-        timestamps=sequences.timestamps[is_kept],
-    )
+    if sequences.dislikes is not None:
+        warm = ~np.isin(sequences.dislikes.items, sequences.items[is_cold])
+        sequences = dataclasses.replace(
+            sequences, dislikes=sequences.dislikes.keep(warm)
+        )
+    kept = sequences.keep(is_warm | (places == test[users]))
+    warm_only = kept.prefixes(num_warm)
+    validation = _last_targets(warm_only, 1) - warm_only.offsets[:-1]
+    can_validate = validation >= 0
+    # A single interaction has nothing to learn.
+    num_train = np.where(num_warm > 1, num_warm, 0)
+    num_train[can_validate] = validation[can_validate]
     return Split(
         protocol="held_out_items",
-        train=kept.prefixes(np.maximum(num_warm - 1, 0)),
-        validation=_queries_after(kept, num_warm - 1, num_warm >= 2),
+        train=kept.prefixes(num_train),
+        validation=_queries_after(kept, validation, can_validate),
         test=_queries_after(kept, num_warm, is_tested & (num_warm >= 1)),
     )
 
@@ -383,18 +419,18 @@ def _queries_after(
     return _queries(sequences, users, sequences.offsets[users] + lengths[users])
 
 
-def _single_targets(
-    sequences: Sequences, which: np.ndarray, from_end: int
-) -> Queries:
-    """One query per chosen user: the item `from_end` places from the end."""
-    users = np.flatnonzero(which)
+def _single_targets(sequences: Sequences, from_end: int) -> Queries:
+    """One query per user with as many targets: the one so far from the end."""
+    positions = _last_targets(sequences, from_end)
+    users = np.flatnonzero(positions >= 0)
     if not len(users):
         longest = int(sequences.lengths.max(initial=0))
+        kind = "" if sequences.kinds is None else " (targets with a history)"
         raise InputError(
             "no user has enough interactions: a user must have at least "
-            f"{from_end + 1}. Received: at most {longest}"
+            f"{from_end + 1}{kind}. Received: at most {longest}"
         )
-    return _queries(sequences, users, sequences.offsets[users + 1] - from_end)
+    return _queries(sequences, users, positions[users])
 
 
 def _queries_where(
@@ -402,7 +438,7 @@ def _queries_where(
 ) -> Queries:
     """One query per marked interaction with a history."""
     starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
-    positions = np.flatnonzero(is_target)
+    positions = np.flatnonzero(is_target & sequences.are_targets)
     positions = positions[positions > starts[positions]]
     if not len(positions):
         raise InputError(
@@ -420,7 +456,12 @@ def _queries_where(
 def _fold_in(
     sequences: Sequences, users: np.ndarray, fraction: float
 ) -> Queries:
-    """One query per user: the first part is the history, the rest relevant."""
+    """One query per user: the first part is the history, the rest relevant.
+
+    Where some kinds are history only, the last target alone is relevant.
+    """
+    if not sequences.are_targets.all():
+        return _queries(sequences, users, _last_targets(sequences, 1)[users])
     lengths = sequences.lengths[users]
     given = np.clip((lengths * fraction).astype(np.int64), 1, lengths - 1)
     starts = sequences.offsets[users]

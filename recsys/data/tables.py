@@ -52,7 +52,11 @@ from recsys.data.input_files import (
     suggest_columns,
     text_form,
 )
-from recsys.data.interactions import Interactions, number_by_appearance
+from recsys.data.interactions import (
+    EVENT,
+    Interactions,
+    number_by_appearance,
+)
 from recsys.errors import InputError
 
 # In the schema of a table: how many rows had an empty list of items.
@@ -318,6 +322,10 @@ def find_parts(files: Sequence[Traversable], given: ColumnNames) -> list[Part]:
     """
     parts = [understand(file, given) for file in files]
     first = parts[0]
+    if given.event is None and len({part.names.event for part in parts}) > 1:
+        # Nobody named it, and not all parts have it.
+        for part in parts:
+            part.names = dataclasses.replace(part.names, event=None)
     for part in parts[1:]:
         if part.names != first.names:
             raise InputError(
@@ -463,8 +471,8 @@ def _parsing(part: Part, quoting: Quoting) -> Parsing:
         types[names.rating] = pa.float32()
     if names.timestamp and part.time_format:
         types[names.timestamp] = pa.string()
-    for name in names.others:
-        if name != names.timestamp:
+    for role, name in names.by_role.items():
+        if role.startswith("+") and name != names.timestamp:
             types.setdefault(name, ID_TYPE)
     return (
         form.read_options(),
@@ -643,7 +651,7 @@ def _read_parquet(part: Part, row_group: int | None = None) -> pa.Table:
             columns = [*own, part.nested]
         strings = [
             name
-            for name in {names.user, names.item, *names.others}
+            for name in {names.user, names.item, names.event, *names.others}
             if name in schema.names
             and schema.field(name).type == pa.string()
             and name not in (names.timestamp, names.rating)
@@ -936,7 +944,11 @@ def _other_columns(
     for table in tables:
         columns = {name: table[f"+{name}"] for name in names}
         for name, column in columns.items():
-            if pa.types.is_large_string(column.type) or column.type == "string":
+            if (
+                pa.types.is_large_string(column.type)
+                or pa.types.is_string(column.type)
+                or (name == EVENT and pa.types.is_integer(column.type))
+            ):
                 columns[name] = column.cast(pa.string()).dictionary_encode()
         found.append(pa.table(columns))
     try:

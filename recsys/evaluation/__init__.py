@@ -28,6 +28,7 @@ from recsys.evaluation.results import (
 )
 from recsys.evaluation.slices import (
     Slice,
+    by_event,
     by_history_length,
     by_item_popularity,
     popularity_groups,
@@ -49,6 +50,7 @@ __all__ = [
     "Slice",
     "audit",
     "bootstrap_interval",
+    "by_event",
     "by_history_length",
     "by_item_popularity",
     "compare",

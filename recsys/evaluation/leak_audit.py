@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.sequences import Sequences
+from recsys.data.sequences import Sequences, offsets_of
 from recsys.data.splits import Queries, Split
 from recsys.evaluation.results import query_ids
 
@@ -87,6 +87,10 @@ def audit(split: Split) -> AuditReport:
       the earliest query, nor validation targets at or after that of test.
     - `held_out_items`: no user's training interactions are with test targets.
 
+    Where there are dislikes, the training set must have none of a user's from
+    the first target on; where some kinds of events are history only, none of
+    them may be a target.
+
     A split with another name is checked like `leave_last_out`.
 
     The audit does not rely on how the split was made: it compares training
@@ -164,6 +168,17 @@ def _training_checks(
         claim = f"{part}: training has nothing of a user from the first target"
         late = _late_training(queries, train)
         checks.append(_check(f"{claim} on", *late, "training interactions"))
+    if train.dislikes is not None:
+        claim = (
+            f"{part}: training has no dislike of a user from the first target"
+        )
+        late = _late_dislikes(queries, train.dislikes)
+        checks.append(_check(f"{claim} on", *late, "dislikes"))
+    if queries.sequences.kinds is not None:
+        targets = offsets_of(~queries.sequences.are_targets)
+        wrong = targets[queries.target_ends] > targets[queries.history_ends]
+        claim = f"{part}: no target is an event that is history only"
+        checks.append(_check(claim, wrong, ids))
     if protocol == "temporal":
         earliest = times[queries.history_ends].min()
         checks.append(
@@ -252,6 +267,23 @@ def _late_training(
             source, first_targets, train, mine[odd], rows[odd]
         )
     return late, train.user_ids[users]
+
+
+def _late_dislikes(
+    queries: Queries, dislikes: Sequences
+) -> tuple[np.ndarray, np.ndarray]:
+    """Marks dislikes that are not before the time of a user's first target.
+
+    Returns:
+        As `_late_training`.
+    """
+    source = queries.sequences
+    first = np.full(source.num_users + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, queries.users, source.timestamps[queries.history_ends])
+    rows = _rows_of(dislikes.user_ids, source.user_ids)  # -1 is the last entry.
+    users = np.repeat(np.arange(dislikes.num_users), dislikes.lengths)
+    late = dislikes.timestamps >= first[rows[users]]
+    return late, dislikes.user_ids[users]
 
 
 def _unaccounted(

@@ -33,6 +33,7 @@ from recsys.evaluation import (
     Recommender,
     Slice,
     audit,
+    by_event,
     by_history_length,
     by_item_popularity,
     compare,
@@ -112,7 +113,7 @@ def evaluation_data(
         notes += _drawn_queries(data)
     else:
         log = log or read_log(config)
-        data = prepare_log(log, asked)
+        data = prepare_log(log, asked, must_have_kinds=not source)
         own = data if asked == config else _own_data(log, config)
     if own is None or not same_training_items(own.vocabulary, vocabulary):
         notes.append(
@@ -343,6 +344,12 @@ class EvaluationRun:
             for name, value in found.items()
         }
 
+    @functools.cached_property
+    def by_event(self) -> list[Slice]:
+        """Results by kind of event, if the queries ask for several."""
+        found = by_event(self.results.model, self.queries)
+        return found if len(found) > 1 else []
+
     def text(self, *, slices: bool = False) -> str:
         """Returns the results as text for people.
 
@@ -352,6 +359,9 @@ class EvaluationRun:
         parts = [self.results.table(intervals=True), *self.notes]
         if self.comparison:
             parts.append(self._comparison_table())
+        if self.by_event:
+            table = _slices_table(self.by_event)
+            parts.append(f"By kind of the relevant event:\n\n{table}")
         if slices:
             counts = self.item_counts
             lengths = self.queries.history_ends - self.queries.history_starts
@@ -399,12 +409,25 @@ class EvaluationRun:
                     for name, each in self.comparison.items()
                 },
                 "lists": self.list_metrics,
+                **self._event_metrics(),
                 "health": dataclasses.asdict(self.health),
                 "evaluated_with": evaluated_with,
                 "text": self.text().splitlines(),
                 **more,
             },
         )
+
+    def _event_metrics(self) -> dict[str, Any]:
+        """Returns what metrics.json holds by kind of event, if anything."""
+        found = {
+            each.name: {
+                "num_queries": each.evaluation.num_queries,
+                "share": each.share,
+                "metrics": each.evaluation.metrics(),
+            }
+            for each in self.by_event
+        }
+        return {"events": found} if found else {}
 
     def write_rankings(self, path: pathlib.Path) -> None:
         """Writes the model's lists as JSON lines."""

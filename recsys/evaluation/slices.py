@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recsys.data.sequences import concatenated_ranges
+from recsys.data.splits import Queries
 from recsys.evaluation.results import Evaluation
 from recsys.ids import FIRST_ITEM_INDEX
 
@@ -123,6 +125,34 @@ def by_history_length(
         [*names, f"{edges[-1]}+"],
         np.where(np.isnan(evaluation.ranks), -1, numbers[:, np.newaxis]),
     )
+
+
+def by_event(evaluation: Evaluation, queries: Queries) -> list[Slice]:
+    """Slices by the kind of event of the relevant items.
+
+    Args:
+        evaluation: The results of all queries.
+        queries: The queries, in the same order.
+
+    Returns:
+        Slices named as the kinds, except for those without a query; nothing
+        where there are no kinds.
+    """
+    kinds = queries.sequences.kinds
+    if kinds is None:
+        return []
+    lengths = queries.target_ends - queries.history_ends
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    positions = concatenated_ranges(queries.history_ends, lengths)
+    # Each batch of the evaluation sorts the items of a query by rank.
+    asked = np.argsort(rows * 2**32 + queries.sequences.items[positions])
+    listed = evaluation.relevant_items.astype(np.int64)
+    row, column = np.nonzero(listed >= FIRST_ITEM_INDEX)
+    order = np.argsort(row * 2**32 + listed[row, column])
+    numbers = np.full(listed.shape, -1)
+    codes = queries.sequences.columns["event"][positions]
+    numbers[row[order], column[order]] = codes[asked]
+    return _slices(evaluation, kinds.names, numbers)
 
 
 def _slices(

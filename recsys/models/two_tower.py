@@ -38,6 +38,13 @@ class TwoTower(keras.Model):
     position, 0 where nothing is to be learned. The loss is the mean
     cross-entropy of the full softmax over all items.
 
+    A batch may also have `target_weights`, shaped as the targets, float: the
+    loss of each target is multiplied by its weight, and the mean is the sum
+    divided by the sum of the weights. And `dislike_ids`, `[batch,
+    num_dislikes]` int, 0 at padding: items that each row's user is known not to
+    like, which are pushed down at every target of the row; see
+    `next_item_loss`.
+
     Example:
 
     >>> table = SharedItemEmbedding(vocabulary_size=10, embedding_dim=4)
@@ -203,10 +210,15 @@ class TwoTower(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Softmax loss of every next item in a batch of histories.
 
+        With the query q and vector t of a target, dislikes d of its row add
+        log(exp(q·t) + Σ exp(q·d)) − q·t to the full softmax. In the sampled
+        softmax they are further negatives of their row.
+
         Args:
             inputs: `history_ids`, `[batch, length]` int, and `target_ids` of
                 the same shape, or `[batch]` or `[batch, 1]`: the item that
-                follows the last one of each history.
+                follows the last one of each history. Optionally
+                `target_weights` and `dislike_ids`, as described above.
             training: Whether dropout is active.
             negatives: What a `NegativeSampler` drew for the batch: the loss
                 is the sampled softmax, and no other row of the table is
@@ -215,15 +227,18 @@ class TwoTower(keras.Model):
                 cross-entropy of each target.
 
         Returns:
-            The sum of the cross-entropies and the number of targets, both
-            float32 scalars.
+            The sum of the cross-entropies and the number of targets, or the
+            sum of their `target_weights`, both float32 scalars.
 
         Raises:
             ValueError: The shapes of histories and targets do not agree.
         """
         inputs = self._checked_inputs(inputs)
         targets = inputs["target_ids"]
-        weights = is_target = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+        weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
+        if "target_weights" in inputs:
+            weights *= _per_position(_dense(inputs["target_weights"]))
+        count = tf.reduce_sum(weights)
         if sample_weight is not None:
             weights *= _per_position(sample_weight)
         if negatives is None:
@@ -233,6 +248,11 @@ class TwoTower(keras.Model):
         queries = self.history_tower(
             inputs["history_ids"], training=training, return_sequences=True
         )
+        dislikes = None
+        if "dislike_ids" in inputs:
+            ids = _dense(inputs["dislike_ids"])
+            vectors = self.candidate_tower(ids, training=training)
+            dislikes = losses.dislike_logits(queries, vectors, ids, targets)
         if negatives is None:
             loss = losses.full_softmax(
                 tf.reshape(queries, [-1, queries.shape[-1]]),
@@ -240,6 +260,9 @@ class TwoTower(keras.Model):
                 tf.reshape(places, [-1]),
                 tf.reshape(weights, [-1]),
             )
+            if dislikes is not None:
+                vectors = self.candidate_tower(targets, training=training)
+                loss += losses.dislike_loss(queries, vectors, weights, dislikes)
         else:
             loss = losses.sampled_softmax(
                 queries,
@@ -250,8 +273,9 @@ class TwoTower(keras.Model):
                 weights,
                 negatives.log_expected_counts,
                 negatives.known_ids,
+                dislikes,
             )
-        return loss, tf.reduce_sum(is_target)
+        return loss, count
 
     def _checked_inputs(
         self, inputs: dict[str, tf.Tensor]
@@ -331,7 +355,8 @@ class TwoTower(keras.Model):
 
         Returns:
             The sum of the cross-entropies of these rows and the number of
-            targets of the whole batch, both float32 scalars.
+            targets of the whole batch, or the sum of their weights; both are
+            float32 scalars.
         """
         context = tf.distribute.get_replica_context()
         num_replicas = context.num_replicas_in_sync

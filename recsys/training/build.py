@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recsys.config import TrainConfig
 from recsys.data.features import ItemEncoder
-from recsys.data.prepare import PreparedData, train_counts
+from recsys.data.prepare import TRAIN_TARGETS, PreparedData, train_counts
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
@@ -107,8 +107,9 @@ def initialize_table(
 
 
 def trained_items(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the sorted indices of items with training interactions, int32."""
-    return np.flatnonzero(train_counts(vocabulary)).astype(np.int32)
+    """Returns the sorted indices of items with training targets, int32."""
+    counts = train_counts(vocabulary, TRAIN_TARGETS)
+    return np.flatnonzero(counts).astype(np.int32)
 
 
 def uses_sampled_softmax(config: TrainConfig, num_items: int) -> bool:
@@ -132,7 +133,7 @@ def build_negative_sampler(
 
     Args:
         config: The configuration.
-        counts: `[vocabulary_size]`, each item's training interactions.
+        counts: `[vocabulary_size]`, how often each item is a training target.
     """
     if not uses_sampled_softmax(config, len(counts) - FIRST_ITEM_INDEX):
         return None

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recsys.config import SOURCE_FIELDS, TrainConfig
-from recsys.data.prepare import TRAIN_COUNT
+from recsys.data.prepare import TOTALS
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError, WorkerLostError
 
@@ -194,7 +194,9 @@ def fingerprint(config: TrainConfig, vocabulary: Vocabulary) -> dict[str, str]:
     items = hashlib.sha256()
     for item_id in vocabulary.item_ids:
         items.update(str(item_id).encode() + b"\0")
-    items.update(vocabulary.items.column(TRAIN_COUNT).to_numpy().tobytes())
+    for name in TOTALS:
+        if name in vocabulary.items.column_names:
+            items.update(vocabulary.items.column(name).to_numpy().tobytes())
     return {
         "flags": hashlib.sha256(text.encode()).hexdigest(),
         "data": items.hexdigest(),

@@ -339,6 +339,9 @@ def _log_tables(log: Log) -> dict[str, pa.Table | None]:
         columns["timestamp"] = times
     if interactions.ratings is not None:
         columns["rating"] = pa.array(interactions.ratings, from_pandas=True)
+    if interactions.columns is not None:
+        for name in interactions.columns.column_names:
+            columns.setdefault(name, interactions.columns[name])
     return {"interactions": pa.table(columns), "items": log.items}
 
 

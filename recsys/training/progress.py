@@ -23,7 +23,7 @@ class Progress:
         step: Number of finished steps in that epoch.
         global_step: Number of finished steps in the run.
         loss_sum: Sum of the losses of the epoch's targets so far.
-        num_targets: Number of those targets.
+        num_targets: Number of those targets, or the sum of their weights.
         history: One dictionary of measures per finished epoch.
         finished: Whether the run has ended.
     """

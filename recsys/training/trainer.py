@@ -14,7 +14,13 @@ from recsys import files
 from recsys.config import TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
-from recsys.data.prepare import PreparedData, fit_item_encoder, train_counts
+from recsys.data.prepare import (
+    TRAIN_TARGETS,
+    TRAIN_WEIGHT,
+    PreparedData,
+    fit_item_encoder,
+    train_counts,
+)
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -124,6 +130,11 @@ class Trainer:
             if config.item_features and saved.is_file()
             else fit_item_encoder(config, data.vocabulary)
         )
+        num_targets, weight = (
+            train_counts(data.vocabulary, total).sum()
+            for total in (TRAIN_TARGETS, TRAIN_WEIGHT)
+        )
+        self._mean_weight = float(weight / num_targets)
         with replicas.scope() if replicas else contextlib.nullcontext():
             self._build()
         self.checkpoints = Checkpoints(
@@ -152,16 +163,29 @@ class Trainer:
         self._recommender = Recommender(
             self.model, data.vocabulary, config.max_history_length
         )
-        sampler = build_negative_sampler(config, train_counts(data.vocabulary))
+        sampler = build_negative_sampler(
+            config, train_counts(data.vocabulary, TRAIN_TARGETS)
+        )
         replicas = self._replicas
         step = TrainStep(self.model, self.optimizer, sampler, config.seed)
         self.train_step = tf.function(
             replicas.on_all(step) if replicas else step,
             # One trace for all shapes. With a trace of the first shape, a
             # resumed run would round differently from an uninterrupted one.
-            input_signature=[PART_SIGNATURE if replicas else BATCH_SIGNATURE],
+            input_signature=[self._signature()],
             jit_compile=config.jit_compile,
         )
+
+    def _signature(self) -> dict[str, tf.TensorSpec]:
+        """The input of a step; rows and lengths differ between batches."""
+        train = self._data.split.train
+        signature = dict(PART_SIGNATURE if self._replicas else BATCH_SIGNATURE)
+        if train.kinds is not None:
+            spec = tf.TensorSpec([None, None], tf.float32)
+            signature["target_weights"] = spec
+        if train.has_dislikes:
+            signature["dislike_ids"] = tf.TensorSpec([None, None], tf.int32)
+        return signature
 
     def run(self) -> Progress:
         """Trains from the run's last checkpoint to its end."""
@@ -223,7 +247,8 @@ class Trainer:
         trained_before = progress.num_targets
         self._train_epoch(progress)
         seconds = time.perf_counter() - began
-        rate = (progress.num_targets - trained_before) / max(seconds, 1e-9)
+        trained = (progress.num_targets - trained_before) / self._mean_weight
+        rate = trained / max(seconds, 1e-9)
         if self.is_chief:
             self._finish_epoch(progress, seconds, rate)
         if self._replicas is not None:
@@ -397,12 +422,12 @@ class TrainStep:
         """Updates the model.
 
         Args:
-            batch: `history_ids` and `target_ids`, `[num_rows, length]` int32;
+            batch: As `recsys.data.pipeline.train_dataset` makes it;
                 under a strategy this process's rows, as in `PART_SIGNATURE`.
 
         Returns:
-            The summed loss and the number of targets of the whole batch,
-            float32 scalars.
+            The summed loss and the number of targets of the whole batch, or
+            the sum of their weights, float32 scalars.
         """
         if "places" not in batch:
             return self._model.update(
@@ -436,10 +461,7 @@ def _rows_of_replica(
     number = context.replica_id_in_sync_group % count
     num_rows = tf.shape(batch["places"])[0]
     rows = slice(num_rows * number // count, num_rows * (number + 1) // count)
-    return {
-        name: batch[name][rows]
-        for name in ("history_ids", "target_ids", "places")
-    }
+    return {k: each[rows] for k, each in batch.items() if k != "num_rows"}
 
 
 def _whole_batch(
