@@ -95,7 +95,8 @@ class TrainingTest(parameterized.TestCase):
         printed, metrics = self._train("--events=view:1,buy:5")
         self.assertRegex(printed, r"view \(weight 1\), [\d,]+ buy \(weight 5\)")
         self.assertIn("rows of other kinds dropped: 120 hide", printed)
-        self.assertIn("By kind of the relevant event:", printed)
+        stored = run("evaluate", f"--workdir={self.workdir}")
+        self.assertIn("By kind of the relevant event:", stored)
         found = metrics["events"]
         self.assertCountEqual(found, ["view", "buy"])
         self.assertEqual(
@@ -131,14 +132,14 @@ class TrainingTest(parameterized.TestCase):
         audit = run("evaluate", f"--workdir={self.workdir}", "--audit")
         self.assertIn("no target is an event that is history only", audit)
 
-    @parameterized.product(
-        flags=(("--dislikes=hide",), ("--max_rating=2",)),
-        loss=("full_softmax", "sampled_softmax"),
+    @parameterized.parameters(
+        ("--dislikes=hide", "full_softmax"),
+        ("--max_rating=2", "sampled_softmax"),
     )
-    def test_dislikes_score_lower_than_without_them(self, flags, loss):
+    def test_dislikes_score_lower_than_without_them(self, flag, loss):
         more = ("--num_epochs=4", f"--loss={loss}", "--learning_rate=0.02")
         more += ("--event_column=event", "--selection_metric=recall@20")
-        printed, _ = self._train(*flags, *more)
+        printed, _ = self._train(flag, *more)
         self.assertIn("120 dislikes: ", printed)
         with_them = self._scores()
         self.workdir = self.folder / "without"
