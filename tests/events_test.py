@@ -637,7 +637,7 @@ class ReadingTest(parameterized.TestCase):
             "3 dislikes: 2 kept as negatives of their users, 1 dropped",
             summary,
         )
-        self.assertIn("1 interaction dropped by the filters", summary)
+        self.assertIn("1 interaction dropped: 1 repeated", summary)
 
     def test_low_ratings_are_dislikes(self):
         data = self._data(max_rating=2.0, repeats="all")

@@ -229,9 +229,7 @@ def prepare_log(
     notes += describe(rules, labels.kinds, labels.found)
     dislikes = None
     if rules.has_dislikes:
-        dislikes = labels.rows(log.interactions, dislikes=True)
-        if len(dislikes) and config.repeats != "all":
-            dislikes = filter_interactions(dislikes, repeats=config.repeats)
+        dislikes = _dislikes(log, labels, config.repeats)
     sequences = build_sequences(
         interactions, vocabulary, labels.kinds, dislikes
     )
@@ -280,6 +278,13 @@ def item_totals(
     if train.dislikes is not None:
         totals[TRAIN_DISLIKES] = train.dislikes.items, None
     return totals
+
+
+def _dislikes(log: Log, labels: EventLabels, repeats: str) -> Interactions:
+    dislikes = labels.rows(log.interactions, dislikes=True)
+    if not len(dislikes):
+        return dislikes
+    return filter_interactions(dislikes, repeats=repeats)
 
 
 def no_training_pairs(name: str) -> InputError:
@@ -539,7 +544,6 @@ def data_summary(data: PreparedData) -> str:
             f"{_count(data.num_single, 'user')} with a single interaction: "
             "used for training, not queried"
         )
-    lines += data.notes
     counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
     if num_unseen := int(np.count_nonzero(counts == 0)):
         lines.append(
