@@ -213,20 +213,13 @@ def prepare_log(
     dropped: dict[str, int] = {}
     rules = EventRules.of(config)
     interactions, labels = filter_log(log, config, dropped, must_have_kinds)
-    notes = [*log.notes]
-    if log.interactions.num_empty:
-        num = _count(log.interactions.num_empty, "row")
-        notes.append(f"{num} with an empty list of items: no interactions")
-    # Microseconds are what dates are read as, and not worth a line.
-    if unit := _UNITS.get(interactions.timestamps_per_second):
-        notes.append(f"times are {unit} since 1970")
     if len(interactions.item_ids) < 2:
         raise InputError(
             f"{log.name}: expected at least two items to choose between. "
             f"Received: {len(interactions.item_ids)}"
         )
     vocabulary = Vocabulary(interactions.item_ids, log.items)
-    notes += describe(rules, labels.kinds, labels.found)
+    notes = [*_notes(log), *describe(rules, labels.kinds, labels.found)]
     dislikes = None
     if rules.has_dislikes:
         dislikes = _dislikes(log, labels, config.repeats)
@@ -278,6 +271,18 @@ def item_totals(
     if train.dislikes is not None:
         totals[TRAIN_DISLIKES] = train.dislikes.items, None
     return totals
+
+
+def _notes(log: Log) -> list[str]:
+    """Returns what the user should know of how a log was read."""
+    notes = [*log.notes]
+    if log.interactions.num_empty:
+        num = _count(log.interactions.num_empty, "row")
+        notes.append(f"{num} with an empty list of items: no interactions")
+    # Microseconds are what dates are read as, and not worth a line.
+    if unit := _UNITS.get(log.interactions.timestamps_per_second):
+        notes.append(f"times are {unit} since 1970")
+    return notes
 
 
 def _dislikes(log: Log, labels: EventLabels, repeats: str) -> Interactions:
