@@ -13,9 +13,12 @@ from collections.abc import Sequence
 import recsys
 
 _PACKAGE = pathlib.Path(__file__).parent
-# The evaluation scripts are `recsys/scripts` in a wheel, beside the package in
-# a checkout.
-_SCRIPTS = (_PACKAGE / "scripts", _PACKAGE.parent / "scripts")
+# A wheel has the evaluation scripts within the package, a checkout beside it.
+_SCRIPTS = _PACKAGE / "scripts"
+_SCRIPTS = _SCRIPTS if _SCRIPTS.is_dir() else _PACKAGE.parent / "scripts"
+_USAGE = """usage: recsys COMMAND [--flag=value ...]
+       python -m recsys.COMMAND [--flag=value ...]"""
+_MORE = "recsys COMMAND --help lists the flags of a command."
 # A command's first line says what it does.
 _COMMAND = re.compile(r'"""`python -m recsys\.\w+`: (.+?)\.?(?:""")?\n')
 _SCRIPT = re.compile(r'"""(.+?)\.?(?:""")?\n')
@@ -26,16 +29,15 @@ def commands() -> dict[str, tuple[pathlib.Path, str]]:
     modules = ((path, _COMMAND) for path in sorted(_PACKAGE.glob("*.py")))
     scripts = (
         (path, _SCRIPT)
-        for folder in _SCRIPTS
         for pattern in ("evaluate_*.py", "verify_*.py")
-        for path in sorted(folder.glob(pattern))
+        for path in sorted(_SCRIPTS.glob(pattern))
     )
-    found: dict[str, tuple[pathlib.Path, str]] = {}
+    found = {}
     for path, form in (*modules, *scripts):
         with path.open(encoding="utf-8") as file:
             if match := form.match(file.readline()):
                 text = match[1][0].upper() + match[1][1:]
-                found.setdefault(path.stem, (path, text))
+                found[path.stem] = (path, text)
     return found
 
 
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *others = (sys.argv[1:] if arguments is None else arguments) or ["-h"]
     known = commands()
     if name in ("-h", "-help", "--help", "help"):
-        print(_help(known))
+        width = max(map(len, known)) + 2
+        lines = [f"  {each:{width}}{text}" for each, (_, text) in known.items()]
+        print("\n".join([_USAGE, "", *lines, "", _MORE]))
         return 0
     if name == "--version":
         print(f"recsys {recsys.__version__}")
@@ -73,21 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv = [str(path), *others]
     runpy.run_path(str(path), run_name="__main__")
     return 0
-
-
-def _help(known: dict[str, tuple[pathlib.Path, str]]) -> str:
-    width = max(map(len, known)) + 2
-    lines = [f"  {name:{width}}{text}" for name, (_, text) in known.items()]
-    return "\n".join(
-        [
-            "usage: recsys COMMAND [--flag=value ...]",
-            "       python -m recsys.COMMAND [--flag=value ...]",
-            "",
-            *lines,
-            "",
-            "recsys COMMAND --help lists the flags of a command.",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-from recsys.command_line import Command
+from recsys.command_line import Command, add_config_flags
 from recsys.errors import InputError
 from recsys.files import atomic_path, read_json, read_json_object, write_json
 
@@ -40,13 +40,8 @@ COMMAND = Command(
         "python -m recsys.train --data=amazon-2014/Beauty",
     ],
 )
-COMMAND.add_flag(
-    pathlib.Path,
-    "datasets_dir",
-    "Folder of the data sets. Default: recsys in $XDG_CACHE_HOME or ~/.cache.",
-    group="Run",
-)
-COMMAND.add_flag(str, "download", "Name of a set to download.", group="Run")
+add_config_flags(COMMAND, ["datasets_dir"])
+COMMAND.add_flag(str, "download", "Name of a set to download.", group="Data")
 
 
 @dataclasses.dataclass(frozen=True)
