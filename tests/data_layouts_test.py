@@ -670,6 +670,11 @@ class RowsTest(TestCase):
                 {},
             ),
             ("1:\n5,3,2005-09-06\n5,x,2005-09-06\n", "line 3: .*'x'", {}),
+            (
+                "a,1,2\nb,1,,2\n",
+                "line 2: expected the item id .*empty one",
+                {"layout": "sequences"},
+            ),
             ('["a"]\n', "expected one JSON object per line", {}),
         ):
             with self.subTest(text):

@@ -217,8 +217,6 @@ class _RemotePath(Traversable):
         )
         return _RemotePath(self._system, path, uri)
 
-    __truediv__ = joinpath
-
     def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
         return self._system.open_input_file(self._path)
 
@@ -311,7 +309,7 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
                 f"which has a user and items. Received: {','.join(header)}"
             )
         return TextForm(
-            ("user", "items"), separator, False, (), None, encoding, layout
+            ("user", "items"), separator, False, (), encoding, layout
         )
     if layout == "netflix":
         header = ("item", "user", "rating", "timestamp")
@@ -319,20 +317,14 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
     if has_header:
         header = tuple(_split(file, first, separator))
     # Arrow splits at single characters: "::" gives empty columns in between.
-    blank = tuple(
-        f"_{number}"
-        for number in range(1, (len(header) - 1) * (len(separator) - 1) + 1)
-    )
-    step = max(1, len(separator))
-    if blank:
-        gaps = iter(blank)
-        header = tuple(
-            header[i // step] if i % step == 0 else next(gaps)
-            for i in range((len(header) - 1) * step + 1)
-        )
-    return TextForm(
-        header, separator, has_header, blank, None, encoding, layout
-    )
+    gap = max(1, len(separator))
+    cells = [
+        name if n == 0 else f"_{place}_{n}"
+        for place, name in enumerate(header)
+        for n in range(gap)
+    ][: (len(header) - 1) * gap + 1]
+    blank = [cell for n, cell in enumerate(cells) if n % gap]
+    return TextForm(cells, separator, has_header, blank, encoding, layout)
 
 
 def _sample(file: Traversable, encoding: str | None, number: int) -> list[str]:
@@ -484,7 +476,7 @@ def json_form(file: Traversable, first: str, encoding: str | None) -> TextForm:
         for key, value in found.items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     )
-    return TextForm(tuple(found), "", False, (), None, encoding, layout, inner)
+    return TextForm(tuple(found), "", False, (), encoding, layout, inner)
 
 
 @contextlib.contextmanager
@@ -542,7 +534,6 @@ class TextForm:
         delimiter: What stands between two columns; "" for runs of blanks.
         has_header: Whether the first line is the header.
         blank_columns: Columns that Arrow sees and that must be empty.
-        fallback_encoding: How a line that is not UTF-8 is read.
         encoding: The encoding of the file, if it is not UTF-8.
         layout: "rows", "sequences", "netflix", "json" or "python".
         inner: The fields of the objects in each field of JSON that is a list.
@@ -552,7 +543,6 @@ class TextForm:
     delimiter: str
     has_header: bool = True
     blank_columns: Sequence[str] = ()
-    fallback_encoding: str | None = None
     encoding: str | None = None
     layout: str = "rows"
     inner: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -569,7 +559,7 @@ class TextForm:
 
     def lines(self, file: Traversable) -> Generator[str, None, None]:
         """Yields the lines of a file of this form."""
-        return read_lines(file, self.fallback_encoding, self.encoding)
+        return read_lines(file, None, self.encoding)
 
     def read_options(self) -> pa_csv.ReadOptions:
         """Returns where Arrow finds the names of the columns."""

@@ -16,28 +16,21 @@ import pyarrow.parquet as pq
 
 from recsys.data import input_files, tables
 from recsys.data import items as items_lib
-from recsys.data.columns import ColumnNames
-from recsys.data.input_files import TextForm
+from recsys.data.columns import TextOptions
 from recsys.data.interactions import Interactions
 from recsys.errors import InputError
 from recsys.files import atomic_path, num_usable_cores
 
-# The columns of sets without a header, as their README lists them.
-_HEADER = ("userId", "movieId", "rating", "timestamp")
-# Arrow splits at single characters: "::" gives an empty column in between.
-_DAT = TextForm(
-    ("userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"),
-    "::",
-    has_header=False,
-    blank_columns=("_1", "_2", "_3"),
-    fallback_encoding="latin-1",
-)
-_TAB = TextForm(_HEADER, "\t", has_header=False, fallback_encoding="latin-1")
-# The ratings file of a set with a header, and those of sets without one.
+# The ratings file of a set with a header, and how those of sets without one are
+# written; their README lists the columns.
 CSV_LAYOUT = "ratings.csv"
-_FORMS = {"ratings.dat": _DAT, "u.data": _TAB}
+_COLUMNS = ("userId", "movieId", "rating", "timestamp")
+FORMS = {
+    "ratings.dat": TextOptions(_COLUMNS, "::"),
+    "u.data": TextOptions(_COLUMNS, "tab"),
+}
 _FILMS = {"ratings.dat": "movies.dat", "u.data": "u.item"}
-LAYOUTS = (CSV_LAYOUT, *_FORMS)
+LAYOUTS = (CSV_LAYOUT, *FORMS)
 _GENRES_100K = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|"
     "Drama|Fantasy|Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|"
@@ -63,28 +56,6 @@ def member(members: dict[str, Traversable], name: str) -> Traversable | None:
         name: The name without ".gz".
     """
     return members.get(name) or members.get(name + ".gz")
-
-
-def read_ratings(
-    file: Traversable, layout: str, given: ColumnNames
-) -> Interactions:
-    """Reads a ratings file without a header.
-
-    Args:
-        file: The file.
-        layout: "ratings.dat" or "u.data".
-        given: The column names that the user gave.
-
-    Returns:
-        The interactions.
-
-    Raises:
-        InputError: The file is damaged or a row malformed.
-    """
-    names = given.find(_HEADER, file)
-    return tables.assemble(
-        [tables.read_text(tables.Part(file, _FORMS[layout], names))], [file]
-    )
 
 
 def read_films(members: dict[str, Traversable], layout: str) -> pa.Table | None:

@@ -39,13 +39,12 @@ _ITEMS_NAMES = tuple(
 _PACKED = re.compile(
     r".+\.(csv|tsv|parquet)\.(7z|br|bz2|lz4|lzma|xz|z|zip|zst)"
 )
-# The options of files, and what they are if none is given.
+# The options of files.
 _FILE_OPTIONS = (
     *("user_column", "item_column", "timestamp_column", "rating_column"),
     *("columns", "separator", "encoding", "layout", "time_format"),
     "other_columns",
 )
-_PLAIN = TextOptions()
 # Rows in a block of a log that can only be read whole.
 _BLOCK_ROWS = 2**20
 
@@ -269,8 +268,12 @@ class Source:
     def _grouplens(
         self, layout: str, file: Traversable, members: dict[str, Traversable]
     ) -> _FoundLog:
-        if layout != movielens.CSV_LAYOUT and self._columns.text == _PLAIN:
-            return _GroupLensLog(layout, file, members, self._columns)
+        if layout != movielens.CSV_LAYOUT:
+            given = self._columns
+            if given.text == TextOptions():
+                text = movielens.FORMS[layout]
+                given = dataclasses.replace(given, text=text)
+            return _TablesLog([file], members, given, layout)
         # GroupLens's own file goes before any other.
         if movies := movielens.member(members, "movies.csv"):
             members = {"movies.csv": movies}
@@ -414,11 +417,12 @@ class _FoundLog(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class _TablesLog(_FoundLog):
-    """CSV, TSV or Parquet files, and the files beside them by name."""
+    """Tables, the files beside them by name, and GroupLens's layout if any."""
 
     parts: Sequence[Traversable]
     members: dict[str, Traversable]
     given: ColumnNames
+    grouplens: str = ""
 
     @functools.cached_property
     def full_parts(self) -> list[Traversable]:
@@ -457,6 +461,8 @@ class _TablesLog(_FoundLog):
         return tables.understand(self.full_parts[0], self.given).names.item
 
     def items(self) -> pa.Table | None:
+        if self.grouplens:
+            return movielens.read_films(self.members, self.grouplens)
         found = [self.members[n] for n in _ITEMS_NAMES if n in self.members]
         if len(found) > 1:
             raise InputError(
@@ -488,26 +494,6 @@ class _TablesLog(_FoundLog):
                 )
                 found.append((str(part), blocks))
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _GroupLensLog(_FoundLog):
-    """The files of GroupLens without a header."""
-
-    layout: str
-    ratings: Traversable
-    members: dict[str, Traversable]
-    given: ColumnNames
-
-    def interactions(self) -> Interactions:
-        return movielens.read_ratings(self.ratings, self.layout, self.given)
-
-    @property
-    def item_column(self) -> str | None:
-        return self.given.item
-
-    def items(self) -> pa.Table | None:
-        return movielens.read_films(self.members, self.layout)
 
 
 @dataclasses.dataclass(frozen=True)

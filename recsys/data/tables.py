@@ -228,14 +228,18 @@ def raise_first_fault(
             strict=True,
         )
     ):
-        kind = kind_of_time(time, part.time_format)
-        if names.timestamp is None:
-            kind = "number"
+        kind: str | None = "number"
+        if names.timestamp:
+            kind = kind_of_time(time, part.time_format)
         first_kind = first_kind or kind
         expected = None
         if not str("" if user is None else user).strip():
             expected, value = f"the user id in column {names.user!r}", user
-        elif not (str("" if item is None else item).strip() or part.has_lists):
+        elif not (
+            str("" if item is None else item).strip()
+            # An empty list, which may be.
+            or (part.has_lists and rows is None)
+        ):
             expected, value = f"the item id in column {names.item!r}", item
         elif kind is None or kind != first_kind:
             what = first_kind or "number or an ISO date"
