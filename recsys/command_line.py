@@ -331,10 +331,10 @@ DEFAULT_PRESET = "movielens-small"
 def add_preset_flag(command: Command) -> None:
     """Adds the flag `--preset` to a command that trains."""
     command.add_flag(
-        str,
+        pathlib.Path,
         "preset",
         "Provides the values of flags that are not given: "
-        f"{', '.join(PRESETS)}.",
+        f"{', '.join(PRESETS)}, or a file that recsys.tune wrote.",
         group="Run",
         default=DEFAULT_PRESET,
     )
@@ -370,7 +370,8 @@ def run_folder(values: dict[str, Any], default: str) -> pathlib.Path:
     if values["workdir"] == "":
         raise InputError("--workdir must name a folder. Received: ''")
     return pathlib.Path(
-        values["workdir"] or default.replace("<preset>", values["preset"])
+        values["workdir"]
+        or default.replace("<preset>", pathlib.Path(values["preset"]).stem)
     )
 
 

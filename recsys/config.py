@@ -14,11 +14,13 @@ import decimal
 import functools
 import math
 import operator
+import pathlib
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
+from recsys import files
 from recsys.errors import InputError
 
 ENCODERS = ("self_attention", "gru", "mean_pooling")
@@ -703,7 +705,8 @@ def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     """Returns a preset with some fields replaced.
 
     Args:
-        preset: A name in `PRESETS`.
+        preset: A name in `PRESETS`, or the path of a JSON file with fields of
+            `TrainConfig` by name, as `recsys.tune` writes it.
         overrides: Field values by name.
 
     Returns:
@@ -712,9 +715,13 @@ def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     Raises:
         InputError: The preset is unknown or a value is out of range.
     """
-    if preset not in PRESETS:
+    if preset in PRESETS:
+        return TrainConfig(**{**PRESETS[preset], **overrides})
+    path = pathlib.Path(preset)
+    if not path.is_file():
         raise InputError(
-            f"--preset must be one of {', '.join(PRESETS)}. "
-            f"Received: {preset!r}"
+            f"--preset must be one of {', '.join(PRESETS)}, or a JSON file as "
+            f"recsys.tune writes it. Received: {preset!r}"
         )
-    return TrainConfig(**{**PRESETS[preset], **overrides})
+    base = TrainConfig.from_dict(files.read_json(path), preset)
+    return dataclasses.replace(base, **overrides)

@@ -25,7 +25,15 @@ FLOORS = (
     {"evaluation.comparison"},
     {"evaluation.run", "training"},
     {"runs"},
-    {"train", "evaluate", "recommend", "export", "extend", "prepare_shards"},
+    {
+        "train",
+        "tune",
+        "evaluate",
+        "recommend",
+        "export",
+        "extend",
+        "prepare_shards",
+    },
     {"__main__"},
 )
 
