@@ -160,7 +160,7 @@ class FrameTest(parameterized.TestCase):
         ({**COLUMNS, "uid": [1, 2, 3]}, {}, "found 'user' and 'uid'"),
         (PANDAS.drop(columns="item"), {}, "expected one item column"),
         (PANDAS[:0], {}, "expected interactions"),
-        (PANDAS.assign(user=[[1], [2], [3]]), {}, "column of list<"),
+        (PANDAS.assign(user=[[1], [2], [3]]), {}, "column of large_list<"),
         (PANDAS.assign(item=[1.5, 2, 3]), {}, "whole numbers.*Received: 1.5"),
         ({**COLUMNS, "user": [1, "x", 2]}, {}, "each of one type.*dict"),
         ({**COLUMNS, "user": [1, 2]}, {}, "each of one type.*dict"),
@@ -197,6 +197,27 @@ class FrameTest(parameterized.TestCase):
                 "price": [0.5, 3.0],
             },
         )
+
+    def test_lists_of_categories_and_missing_numbers_within_lists(self):
+        items = pl.DataFrame(
+            {
+                "item": [5, 30, 7],
+                "tags": pl.Series(
+                    [["x", "y"], None, []], dtype=pl.List(pl.Categorical)
+                ),
+                "vector": [[1.0, float("nan")], [2.0, 3.0], None],
+            }
+        )
+        log = Log.from_frame(PANDAS, items=items)
+        self.assertEqual(
+            log.items.to_pydict(),
+            {
+                "item_id": ["5", "30", "7"],
+                "tags": [["x", "y"], None, []],
+                "vector": [[1.0, None], [2.0, 3.0], None],
+            },
+        )
+        self.assertEqual(log.items["tags"].type, pa.large_list(pa.string()))
 
     @parameterized.parameters(
         ({"item": [5, 5]}, "expected every item once. Received twice: '5'"),

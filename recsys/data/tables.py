@@ -705,7 +705,12 @@ def frame_table(frame: Any, where: str) -> pa.Table:
     """
     try:
         table = pa.table(frame)
-        columns = [_plain(column) for column in table.columns]
+        columns = [
+            pa.chunked_array(
+                [_plain(c) for c in column.chunks or [pa.nulls(0, column.type)]]
+            )
+            for column in table.columns
+        ]
         table = pa.Table.from_arrays(columns, names=table.column_names)
         table.validate(full=True)
     except (TypeError, ValueError, pa.ArrowException) as error:
@@ -718,22 +723,23 @@ def frame_table(frame: Any, where: str) -> pa.Table:
     return table
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(array: pa.Array) -> pa.Array:
     """Returns categories as their values, and NaN as missing."""
-    is_encoded = pa.types.is_dictionary(column.type)
-    kind = column.type.value_type if is_encoded else column.type
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _plain(array.dictionary).take(array.indices)
     if pa.types.is_string_view(kind):
-        kind = pa.string()
-    if is_encoded:
-        chunks = [
-            c.dictionary.cast(kind).take(c.indices) for c in column.chunks
-        ]
-        column = pa.chunked_array(chunks, kind)
-    elif kind != column.type:
-        column = column.cast(kind)
+        return array.cast(pa.string())
     if pa.types.is_floating(kind):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    return column
+        return pc.if_else(pc.is_nan(array), None, array)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy()
+        return pa.LargeListArray.from_arrays(
+            np.append(0, np.cumsum(lengths)),
+            _plain(pc.list_flatten(array)),
+            mask=array.is_null(),
+        )
+    return array
 
 
 def _finish(
