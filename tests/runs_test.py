@@ -147,6 +147,25 @@ class FitTest(RunsTestCase):
         self.assertTrue(np.isnan(found.interactions.ratings[0]))
         self.assertEqual(found.interactions.ratings[1:].tolist(), [2.0] * 119)
 
+    def test_kinds_of_events_in_a_frame(self):
+        frame = FRAME.assign(kind=["view", "view", "purchase"] * 40)
+        path, run = self.folder / "log.csv", self.folder / "run"
+        frame.to_csv(path, index=False)
+        log = Log.from_frame(frame, event_column="kind")
+        events = {"events": "view:1,purchase:3"}
+        models = [
+            fit(log, run, num_epochs=1, **events),
+            fit(path, event_column="kind", num_epochs=1, **events),
+            fit(path, num_epochs=1),
+        ]
+        first, second, third = (each.item_vectors() for each in models)
+        np.testing.assert_array_equal(first, second)
+        self.assertFalse(np.array_equal(second, third))
+        frame.loc[0, "kind"] = "purchase"
+        other = Log.from_frame(frame, event_column="kind")
+        with self.assertRaisesRegex(InputError, "another one, of 120"):
+            fit(other, run, num_epochs=1, **events)
+
     def test_a_log_that_failed_is_not_in_the_way(self):
         alone = Log.from_frame(FRAME[::6])  # One interaction per user.
         with self.assertRaisesRegex(InputError, "enough interactions"):
