@@ -242,23 +242,14 @@ class Recommender:
             np.array([0, len(indices)], np.int64),
             k,
             exclude_history=exclude_history,
-            rules=self.make_rules(rules, filters),
+            rules=self._rules(rules, filters),
         )
         return self._named(items[0], scores[0])
 
-    def make_rules(
+    def _rules(
         self, rules: Rules | None, filters: Mapping[str, Any]
     ) -> Rules | None:
-        """Returns rules that were made, or makes them of filters.
-
-        Args:
-            rules: The rules, if made.
-            filters: Arguments of `Rules.make`, else. What they leave is
-                printed on standard error.
-
-        Raises:
-            InputError: There are both, or a filter cannot be used.
-        """
+        """Returns rules, or makes them of filters and prints their notes."""
         if not filters:
             return rules
         if rules is not None:

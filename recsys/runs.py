@@ -303,7 +303,7 @@ class TrainedModel(recommender.Recommender):
             asked,
             k,
             exclude_history=exclude_history,
-            rules=self.make_rules(rules, filters),
+            rules=self._rules(rules, filters),
         )
         print(summary.text(k), file=sys.stderr)
         return table

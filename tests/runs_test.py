@@ -18,6 +18,7 @@ from absl.testing import absltest, parameterized
 
 import recsys
 from recsys import InputError, Log
+from recsys.reranking import Rules
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Twenty users who take six steps each around a circle of nine items.
@@ -373,7 +374,7 @@ class RecommendTest(parameterized.TestCase):
         self.assertEqual(
             set(table["item"].to_pylist()), {"i0", "i2", "i4", "i6", "i8"}
         )
-        rules = self.model.make_rules(None, {"items": ["i1"]})
+        rules = Rules.make(self.model.vocabulary, items=["i1"])
         [only] = self.model.recommend(["i4"], rules=rules)
         self.assertEqual(only.item_id, "i1")
         with self.assertRaisesRegex(InputError, "rules and exclude"):
