@@ -171,31 +171,26 @@ def notes(part: Part, given: ColumnNames) -> list[str]:
         given: What the user said of it.
     """
     names, found = part.names, []
+    layout = part.form.layout if part.form else ""
     unusual = [
         f"{role} {name!r}"
         for role, name in names.by_role.items()
-        if role in ("user", "item", "timestamp", "rating")
+        if not role.startswith("+")
         and getattr(given, role) is None
         and not is_usual(name, role)
-        and not (part.form and part.form.layout in ("sequences", "netflix"))
     ]
+    no_time = "no time column: the order of the file is the order of events"
+    if layout == "sequences":
+        found.append("each line is a user and all of the user's items in order")
+        return [*found, no_time]
     if unusual:
         found.append(f"columns found by name: {', '.join(unusual)}")
-    if part.form and part.form.layout == "sequences":
-        found.append("each line is a user and all of the user's items in order")
-    elif part.has_lists:
+    if part.has_lists:
         found.append(f"each value of {names.item!r} is a list of items")
     if part.nested:
         found.append(f"each value of {part.nested!r} is a list of events")
     if names.timestamp is None:
-        found.append(
-            "no time column: the order of the file is the order of events"
-            + (
-                ""
-                if part.form and part.form.layout == "sequences"
-                else " (--timestamp_column names one)"
-            )
-        )
+        found.append(f"{no_time} (--timestamp_column names one)")
     return found
 
 
