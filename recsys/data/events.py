@@ -78,13 +78,17 @@ class EventRules:
         """Whether some rows are known negatives."""
         return bool(self.dislikes) or self.max_rating is not None
 
-    def kinds(self, found: Mapping[str, int] | None = None) -> EventKinds:
-        """Returns the kinds to keep.
+    def kinds(
+        self, found: Mapping[str, int] | None = None
+    ) -> EventKinds | None:
+        """Returns the kinds that interactions keep, if they do.
 
         Args:
             found: The kinds of the log, of which all but the dislikes are kept
                 without `events`.
         """
+        if not self.keeps_kinds:
+            return None
         weights = parse_events(self.events)
         if not weights:
             dislikes = parse_names(self.dislikes)
@@ -174,7 +178,7 @@ def label(interactions: Interactions, rules: EventRules) -> EventLabels:
     found = {names[i]: int(counts[i]) for i in order if counts[i]}
     if rules.is_empty:
         return EventLabels(None, None, found, len(interactions))
-    kinds = rules.kinds(found) if rules.keeps_kinds else None
+    kinds = rules.kinds(found)
     codes = np.zeros(len(interactions), np.int32)
     if kinds is not None or rules.dislikes:
         if not names:

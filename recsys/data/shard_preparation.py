@@ -64,9 +64,12 @@ _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 Opener = Callable[[str], IO[bytes]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(EventRules):
     """How to prepare shards.
+
+    With `target_events`, `events` must be given: rows are labeled before all
+    kinds are known.
 
     Attributes:
         num_shards: The number of shards. A process holds a whole shard in
@@ -77,11 +80,6 @@ class Options:
         min_rating: The lowest rating to keep; None for all.
         repeats: Which of several interactions of the same user and item to
             keep.
-        events: As in `EventRules`; the next three, too.
-        target_events: Likewise; needs `events`, since rows are labeled before
-            all kinds are known.
-        dislikes: Likewise.
-        max_rating: Likewise.
 
     Raises:
         InputError: A value is out of range.
@@ -92,15 +90,6 @@ class Options:
     split: str = "leave_last_out"
     min_rating: float | None = None
     repeats: str = "first"
-    events: str | None = None
-    target_events: str | None = None
-    dislikes: str | None = None
-    max_rating: float | None = None
-
-    @property
-    def rules(self) -> EventRules:
-        """What is to become of kinds of events."""
-        return EventRules.of(self)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= 99_999:
@@ -212,7 +201,7 @@ class Preparation:
     def _deal_block(
         self, block: Interactions, first_row: int, source: str
     ) -> Dealt:
-        labels = label(block, self.options.rules)
+        labels = label(block, self.options)
         liked = rows = block.rows_rated(self.options.min_rating)
         counts = Counter({f"kind:{k}": n for k, n in labels.found.items()})
         counts["low_ratings"] = len(block) - len(rows)
@@ -354,7 +343,7 @@ class Preparation:
             for name, count in counts.most_common()
             if name.startswith("kind:")
         }
-        self.options.rules.check(self.name, found)
+        self.options.check(self.name, found)
         manifest = Manifest(
             name=self.name,
             split=self.options.split,
@@ -370,7 +359,7 @@ class Preparation:
             num_dislikes=counts["dislikes"],
             num_kept_dislikes=sum(each.num_dislikes for each in summaries),
             found=found,
-            **dataclasses.asdict(self.options.rules),
+            **dataclasses.asdict(EventRules.of(self.options)),
         )
         if sum(manifest.num_train) == sum(manifest.num_users):
             raise no_training_pairs(self.name)
@@ -392,14 +381,12 @@ def _to_sequences(
     pieces: Sequence[pa.RecordBatch], vocabulary: Vocabulary, options: Options
 ) -> tuple[Sequences, int]:
     """Returns the sequences of a shard, and the interactions with repeats."""
-    rules, kinds = options.rules, None
-    if rules.keeps_kinds:
-        kinds = rules.kinds()
+    kinds = options.kinds()
     liked = disliked = _NO_ROWS
     if pieces:
         _check_timestamp_types(pieces)
         liked = pa.Table.from_batches(pieces)
-        if not rules.is_empty:
+        if not options.is_empty:
             is_liked = pc.greater_equal(liked[EVENT], 0)
             disliked = liked.filter(pc.invert(is_liked))
             liked = liked.filter(is_liked)
@@ -408,7 +395,7 @@ def _to_sequences(
         for table in (liked, disliked)
     )
     sequences = build_sequences(
-        likes, vocabulary, kinds, dislikes if rules.has_dislikes else None
+        likes, vocabulary, kinds, dislikes if options.has_dislikes else None
     )
     return sequences, len(liked)
 

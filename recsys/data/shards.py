@@ -53,8 +53,8 @@ _DISLIKED = "disliked_"
 _EVENT_COUNTS = ("num_dislikes", "num_kept_dislikes", "found")
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(EventRules):
     """Describes a folder of shards.
 
     Attributes:
@@ -70,11 +70,7 @@ class Manifest:
         num_dropped: Interactions of the log removed by the filters.
         num_dislikes: Rows of the log that are dislikes.
         num_kept_dislikes: Those of them that are used.
-        found: The rows of each kind of event, if the log has several.
-        events: As in `EventRules`; the next three, too.
-        target_events: Likewise.
-        dislikes: Likewise.
-        max_rating: Likewise.
+        found: The rows of each kind of event, if the log has any.
     """
 
     name: str
@@ -90,22 +86,11 @@ class Manifest:
     num_dislikes: int = 0
     num_kept_dislikes: int = 0
     found: dict[str, int] = dataclasses.field(default_factory=dict)
-    events: str | None = None
-    target_events: str | None = None
-    dislikes: str | None = None
-    max_rating: float | None = None
-
-    @property
-    def kinds(self) -> EventKinds | None:
-        """The kinds of events that the sequences have, if any."""
-        rules = EventRules.of(self)
-        return rules.kinds() if rules.keeps_kinds else None
 
     def notes(self) -> list[str]:
         """Says what became of kinds of events and dislikes, a line each."""
-        rules = EventRules.of(self)
-        lines = describe(rules, self.kinds, self.found)
-        if rules.has_dislikes:
+        lines = describe(self, self.kinds(), self.found)
+        if self.has_dislikes:
             lines.append(
                 dislikes_note(self.num_dislikes, self.num_kept_dislikes)
             )
@@ -361,9 +346,9 @@ def open_sequences(
         users_per_shard=np.array(manifest.num_users, np.int64),
         interactions_per_shard=np.array(manifest.num_train, np.int64),
         counts=counts,
-        kinds=manifest.kinds,
+        kinds=manifest.kinds(),
         target_weights=target_weights,
-        rules=EventRules.of(manifest),
+        rules=manifest,
     )
 
 
@@ -371,7 +356,7 @@ def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
     """Reads the full sequences of the queried users."""
     names = map(queries_name, range(len(manifest.num_users)))
     tables = [_read(folder / name) for name in names]
-    return to_sequences(pa.concat_tables(tables), manifest.kinds)
+    return to_sequences(pa.concat_tables(tables), manifest.kinds())
 
 
 def read_users(
