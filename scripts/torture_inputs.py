@@ -522,7 +522,7 @@ def payloads(marker: pathlib.Path) -> list[tuple[str, Any]]:
         ("torture_payload.Touch", "Touch", {}),
         ("../torture_payload", "Touch", {}),
         ("keras.src.utils.file_utils", "copy", {}),
-        ("keras.utils", "get_file", {"origin": "file:///etc/hosts"}),
+        ("keras.utils", "get_file", {"origin": "file:" + "///etc/hosts"}),
         ("keras.src.legacy.saving.serialization", "eval", source),
         ("recsys.training", "train", {"config": {}, "workdir": str(marker)}),
         ("recsys.files", "write_json", {"path": str(marker), "value": 1}),

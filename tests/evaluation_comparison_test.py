@@ -120,7 +120,7 @@ class ResultsTest(parameterized.TestCase):
             mock.patch.dict(sys.modules, {"implicit": None}),
             self.assertRaisesRegex(
                 InputError,
-                rf"^--baselines={name} needs the extra \[baselines\] .*"
+                rf"^--baselines={name} needs the extra \[baselines\]: .*"
                 "Received: no package `implicit`$",
             ),
         ):
