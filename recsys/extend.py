@@ -96,11 +96,7 @@ def main(values: dict[str, Any]) -> int:
 
 
 def _is_done(output: pathlib.Path, asked: dict[str, Any]) -> bool:
-    """Whether this command has already made the new workdir.
-
-    Raises:
-        InputError: The folder holds something else or cannot be written.
-    """
+    """Whether this command has already made the new workdir."""
     extension = recsys.workdir.Workdir(output).extension
     if extension.is_file():
         differing = recsys.workdir.differences(

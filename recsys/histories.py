@@ -523,10 +523,7 @@ def _malformed(text: bytes, source: str, number: int) -> InputError:
 def _encode(
     vocabulary: Vocabulary, histories: list[list[str]], summary: Summary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns flat `[total]` int32 indices and `[n + 1]` int64 offsets.
-
-    Adds their counts to the summary.
-    """
+    """Returns flat indices and offsets, and counts them in the summary."""
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
     ids = list(itertools.chain.from_iterable(histories))
     items = vocabulary.encode(pa.array(ids, pa.string()))

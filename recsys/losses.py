@@ -166,10 +166,7 @@ def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
 
 
 def _with_at_least_one(values: tf.Tensor) -> tf.Tensor:
-    """Appends zeros where there is nothing.
-
-    A loop over nothing does not know the shape of what it would have made.
-    """
+    """Appends zeros to nothing, of which a loop would not know the shape."""
     missing = tf.maximum(0, 1 - tf.shape(values)[0])
     return tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
 
@@ -253,31 +250,18 @@ def _per_row(
 
 @tf.custom_gradient
 def _fused_sampled_softmax(
-    queries: tf.Tensor,
-    target_vectors: tf.Tensor,
-    negative_vectors: tf.Tensor,
-    target_ids: tf.Tensor,
-    negative_ids: tf.Tensor,
-    weights: tf.Tensor,
-    offsets: tf.Tensor,
-    rows: tf.Tensor,
-    extra_logits: tf.Tensor,
-    counted_chunks: tf.Tensor,
+    queries: tf.Tensor,  # [num_chunks, size, dim]
+    target_vectors: tf.Tensor,  # [num_chunks, size, dim]
+    negative_vectors: tf.Tensor,  # [num_chunks or 1, num_negatives, dim]
+    target_ids: tf.Tensor,  # [num_chunks, size]
+    negative_ids: tf.Tensor,  # [num_chunks or 1, num_negatives]
+    weights: tf.Tensor,  # [num_chunks, size]
+    offsets: tf.Tensor,  # [num_offsets, num_negatives]
+    rows: tf.Tensor,  # [num_chunks, size], a query's row of `offsets`
+    extra_logits: tf.Tensor,  # [num_chunks, size, num_extra]
+    counted_chunks: tf.Tensor,  # scalar; later chunks weigh nothing
 ) -> tuple[tf.Tensor, Callable]:
-    """The loss of queries in chunks.
-
-    Args:
-        queries: `[num_chunks, size, dim]`.
-        target_vectors: `[num_chunks, size, dim]`.
-        negative_vectors: `[num_chunks or 1, num_negatives, dim]`.
-        target_ids: `[num_chunks, size]`.
-        negative_ids: `[num_chunks or 1, num_negatives]`.
-        weights: `[num_chunks, size]`.
-        offsets: `[num_offsets, num_negatives]`.
-        rows: `[num_chunks, size]`, which offsets a query's negatives have.
-        extra_logits: `[num_chunks, size, num_extra]`.
-        counted_chunks: Scalar; all weights of later chunks are 0.
-    """
+    """The loss of queries in chunks."""
     last = tf.shape(negative_ids)[0] - 1
     target_logits = tf.reduce_sum(queries * target_vectors, axis=2)
 
@@ -330,32 +314,15 @@ def _fused_sampled_softmax(
 
 
 def _sampled_chunk(
-    queries: tf.Tensor,
-    negative_vectors: tf.Tensor,
-    target_logits: tf.Tensor,
-    is_hit: tf.Tensor,
-    offsets: tf.Tensor,
-    weights: tf.Tensor,
-    extra_logits: tf.Tensor,
+    queries: tf.Tensor,  # [size, dim]
+    negative_vectors: tf.Tensor,  # [num_negatives, dim]
+    target_logits: tf.Tensor,  # [size, 1]
+    is_hit: tf.Tensor,  # [size, num_negatives], true for the target itself
+    offsets: tf.Tensor,  # [size or 1, num_negatives]
+    weights: tf.Tensor,  # [size, 1]
+    extra_logits: tf.Tensor,  # [size, num_extra]
 ) -> tuple[tf.Tensor, ...]:
-    """The softmax of some queries against the same negatives.
-
-    Args:
-        queries: `[size, dim]`.
-        negative_vectors: `[num_negatives, dim]`.
-        target_logits: `[size, 1]`.
-        is_hit: `[size, num_negatives]`, true for the target itself.
-        offsets: `[size or 1, num_negatives]`, subtracted from the logits.
-        weights: `[size, 1]`.
-        extra_logits: `[size, num_extra]`.
-
-    Returns:
-        Logarithms of the sums, `[size]`; the negatives' weighted probability,
-        `[size]`, which is how wrong the target's logit is; the negatives' part
-        of the queries' gradient, `[size, dim]`; the gradient of the extra
-        logits, `[size, num_extra]`; the negatives' gradient, `[num_negatives,
-        dim]`.
-    """
+    """The softmax of some queries against the same negatives."""
     logits = tf.matmul(queries, negative_vectors, transpose_b=True)
     logits = tf.where(is_hit, float("-inf"), logits - offsets)
     highest = tf.maximum(
@@ -372,6 +339,7 @@ def _sampled_chunk(
     scale = weights / total
     return (
         (highest + tf.math.log(total))[:, 0],
+        # The probability of all others is how wrong the target's logit is.
         (others * scale)[:, 0],
         tf.matmul(exp, negative_vectors) * scale,
         extra * scale,
@@ -385,14 +353,7 @@ def _sampled_pass(
     likes: tuple[tf.Tensor, ...],
     counted_chunks: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """Runs `_sampled_chunk` over the chunks that count, and stacks the results.
-
-    Args:
-        chunk: From a chunk's number to the five results.
-        target_logits: `[num_chunks, size]`.
-        likes: Tensors whose entries are shaped as the other four results.
-        counted_chunks: Scalar.
-    """
+    """Stacks the results of `_sampled_chunk` for the chunks that count."""
     num_chunks = tf.shape(target_logits)[0]
     num_elements = tf.maximum(1, num_chunks)
     # What the loop never reaches counts nothing: log_sum = logit.
@@ -586,10 +547,7 @@ def _full_chunk(
 
 
 def _largest_norm(vectors: tf.Tensor) -> tf.Tensor:
-    """The largest norm of `[num_vectors, dim]`; 0 of none.
-
-    No dot product is larger than the product of two (Cauchy-Schwarz).
-    """
+    """The largest norm, 0 of none, which bounds dot products."""
     squares = tf.reduce_sum(tf.square(vectors), axis=1)
     return tf.sqrt(tf.reduce_max(tf.concat([squares, [0.0]], axis=0)))
 

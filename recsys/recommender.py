@@ -486,15 +486,7 @@ def _finite(vectors: np.ndarray, kind: str) -> np.ndarray:
 def _without_unknown(
     items: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drops unknown items, and padding, from histories.
-
-    Args:
-        items: `[total]` int32 vocabulary indices.
-        offsets: `[num_queries + 1]` int64.
-
-    Returns:
-        Both without them.
-    """
+    """Drops unknown items, and padding, from histories."""
     known = items >= FIRST_ITEM_INDEX
     if known.all():
         return items, offsets

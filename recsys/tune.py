@@ -127,13 +127,7 @@ def _seconds(text: str) -> float:
 
 
 class _Search:
-    """A search and its folder.
-
-    Args:
-        config: The configuration of the first trial.
-        given: The fields that were given, which stay as they are.
-        path: The folder.
-    """
+    """A search from `config`, whose `given` fields stay, and its folder."""
 
     def __init__(
         self, config: TrainConfig, given: dict[str, Any], path: pathlib.Path
@@ -187,13 +181,7 @@ class _Search:
             )
 
     def run(self, data: PreparedData, num_trials: int, budget: float) -> None:
-        """Runs the trials that are left, and writes the best one's preset.
-
-        Args:
-            data: The data of all trials.
-            num_trials: How many trials there may be in all.
-            budget: How many seconds they may train in all.
-        """
+        """Runs the trials that are left, and writes the best one's preset."""
         files.write_json(self._asked, self._asking)
         load_tensorflow()
         self._study = self._optuna.create_study(

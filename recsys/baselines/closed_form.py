@@ -423,11 +423,7 @@ class EASE:
 def _inverse_by_items(
     matrix: scipy.sparse.csr_array, regularization: float
 ) -> np.ndarray:
-    """Inverts `X^T X + regularization * I` by Cholesky, in place.
-
-    X is `[num_users, num_items]` and the inverse `[num_items, num_items]`,
-    both float32.
-    """
+    """Inverts `X^T X + regularization * I` by Cholesky, in place."""
     num_items = matrix.shape[1]
     gram = np.empty((num_items, num_items), np.float32, order="F")
     for rows, counts in co_occurrence_blocks(matrix):
@@ -450,10 +446,7 @@ def _inverse_by_items(
 def _inverse_by_users(
     matrix: scipy.sparse.csr_array, regularization: float
 ) -> np.ndarray:
-    """Computes the same inverse by the Woodbury identity, for few users.
-
-    `(X^T X + r I)^-1 = (I - X^T (X X^T + r I)^-1 X) / r`
-    """
+    """The same for few users: `(I - X^T (X X^T + r I)^-1 X) / r` (Woodbury)."""
     gram = (matrix @ matrix.T).toarray().astype(np.float64)
     gram[np.diag_indices_from(gram)] += regularization
     solved = scipy.linalg.solve(gram, matrix.toarray(), assume_a="pos")

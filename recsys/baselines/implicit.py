@@ -20,11 +20,7 @@ from recsys.errors import missing_extra
 def _fitted(
     name: str, train: Sequences, vocabulary_size: int, **options: Any
 ) -> Any:
-    """Fits a model of `implicit`, such as `als.AlternatingLeastSquares`.
-
-    Raises:
-        InputError: The package is not installed.
-    """
+    """Fits a model of `implicit`, such as `als.AlternatingLeastSquares`."""
     module, _, model = name.partition(".")
     try:
         imported = importlib.import_module(f"implicit.{module}")
@@ -188,14 +184,7 @@ class BPR:
         return self._fold_in(matrix) @ self._vectors.T + self._biases
 
     def _fold_in(self, histories: scipy.sparse.csr_array) -> np.ndarray:
-        """Computes the vector of each history.
-
-        Args:
-            histories: `[num_queries, vocabulary_size]` float32, binary.
-
-        Returns:
-            `[num_queries, num_factors]` float32; zero for an empty history.
-        """
+        """`[num_queries, num_factors]` float32 vectors of binary histories."""
         lengths = np.diff(histories.indptr)
         rows = np.repeat(np.arange(len(lengths)), lengths)
         items = histories.indices

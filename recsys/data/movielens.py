@@ -366,13 +366,7 @@ class _Films:
         self._known: set[str] = set()
 
     def add(self, ids: list[str], codes: Any, batch: dict[str, Any]) -> None:
-        """Adds the new films of a batch.
-
-        Args:
-            ids: The distinct item ids of the batch.
-            codes: `[num_rows]` int32, positions in `ids`.
-            batch: A batch of `_batches`.
-        """
+        """Adds the new films of a batch, whose rows are `codes` of `ids`."""
         # pylint: disable-next=import-outside-toplevel
         import tensorflow as tf
 

@@ -59,20 +59,7 @@ def _own_rows(
     shard_ends: np.ndarray | None,
     part: Part,
 ) -> np.ndarray:
-    """Returns which rows of a group's batches belong to a process.
-
-    Args:
-        earliest: `[num_windows]` int64, the first position of each window's
-            user in the group's items.
-        rows: `[num_rows]` int64, the windows in the batches; `num_windows`
-            stands for a row of padding.
-        offsets: `[num_batches + 1]` int64, the start of each batch in `rows`.
-        shard_ends: As in `Group`.
-        part: The process.
-
-    Returns:
-        `[num_rows]` bool. Each row belongs to exactly one process.
-    """
+    """`[num_rows]` bool, which rows of a group's batches a process has."""
     if shard_ends is not None:
         # An empty shard ends where the one before it does.
         owner = np.searchsorted(shard_ends, earliest, "right") % part.count

@@ -440,12 +440,7 @@ def _dislikes(
 
 
 def _chronological(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Returns the order by user, then time, then position in the file.
-
-    Args:
-        users: `[num_interactions]` integer, non-negative.
-        timestamps: `[num_interactions]` int64.
-    """
+    """Returns the order by user, then time, then position in the file."""
     if len(users):
         # Python integers, which do not overflow.
         first = int(timestamps.min())

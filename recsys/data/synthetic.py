@@ -273,10 +273,7 @@ class SyntheticLog:
 
 
 def _normal(rows: np.ndarray, columns: int, seed: int) -> np.ndarray:
-    """Draws `[n, columns]` normal numbers that depend on (seed, row, column).
-
-    A user's tastes are thus known without drawing the users before.
-    """
+    """`[n, columns]` normal numbers that depend on (seed, row, column)."""
     key = np.uint64(zlib.crc32(f"tastes {seed}".encode()))
     first = rows[:, None].astype(np.uint64) * np.uint64(2 * columns)
     place = np.arange(2 * columns, dtype=np.uint64)
@@ -319,15 +316,7 @@ def _assemble(
     codes: np.ndarray,
     timestamps: np.ndarray,
 ) -> Interactions:
-    """Returns the interactions of consecutive users.
-
-    Args:
-        first_user: The first user.
-        lengths: `[num_users]` int64, interactions of each user.
-        items: `[num_items]` int64, the distinct items.
-        codes: `[num_interactions]` integer, positions in `items`.
-        timestamps: `[num_interactions]` int64.
-    """
+    """Returns interactions, `codes` being positions in `items`."""
     item_ids, codes = number_by_appearance(_names(items), codes)
     users = np.arange(len(lengths), dtype=np.int32)
     return Interactions(

@@ -535,11 +535,8 @@ def _checksum_place(content: bytes) -> int:
 
 
 def _check_checksum(content: bytes) -> None:
-    """Raises OSError if a file with a checksum has changed.
-
-    Parquet's own checksums are for the pages of values, not for what says
-    how they are to be read. Files of earlier versions have neither.
-    """
+    """Raises OSError if a file with a checksum has changed."""
+    # Parquet's own do not cover what says how the values are to be read.
     begin = _checksum_place(content)
     if begin < 0:
         return

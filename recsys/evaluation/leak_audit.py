@@ -235,15 +235,7 @@ def _overlap_checks(
 def _late_training(
     queries: Queries, train: Sequences
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Marks training interactions that do not precede a user's targets.
-
-    Most often a user's training interactions equal the beginning of the
-    sequence, which is fast to see. Others are counted by item and time.
-
-    Returns:
-        For each training interaction of a user with queries, `[n]` bool and
-        the user's raw id, `[n]` object array of str.
-    """
+    """Marks training interactions not before a user's targets; and users."""
     source = queries.sequences
     first_targets = _first_targets(queries)
     source_rows = _rows_of(train.user_ids, source.user_ids)
@@ -272,11 +264,7 @@ def _late_training(
 def _late_dislikes(
     queries: Queries, dislikes: Sequences
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Marks dislikes that are not before the time of a user's first target.
-
-    Returns:
-        As `_late_training`.
-    """
+    """Marks dislikes not before the time of the first target; and users."""
     source = queries.sequences
     first = np.full(source.num_users + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, queries.users, source.timestamps[queries.history_ends])
@@ -293,20 +281,7 @@ def _unaccounted(
     positions: np.ndarray,
     rows: np.ndarray,
 ) -> np.ndarray:
-    """Marks training interactions that are not among the allowed ones.
-
-    Args:
-        source: The sequences of the queries. Interactions before the first
-            target are allowed.
-        first_targets: `[num_users]` int64; see `_first_targets`.
-        train: The training sequences.
-        positions: `[n]` int64 positions in `train`.
-        rows: `[n]` int64, the users of these in `source`.
-
-    Returns:
-        `[n]` bool; of k equal interactions of which j are allowed, k - j are
-        marked.
-    """
+    """`[n]` bool: training interactions not before the first target."""
     users = np.repeat(np.arange(source.num_users), source.lengths)
     place = np.arange(len(users)) - source.offsets[users]
     allowed = np.flatnonzero(
@@ -338,10 +313,7 @@ def _user_ids(queries: Queries) -> np.ndarray:
 
 
 def _first_targets(queries: Queries) -> np.ndarray:
-    """Returns where each user's first target is in the user's sequence.
-
-    `[num_users]` int64; `_NO_TARGET` for users without a query.
-    """
+    """`[num_users]` places of first targets, or `_NO_TARGET`."""
     first = np.full(queries.sequences.num_users, _NO_TARGET)
     begins = queries.sequences.offsets[queries.users]
     np.minimum.at(first, queries.users, queries.history_ends - begins)

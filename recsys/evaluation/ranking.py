@@ -117,12 +117,7 @@ def _batches(queries: Queries, batch_size: int) -> Iterator[np.ndarray]:
 
 
 class _Ranking:
-    """The results of all queries, filled batch by batch; see `Evaluation`.
-
-    Args:
-        queries: The queries.
-        k: Length of the lists; may be 0.
-    """
+    """The results of all queries, filled batch by batch; see `Evaluation`."""
 
     def __init__(self, queries: Queries, k: int) -> None:
         self._queries = queries
@@ -136,10 +131,7 @@ class _Ranking:
         self.top_scores = np.empty((len(queries), k), np.float32)
 
     def add(self, scorer: Scorer, rows: np.ndarray, exclude: bool) -> None:
-        """Ranks the candidates of the queries in `[batch_size]` int64 rows.
-
-        `exclude` removes each query's history from its candidates.
-        """
+        """Ranks for some queries, without their history if `exclude`."""
         items, offsets = self._queries.histories(rows)
         names = self.names[rows]
         scores = _scores(scorer, items, offsets, names)
@@ -252,21 +244,7 @@ def _exclude(
     excluded: tuple[np.ndarray, np.ndarray],
     names: np.ndarray,
 ) -> np.ndarray:
-    """Sets the scores of everything that is not a candidate to -inf.
-
-    Args:
-        chunk: `[num_rows, vocabulary_size]` float; modified.
-        relevant_items: `[num_rows, max_relevant]` int32, padded with 0.
-        excluded: Rows of the chunk and the items excluded from them.
-        names: `[num_rows]` object array of str, for error messages.
-
-    Returns:
-        `[num_rows, max_relevant]` float scores of the relevant items, NaN for
-        padding.
-
-    Raises:
-        InputError: A relevant item is excluded.
-    """
+    """Sets non-candidates to -inf; returns the relevant items' scores."""
     is_padding = relevant_items == PADDING_INDEX
     relevant_scores = np.take_along_axis(chunk, relevant_items, axis=1)
     relevant_scores[is_padding] = np.nan
@@ -347,11 +325,8 @@ def expected_ranks(
 def _count(
     compare: np.ufunc, scores: np.ndarray, score: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Counts the `[num_rows]` columns for which `compare(scores, score)`.
-
-    Counting the set bits of whole words takes a third of the time of
-    `np.count_nonzero` along an axis.
-    """
+    """Counts the `[num_rows]` columns for which `compare(scores, score)`."""
+    # Counting bits of words takes a third of the time of np.count_nonzero.
     mask = mask[: len(scores)]
     compare(scores, score, out=mask[:, : scores.shape[1]])
     return np.bitwise_count(mask.view(np.uint64)).sum(axis=1, dtype=np.int64)

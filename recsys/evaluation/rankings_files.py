@@ -218,10 +218,7 @@ def _check_scores(where: str, scores: Any, num_items: int) -> None:
 def _lay_out(
     lines: list[_Line], vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[num_queries, depth]` int32 items and float64 scores, padded.
-
-    The depth is the length of the longest list.
-    """
+    """`[num_queries, depth]` items and scores, padded to the longest."""
     lengths = np.array([len(line.items) for line in lines])
     places = np.arange(lengths.max()) < lengths[:, np.newaxis]
     items = np.zeros(places.shape, np.int32)

@@ -158,14 +158,7 @@ def by_event(evaluation: Evaluation, queries: Queries) -> list[Slice]:
 def _slices(
     evaluation: Evaluation, names: Sequence[str], numbers: np.ndarray
 ) -> list[Slice]:
-    """Slices by relevant item.
-
-    Args:
-        evaluation: The results of all queries.
-        names: The names of the slices.
-        numbers: `[num_queries, max_relevant]` int indices into `names`; -1
-            for padding.
-    """
+    """Slices by relevant item: `numbers` index `names`, -1 is padding."""
     slices = []
     for number, name in enumerate(names):
         chosen = numbers == number

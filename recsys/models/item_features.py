@@ -207,11 +207,8 @@ class ItemFeatures(keras.layers.Layer):
         return tf.cast(self.scale * tf.add_n(parts), self.compute_dtype)
 
     def _weighted_sum(self, values: Any, weights: Any) -> tf.Tensor:
-        """`[..., embedding_dim]` of `[..., width]` values and weights.
-
-        Most items have far fewer values than the one with the most: places
-        without a value are not looked up.
-        """
+        """`[..., embedding_dim]` of `[..., width]` values and weights."""
+        # Most items have far fewer values than the one with the most.
         # The product makes the gradient dense. It would be a list of many
         # repeated rows, which Adam is slow on, and squares before it adds them.
         table = tf.convert_to_tensor(self.embeddings) * 1.0

@@ -67,10 +67,7 @@ def _sharing() -> Iterator[bool]:
 
 
 def _outermost(function: Callable) -> types.FrameType | None:
-    """Returns the outermost running call of a function, None if there is none.
-
-    Keras does not tell a layer which model it is written or read with.
-    """
+    """Returns the outermost running call of a function, if any."""
     found: types.FrameType | None = None
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
@@ -282,14 +279,10 @@ class ItemTable(keras.layers.Layer):
 
 
 class _InPieces(keras.initializers.Initializer):
-    """Fills a large table piece by piece.
+    """Fills a large table piece by piece."""
 
-    All at once, drawing ten million vectors takes several times the memory of
-    the table. TensorFlow keeps what the pieces took, so they are small: 4 MB.
-
-    Args:
-        initializer: What draws; one that looks at the shape is left alone.
-    """
+    # All at once, drawing ten million vectors takes several times the memory of
+    # the table. TensorFlow keeps what the pieces took, so they are small: 4 MB.
 
     _NUM_AT_ONCE = 2**20
 

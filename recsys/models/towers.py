@@ -277,13 +277,7 @@ def _checked(embedding: SharedItemEmbedding) -> SharedItemEmbedding:
 def _check_encoded(
     vectors: tf.Tensor, outputs: tf.Tensor, has_one: bool
 ) -> None:
-    """Raises ValueError unless an encoder's output has the shape it should.
-
-    Args:
-        vectors: `[batch, length, embedding_dim]`, the encoder's input.
-        outputs: Its output.
-        has_one: Whether it was asked for one position of each row.
-    """
+    """Raises ValueError unless an encoder's output has the shape it should."""
     expected = vectors.shape
     if has_one:
         expected = expected[:1] + expected[2:]

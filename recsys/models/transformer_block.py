@@ -362,16 +362,7 @@ class TransformerBlock(keras.layers.Layer):
     def _attend_at(
         self, positions: tf.Tensor, normed: tf.Tensor, mask: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same for one position of each row, with its gate.
-
-        Args:
-            positions: `[batch]` int32.
-            normed: `[batch, length, dim]`.
-            mask: `[batch, length]` boolean, or None.
-
-        Returns:
-            The attention's output and the gate's input, `[batch, dim]` each.
-        """
+        """The same at one position of each row, `[batch]`, with its gate."""
         shape, dim = tf.shape(normed), normed.shape[-1]
         matrix = keras.ops.convert_to_tensor(self.attention_in)
         keys_and_values = _product(normed, matrix[:, dim : 3 * dim])

@@ -489,10 +489,7 @@ class TwoTower(keras.Model):
 
     @property
     def _default_save_signature(self) -> Any:
-        """What `tf.saved_model.save` makes the signature of the model.
-
-        Keras's own takes the shapes of the first call, and floats.
-        """
+        """The signature in a SavedModel; Keras's own has the first shapes."""
         if not self.built:
             return None
         return tf.function(
@@ -545,11 +542,7 @@ class TwoTower(keras.Model):
 
 
 def _unpacked(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
-    """Returns inputs with targets, and weights, of what Keras gives a step.
-
-    Raises:
-        ValueError: The targets are given twice.
-    """
+    """Returns inputs with targets, and weights, of what Keras gives a step."""
     inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(inputs, dict):
         raise ValueError(

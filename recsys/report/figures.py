@@ -385,10 +385,7 @@ def map_points(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _genres(data: ReportData, items: np.ndarray) -> list[tuple[str, list[int]]]:
-    """Returns the commonest genres, and the places of the items in each.
-
-    An item is in the rarest of its genres that are among these.
-    """
+    """Returns common genres, and items by the rarest of theirs among them."""
     table = data.vocabulary.items
     if "genres" not in table.column_names:
         return []

@@ -129,13 +129,7 @@ def _epochs(data: ReportData) -> list[tuple[int, dict[str, float]]]:
 
 
 def _examples(data: ReportData) -> list[dict[str, Any]]:
-    """Returns queries at equal distances, whatever their results are.
-
-    Each has the `name` of the query, the newest items of its `history`
-    (newest first) with the number of `earlier` ones, what was `recommended`
-    as (title, whether it is relevant), the `relevant` items as (title, rank,
-    whether it was recommended) with the number of `more`, and `num_hits`.
-    """
+    """Returns queries at equal distances, whatever their results are."""
     num_queries = len(data.queries)
     num_examples = min(_NUM_EXAMPLES, num_queries)
     rows = (np.arange(num_examples) + 0.5) * num_queries / num_examples

@@ -59,20 +59,9 @@ def top_columns(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def _candidates(
     scores: np.ndarray, width: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Leaves out most columns that cannot be among the best.
-
-    The highest scores of the groups are scores of different columns, so the
-    `width`-th highest of them is a score that the `width` best columns reach.
-    This takes about a sixth of the time of partitioning all columns.
-
-    Args:
-        scores: `[num_rows, num_columns]` float.
-        width: Length of the lists.
-
-    Returns:
-        `[num_rows, n]` int64 rising columns and their scores, -inf behind a
-        row's last; or None and all scores, where little can be left out.
-    """
+    """Leaves out columns not among the `width` best; None if it cannot."""
+    # The highest scores of the groups are of different columns, so the best
+    # columns reach the `width`-th highest of them: a sixth of partition's time.
     num_rows, num_columns = scores.shape
     num_groups = num_columns // _GROUP_SIZE
     if num_groups < 2 * width or not num_rows or not width:
@@ -102,17 +91,7 @@ def _candidates(
 def _first_ties(
     scores: np.ndarray, threshold: np.ndarray, width: int
 ) -> np.ndarray:
-    """Marks exactly `width` columns of rows with ties at their threshold.
-
-    Args:
-        scores: `[num_rows, num_columns]` float.
-        threshold: `[num_rows, 1]`, the `width`-th highest score of each row.
-        width: How many columns to mark.
-
-    Returns:
-        `[num_rows, num_columns]` bool: all above the threshold and, of those
-        at it, the lowest columns.
-    """
+    """Marks `width` columns of each row: of ties, the lowest."""
     above = scores > threshold
     tied = scores == threshold
     room = width - np.count_nonzero(above, axis=1)[:, np.newaxis]
@@ -199,19 +178,7 @@ def _search(
     excluded: tuple[np.ndarray, np.ndarray] | None,
     rows: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the best candidates of a block of queries.
-
-    Args:
-        queries: `[num_queries, dim]` float32.
-        candidates: `[num_candidates, dim]` float32.
-        k: How many for each query.
-        excluded: `[m]` rows, rising, and the query of each.
-        rows: `[n]` rows of the candidates to consider; rows are then places
-            in this list.
-
-    Returns:
-        `[num_queries, k]` int64 rows and float32 scores.
-    """
+    """`[num_queries, k]` rows, or places in `rows`, and scores of the best."""
     num_queries = len(queries)
     end = len(candidates) if rows is None else len(rows)
     if not end:
@@ -251,17 +218,7 @@ def _merged(
     best_scores: np.ndarray,
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merges further candidates into the best so far.
-
-    Args:
-        best_rows: `[num_queries, k]` int64.
-        best_scores: `[num_queries, k]` float32.
-        pending: Rows, queries and scores of others, all of higher rows; of
-            each query by rising row.
-
-    Returns:
-        `[num_queries, k]` rows and scores.
-    """
+    """Merges candidates of higher rows into the best so far."""
     num_queries, k = best_rows.shape
     rows, queries, scores = map(np.concatenate, zip(*pending, strict=True))
     order = np.argsort(queries.astype(np.int16), kind="stable")

@@ -92,11 +92,7 @@ _Read = Callable[[Recommender, pathlib.Path], dict[str, np.ndarray]]
 def _functions(
     name: str, exclude_history: bool, histories: list[np.ndarray]
 ) -> tuple[_Write, _Read]:
-    """Returns what writes a format and what reads its answers.
-
-    They take the model and the folder. The answers are arrays by name, as in
-    `Answers.arrays`, and `items`, the indices of the items that have `scores`.
-    """
+    """Returns what writes a format to a folder, and what reads its answers."""
     if name == "saved_model":
         return (
             functools.partial(

@@ -146,14 +146,7 @@ def _device_function(
 
 
 def _known_first(history: tf.Tensor) -> tf.Tensor:
-    """Moves the known items to the front, in their order, 0 behind them.
-
-    Args:
-        history: `[1, length]` int32.
-
-    Returns:
-        `[1, length]` int32.
-    """
+    """Moves the known items of `[1, length]` to the front, 0 behind them."""
     length = history.shape[1]
     is_known = history >= FIRST_ITEM_INDEX
     # Places as floats, which every LiteRT's top-k takes.

@@ -229,13 +229,7 @@ class ServedModel:
     def _listed(
         self, scores: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Returns the outputs of `recommend`.
-
-        Args:
-            scores: `[batch, vocabulary_size]` float32.
-            excluded: `[batch, n]` int64 indices.
-            k: `[batch]` or `[1]` int32.
-        """
+        """Returns the outputs of `recommend` without excluded indices."""
         tf.debugging.assert_positive(k, message="`k` must be positive.")
         k = tf.broadcast_to(k, tf.shape(scores)[:1])
         # The largest k of an empty batch is below 0.
@@ -355,10 +349,7 @@ def ask_saved_model(
 def _padded_ids(
     vocabulary: Vocabulary, histories: list[np.ndarray]
 ) -> tf.Tensor:
-    """Returns `[num_histories, length]` string, "" behind each history.
-
-    An unknown item gets an id that is not in the vocabulary.
-    """
+    """`[num_histories, length]` raw ids, an empty text behind each."""
     unknown = "unknown"
     while int(vocabulary.encode([unknown])[0]) != UNKNOWN_INDEX:
         unknown += "?"

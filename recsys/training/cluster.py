@@ -90,10 +90,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def _check_private(address: str) -> None:
-    """Raises InputError for an address on a public network.
-
-    A host name that does not resolve yet passes; connecting to it fails later.
-    """
+    """Raises InputError for an address, if it resolves, of a public network."""
     host, port = host_and_port(address)
     with contextlib.suppress(OSError, UnicodeError):
         for *_, found in socket.getaddrinfo(host, port):
@@ -264,11 +261,7 @@ class _Waiting:
 def _collect_reports(
     cluster: Cluster, about: dict[str, str], waiting: _Waiting
 ) -> str:
-    """Waits for every other process's report, then answers them all.
-
-    Returns:
-        The answer: what differs between the processes; empty if nothing does.
-    """
+    """Waits for all other reports, and answers them with what differs."""
     missing = {
         index: f"{cluster.worker_name(index)} ({address})"
         for index, address in enumerate(cluster.addresses)

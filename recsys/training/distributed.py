@@ -106,10 +106,7 @@ def connect(strategy: str, cluster: Cluster | None) -> Replicas | None:
 
 @functools.cache
 def _mirrored_strategy() -> tf.distribute.Strategy:
-    """Returns the one strategy over all devices of this process.
-
-    The collectives of two strategies would receive each other's messages.
-    """
+    """The one strategy here: two would receive each other's messages."""
     devices = tf.config.list_logical_devices("GPU")
     devices = devices or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([each.name for each in devices])

@@ -82,11 +82,7 @@ def write_extension(
 
 
 def _with_same_method(grown: GrownData) -> TrainConfig:
-    """Returns the new configuration with the old loss and optimizer.
-
-    `auto` depends on the number of items, which has grown, but only the same
-    optimizer can use the old moments.
-    """
+    """Returns the new configuration with what `auto` meant for the old one."""
     before, now = (
         (
             uses_sampled_softmax(config, data.vocabulary.num_items),
@@ -141,11 +137,7 @@ def carry(
 
 
 def _initialize_new_rows(model: TwoTower, grown: GrownData) -> None:
-    """Initializes the new items' rows of the item table.
-
-    With item features the rows are zero, as for any untrained item: the
-    features alone describe it.
-    """
+    """Initializes the new items' rows; zero where features describe them."""
     table = model.candidate_tower.embedding.embeddings
     rows = table.numpy()
     is_new = np.ones(len(rows), bool)

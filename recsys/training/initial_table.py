@@ -89,11 +89,8 @@ def _positive_information(
 def _left_factor(
     matrix: scipy.sparse.csr_array, dim: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """U √S of the largest `dim` singular values, by random projection.
-
-    Halko, Martinsson and Tropp 2011 (https://doi.org/10.1137/090771806),
-    with four power iterations, each made orthogonal again.
-    """
+    """U √S of the largest `dim` singular values, by random projection."""
+    # Halko, Martinsson and Tropp 2011, https://doi.org/10.1137/090771806
     size = matrix.shape[0]
     rank = min(dim + 16, size)
     basis = rng.standard_normal((size, rank))
