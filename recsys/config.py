@@ -549,6 +549,8 @@ def _check_value(name: str, value: Any, info: FieldInfo) -> None:
             raise InputError(
                 f"--{name} must be {words} {limit}. Received: {value}"
             )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"--{name} must be finite. Received: {value}")
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
@@ -564,7 +566,8 @@ def parse_events(text: str | None) -> dict[str, float]:
         text: Such as "view:1,cart:3,purchase"; a kind without a weight has 1.
 
     Raises:
-        InputError: A kind is named twice, or a weight is not positive.
+        InputError: A kind is named twice, or a weight is not within 1e-9 and
+            1e9, which float32 can sum.
     """
     weights: dict[str, float] = {}
     for part in parse_names(text):
@@ -574,11 +577,11 @@ def parse_events(text: str | None) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         name = (name if colon else part).strip()
-        if not name or name in weights or not 0 < weight < math.inf:
+        if not name or name in weights or not 1e-9 <= weight <= 1e9:
             raise InputError(
                 "--events must name each kind of event once, with a positive "
-                f"weight, such as view:1,purchase:5. Received: {part!r} in "
-                f"{text!r}"
+                "weight (1e-9 to 1e9), such as view:1,purchase:5. Received: "
+                f"{part!r} in {text!r}"
             )
         weights[name] = weight
     return weights

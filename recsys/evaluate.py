@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import recsys
 from recsys.command_line import (
@@ -18,9 +18,6 @@ from recsys.command_line import (
 )
 from recsys.config import SOURCE_FIELDS, SPLITS, TEMPORAL_FIELDS
 from recsys.errors import InputError
-
-if TYPE_CHECKING:
-    from recsys.data.prepare import PreparedData
 
 COMMAND = Command(
     "recsys.evaluate",
@@ -140,7 +137,6 @@ def main(values: dict[str, Any]) -> int:
     if values["baselines"] is not None:
         names = [n.strip() for n in values["baselines"].split(",") if n.strip()]
     comparison.check_baselines(names)
-    _check_protocol(values["protocol"])
     if rival := _path(values, "compare"):
         run.check_rival(rival, config)
     if report := _path(values, "report"):
@@ -153,8 +149,11 @@ def main(values: dict[str, Any]) -> int:
         given_fields(values),
         values["protocol"],
     )
-    if values["audit"] and not _audit(asked.data):
-        return EXIT_FAILED
+    if values["audit"]:
+        audit = recsys.evaluation.audit(asked.data.split)
+        print(f"{audit}\n", flush=True)
+        if not audit.passed:
+            return EXIT_FAILED
     load_tensorflow()
     results = run.evaluate_workdir(
         folder,
@@ -177,29 +176,10 @@ def main(values: dict[str, Any]) -> int:
 
 
 def _path(values: dict[str, Any], name: str) -> pathlib.Path | None:
-    """Returns the path that a flag names.
-
-    Raises:
-        InputError: It is empty.
-    """
+    """Returns the path that a flag names."""
     if values[name] == "":
         raise InputError(f"--{name} must name a path. Received: ''")
     return None if values[name] is None else pathlib.Path(values[name])
-
-
-def _audit(data: PreparedData) -> bool:
-    """Prints the audit of the split and returns whether it passed."""
-    found = recsys.evaluation.audit(data.split)
-    print(f"{found}\n", flush=True)
-    return found.passed
-
-
-def _check_protocol(protocol: str | None) -> None:
-    if protocol is not None and protocol not in SPLITS:
-        raise InputError(
-            f"--protocol must be one of {', '.join(SPLITS)}. "
-            f"Received: {protocol!r}"
-        )
 
 
 def _check_lists(path: pathlib.Path) -> None:

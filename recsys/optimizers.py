@@ -72,7 +72,9 @@ class LazyAdam(keras.optimizers.Adam):
             return
         rate = tf.cast(learning_rate, variable.dtype)
         if not isinstance(gradient, tf.IndexedSlices):
-            gradient = _all_rows(gradient)
+            gradient = tf.convert_to_tensor(gradient)
+            every = tf.range(tf.shape(gradient)[0])
+            gradient = tf.IndexedSlices(gradient, every)
         gradient = merge_rows(gradient)
         values = tf.cast(gradient.values, variable.dtype)
         self._update_rows(gradient.indices, values, variable, rate)
@@ -84,14 +86,7 @@ class LazyAdam(keras.optimizers.Adam):
         variable: tf.Variable,
         rate: tf.Tensor,
     ) -> None:
-        """Updates some rows of a table, each of which occurs once.
-
-        Args:
-            rows: `[num_rows]` integer.
-            gradient: `[num_rows, dim]` float.
-            variable: The table.
-            rate: Scalar, the learning rate.
-        """
+        """Updates `[num_rows]` distinct rows of a table."""
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, variable.dtype)
         scale = tf.sqrt(1 - tf.pow(self.beta_2, step))
@@ -269,11 +264,6 @@ def _with_gaps(variables: list[Any], slots: list[Any]) -> list[Any]:
     """Puts None in the tables' places, so that slots go by index."""
     rest = iter(slots)
     return [None if _is_table(v) else next(rest) for v in variables]
-
-
-def _all_rows(gradient: Any) -> tf.IndexedSlices:
-    gradient = tf.convert_to_tensor(gradient)
-    return tf.IndexedSlices(gradient, tf.range(tf.shape(gradient)[0]))
 
 
 def _values(gradient: Any) -> Any:

@@ -251,6 +251,10 @@ class TrainedModel(recommender.Recommender):
         """
         parts = user_histories(self.config, self.vocabulary, log)
         if users is not None:
+            if isinstance(users, str):
+                raise InputError(
+                    f"`users` must be a list of ids. Received: {users!r}"
+                )
             found = histories.users_of(parts, list(map(str, users)))
             parts = [lambda: found]
         return self._table(parts, k, **options)
@@ -275,7 +279,8 @@ class TrainedModel(recommender.Recommender):
             As `recommend_users`, with `query_id` in the place of `user`.
 
         Raises:
-            InputError: A history is a text, or an option cannot be used.
+            InputError: A history is a text, two queries have the same id as
+                text, or an option cannot be used.
         """
         if not isinstance(queries, Mapping):
             queries = dict(enumerate(queries))
@@ -285,6 +290,11 @@ class TrainedModel(recommender.Recommender):
                     f"`queries` must be lists of ids. Received: {items!r}"
                 )
         asked = {str(n): list(map(str, each)) for n, each in queries.items()}
+        if len(asked) < len(queries):
+            raise InputError(
+                "the ids of `queries` must differ as texts. Received: "
+                f"{len(queries)} queries with {len(asked)} such ids"
+            )
         return self._table(asked, k, **options)
 
     def _table(

@@ -100,6 +100,31 @@ class SplitsTest(absltest.TestCase):
         for _, history, targets in _slices(split.test):
             self.assertEqual((history, targets), ([2, 3, 4], [5]))
 
+    def test_too_few_targets(self):
+        log = {"a": "v b v", "b": "b v", "c": "b b"}
+        with self.assertRaisesRegex(
+            InputError, "at least 2 targets with a history. Received: at most 1"
+        ):
+            splits.leave_last_out(_sequences(log))
+
+    def test_held_out_users_ask_for_distinct_items(self):
+        log = {f"u{i}": "v v v v v v v v v v" for i in range(10)}
+        every = dataclasses.replace(_KINDS, are_targets=np.ones(2, bool))
+        items = np.tile([2, 3, 4, 5, 6, 7, 2, 8, 7, 2], 10).astype(np.int32)
+        items[-10:] = np.arange(2, 12)
+        sequences = dataclasses.replace(
+            _sequences(log), kinds=every, items=items
+        )
+        split = splits.held_out_users(sequences, fold_in=0.5)
+        found = [*_slices(split.validation), *_slices(split.test)]
+        self.assertLen(found, 2)
+        for user, history, targets in found:
+            self.assertEqual(history, [2, 3, 4, 5, 6])
+            # The second 7 would be asked for twice.
+            expected = [7, 2, 8] if user != "u9" else [7, 8, 9, 10, 11]
+            self.assertEqual(targets, expected)
+        self.assertTrue(audit(split).passed)
+
     def test_held_out_items_train_on_nothing_from_the_first_target_on(self):
         log = {f"u{i}": "v b v b v b b v" for i in range(40)}
         sequences = _sequences(log)
@@ -666,7 +691,9 @@ class ReadingTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"events": "view:0"}, "positive"),
+        ({"events": "view:1e-50"}, "positive"),
         ({"events": "view,view"}, "once"),
+        ({"max_rating": float("nan")}, "--max_rating must be finite"),
         ({"target_events": " ,"}, "--target_events must name"),
         ({"events": "view", "target_events": "buy"}, "--target_events must be"),
         ({"events": "view", "dislikes": "view"}, "--dislikes must not"),
@@ -679,6 +706,30 @@ class ReadingTest(parameterized.TestCase):
     def test_errors(self, fields, message):
         with self.assertRaisesRegex(InputError, message):
             self._data(**fields)
+
+    def test_the_error_names_the_flag_of_kinds(self):
+        with self.assertRaisesRegex(InputError, "^--dislikes needs a log"):
+            self._data(dislikes="hide", max_rating=1.0, event_column="")
+
+    def test_training_without_a_target(self):
+        # All that is bought is held out.
+        rows = [f"u{n},i{n + t},{t},view" for n in range(3) for t in range(3)]
+        rows += [f"u{n},i{n},9,buy" for n in range(3)]
+        self.path.write_text("\n".join(["user,item,time,event", *rows]))
+        fields = {"events": "view,buy", "target_events": "buy"}
+        options = shard_preparation.Options(
+            num_shards=2, split="validation_only", **fields
+        )
+        message = "training interaction of buy after another. Received: none"
+        with self.assertRaisesRegex(InputError, message):
+            self._data(split="validation_only", **fields)
+        with self.assertRaisesRegex(InputError, message):
+            shard_preparation.prepare_shards(
+                sources.Source(str(self.path)),
+                self.folder / "shards",
+                options,
+                num_workers=1,
+            )
 
     def test_max_rating_needs_ratings(self):
         with self.assertRaisesRegex(InputError, "--max_rating needs"):
@@ -720,6 +771,7 @@ class ShardsTest(parameterized.TestCase):
         {"events": "view:1,buy:5", "target_events": "buy"},
         {"events": "view:1,buy:5", "dislikes": "hide"},
         {"max_rating": 2.0},
+        {"max_rating": 0.0},
     )
     def test_shards_are_what_is_in_memory(self, **fields):
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -728,7 +780,7 @@ class ShardsTest(parameterized.TestCase):
         for time in range(1200):
             user, item = rng.integers(40), rng.integers(30)
             kind = rng.choice(["view", "buy", "hide"], p=[0.6, 0.3, 0.1])
-            rows.append(f"u{user},i{item},{time},{kind},{rng.integers(1, 6)}")
+            rows.append(f"u{user},i{item},{time},{kind},{rng.integers(6)}")
         (folder / "log.csv").write_text("\n".join(rows) + "\n")
         data = str(folder / "log.csv")
         config = TrainConfig(data=data, repeats="all", **fields)

@@ -118,6 +118,35 @@ class TrainingTest(parameterized.TestCase):
         audit = run("evaluate", f"--workdir={self.workdir}", "--audit")
         self.assertIn("Leak audit of split leave_last_out: passed", audit)
 
+    def test_only_the_ratios_of_weights_matter(self):
+        losses = []
+        for weights in ("view:1,buy:4", "view:0.0001,buy:0.0004"):
+            config = TrainConfig(
+                data=str(self.log),
+                events=weights,
+                encoder="mean_pooling",
+                embedding_dim=8,
+                num_epochs=1,
+                max_history_length=16,
+                positions_per_batch=256,
+            )
+            steps = []
+
+            class Losses(training.Callback):
+                def on_step(self, progress, loss, steps=steps):
+                    steps.append(loss)
+
+            result = training.train(
+                config,
+                self.folder / weights[:8],
+                verbose=False,
+                evaluate=False,
+                callbacks=[Losses()],
+            )
+            losses.append([*steps, result.history[0]["loss"]])
+        self.assertGreater(losses[0][-1], 1)
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+
     def test_target_events_alone_are_asked_for(self):
         _, metrics = self._train("--target_events=buy", "--repeats=all")
         self.assertNotIn("events", metrics)

@@ -17,11 +17,12 @@ import recsys
 from recsys import evaluate, extend, files, train
 from recsys.config import SOURCE_FIELDS, TrainConfig
 from recsys.data import sources
+from recsys.data.events import EventKinds
 from recsys.data.interactions import Interactions
 from recsys.data.prepare import build_data
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.sources import Log
-from recsys.data.splits import leave_last_out
+from recsys.data.splits import leave_last_out, validation_only
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.training import build, initial_table
@@ -159,6 +160,24 @@ class MergingTest(parameterized.TestCase):
         else:
             with self.assertRaisesRegex(InputError, "Received: 1 interaction"):
                 check()
+
+    def test_a_view_at_the_time_of_the_purchase_that_is_asked_for(self):
+        kinds = EventKinds(
+            ("view", "buy"), np.ones(2, np.float32), np.array([False, True])
+        )
+        sequences = Sequences(
+            objects("ann"),
+            np.array([0, 3]),
+            np.array([2, 3, 3], np.int32),
+            np.array([1, 5, 5]),
+            columns={"event": np.array([1, 0, 1], np.int32)},
+            kinds=kinds,
+        )
+        split = validation_only(sequences)
+        ids = objects("a", "b")
+        check_not_trained_on(split.validation, ids, split.train, ids)
+        with self.assertRaisesRegex(InputError, "Received: 1 interaction"):
+            check_not_trained_on(split.validation, ids, sequences, ids)
 
 
 class NewRowsTest(absltest.TestCase):

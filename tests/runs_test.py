@@ -162,6 +162,10 @@ class FitTest(RunsTestCase):
         first, second, third = (each.item_vectors() for each in models)
         np.testing.assert_array_equal(first, second)
         self.assertFalse(np.array_equal(second, third))
+        # Another log may lack a kind.
+        views = Log.from_frame(frame.assign(kind="view"), event_column="kind")
+        found = models[0].evaluate(views, baselines=["popularity"])
+        self.assertStartsWith(found.notes[0], "These are not the data")
         frame.loc[0, "kind"] = "purchase"
         other = Log.from_frame(frame, event_column="kind")
         with self.assertRaisesRegex(InputError, "another one, of 120"):
@@ -244,6 +248,8 @@ class EvaluateTest(RunsTestCase):
         self.assertEqual(same.text(), found.text())
         with self.assertRaisesRegex(InputError, "what the model was trained"):
             model.evaluate(self.log, protocol="held_out_users")
+        with self.assertRaisesRegex(InputError, "--protocol must be one of"):
+            model.evaluate(self.log, protocol="held_out_user")
         # Another log, with an item that the model does not know.
         other = FRAME.replace({"item": {"i8": "new"}})
         found = model.evaluate(Log.from_frame(other), baselines=["popularity"])
@@ -401,6 +407,10 @@ class RecommendTest(parameterized.TestCase):
     def test_what_is_refused(self):
         with self.assertRaisesRegex(InputError, "lists of ids. Received: 'i0'"):
             self.model.recommend_histories(["i0"])
+        with self.assertRaisesRegex(InputError, "list of ids. Received: 'u1'"):
+            self.model.recommend_users(users="u1")
+        with self.assertRaisesRegex(InputError, "2 queries with 1 such id"):
+            self.model.recommend_histories({1: ["i0"], "1": ["i1"]})
         with self.assertRaisesRegex(InputError, "`k` must be positive"):
             self.model.recommend_users(k=0)
         with self.assertRaises(TypeError):

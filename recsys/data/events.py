@@ -14,7 +14,7 @@ from recsys.config import EVENT_FIELDS, parse_events, parse_names
 from recsys.data.interactions import EVENT, Interactions, take
 from recsys.errors import InputError
 
-# Codes of rows that are no kept kind.
+# Codes of rows whose kind is not kept.
 DISLIKE = -1
 _DROPPED = -2
 # More distinct values than this are not kinds but ids or texts.
@@ -44,7 +44,7 @@ class EventKinds:
 
 @dataclasses.dataclass(frozen=True)
 class EventRules:
-    """What a configuration says of events; the fields are flags.
+    """How a configuration treats events; the fields are flags.
 
     Attributes:
         events: The kinds to keep and their weights; None for all.
@@ -65,7 +65,7 @@ class EventRules:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was said."""
+        """Whether no rule is given."""
         return not (self.keeps_kinds or self.has_dislikes)
 
     @property
@@ -121,12 +121,12 @@ class EventRules:
 
 @dataclasses.dataclass(frozen=True)
 class EventLabels:
-    """What the rows of a log are.
+    """Which rows of a log are kept, dislikes or dropped.
 
     Attributes:
         codes: `[num_interactions]` int32: the kind's position in `kinds`, or
             0 without kinds; `DISLIKE`; lower for rows to drop. None where
-            nothing was said of kinds.
+            no rule is given.
         kinds: The kinds that are kept, or None.
         found: The rows of each kind of the log, most frequent first.
         num_kept: The number of rows that are neither dislikes nor dropped.
@@ -160,11 +160,11 @@ class EventLabels:
 
 
 def label(interactions: Interactions, rules: EventRules) -> EventLabels:
-    """Finds out what the rows of a log, or of a part of one, are.
+    """Labels the rows of a log, or of a part of one.
 
     Args:
         interactions: The rows.
-        rules: What was said of them.
+        rules: How to treat them.
 
     Returns:
         The labels.
@@ -182,7 +182,8 @@ def label(interactions: Interactions, rules: EventRules) -> EventLabels:
     codes = np.zeros(len(interactions), np.int32)
     if kinds is not None or rules.dislikes:
         if not names:
-            given = next(n for n in EVENT_FIELDS if getattr(rules, n))
+            asked = ("events", "target_events", "dislikes")
+            given = next(name for name in asked if getattr(rules, name))
             raise InputError(
                 f"--{given} needs a log with a column of kinds of events; "
                 "name it with --event_column. Received: a log without one"
@@ -227,10 +228,10 @@ def _kinds_of(interactions: Interactions) -> tuple[list[str], np.ndarray]:
 def describe(
     rules: EventRules, kinds: EventKinds | None, found: Mapping[str, int]
 ) -> list[str]:
-    """Says in a line each what becomes of the kinds of a log's rows.
+    """Describes what becomes of the kinds of a log, in a line each.
 
     Args:
-        rules: What was said of them.
+        rules: How they are treated.
         kinds: The kinds that are kept, if rows keep them.
         found: The rows of each kind.
     """
@@ -259,7 +260,7 @@ def describe(
 
 
 def dislikes_note(num_dislikes: int, num_kept: int) -> str:
-    """Says what became of the dislikes of a log.
+    """Describes what became of the dislikes of a log.
 
     Args:
         num_dislikes: Their number.
@@ -267,8 +268,8 @@ def dislikes_note(num_dislikes: int, num_kept: int) -> str:
     """
     return (
         f"{num_dislikes:,} dislikes: {num_kept:,} kept as negatives of their "
-        f"users, {num_dislikes - num_kept:,} dropped as repeats or for want of "
-        "other events of their user or item"
+        f"users, {num_dislikes - num_kept:,} dropped (repeats, and users or "
+        "items without any other event)"
     )
 
 

@@ -232,9 +232,9 @@ def prepare_log(
             dislikes_note(num_dislikes, sequences.dislikes.num_interactions)
         )
     split = make_split(sequences, config, interactions.timestamps_per_second)
-    if not (split.train.lengths >= 2).any():
-        raise no_training_pairs(log.name)
     assert isinstance(split.train, Sequences)  # As `sequences`.
+    if not (splits.last_targets(split.train) >= 0).any():
+        raise no_training_pairs(log.name, config.target_events)
     for name, (items, values) in item_totals(split.train).items():
         totals = np.bincount(items, values, minlength=vocabulary.size)
         vocabulary = vocabulary.with_column(name, totals[FIRST_ITEM_INDEX:])
@@ -292,15 +292,20 @@ def _dislikes(log: Log, labels: EventLabels, repeats: str) -> Interactions:
     return filter_interactions(dislikes, repeats=repeats)
 
 
-def no_training_pairs(name: str) -> InputError:
+def no_training_pairs(name: str, target_events: str | None) -> InputError:
     """Returns the error for a log without a next item to learn.
 
     Args:
         name: The name of the log.
+        target_events: The kinds that are targets; None for all.
     """
+    expected, received = "two or more training interactions", "at most one"
+    if target_events is not None:
+        expected = f"a training interaction of {target_events} after another"
+        received = "none, as the split holds out all of them"
     return InputError(
         f"{name}: no user has enough interactions: at least one user must "
-        "have two or more training interactions. Received: at most one"
+        f"have {expected}. Received: {received}"
     )
 
 

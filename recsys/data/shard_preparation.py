@@ -38,7 +38,7 @@ from recsys.data.prepare import item_totals, no_training_pairs
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.shards import Manifest
 from recsys.data.sources import Source, Unit
-from recsys.data.splits import train_lengths
+from recsys.data.splits import last_targets, train_lengths
 from recsys.data.vocabulary import Vocabulary, string_hashes
 from recsys.errors import InputError
 from recsys.files import can_write, is_new_or_empty, num_usable_cores
@@ -151,6 +151,7 @@ class ShardSummary:
         num_interactions: Number of interactions, held-out ones included.
         num_single: Number of users with a single interaction.
         num_repeated: Number of interactions removed as repeats.
+        can_learn: Whether it has a training target with a history.
         num_dislikes: Number of dislikes that are used.
         totals: By column of the vocabulary, `[n]` int32 indices of items in
             the training set, and `[n]` what each adds to the column.
@@ -163,6 +164,7 @@ class ShardSummary:
     num_interactions: int
     num_single: int
     num_repeated: int
+    can_learn: bool
     num_dislikes: int
     totals: dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -298,6 +300,7 @@ class Preparation:
             num_interactions=sequences.num_interactions,
             num_single=int(np.count_nonzero(sequences.lengths == 1)),
             num_repeated=num_rows - sequences.num_interactions,
+            can_learn=bool((last_targets(train) >= 0).any()),
             num_dislikes=0 if dislikes is None else dislikes.num_interactions,
             totals=totals,
         )
@@ -361,8 +364,8 @@ class Preparation:
             found=found,
             **dataclasses.asdict(EventRules.of(self.options)),
         )
-        if sum(manifest.num_train) == sum(manifest.num_users):
-            raise no_training_pairs(self.name)
+        if not any(each.can_learn for each in summaries):
+            raise no_training_pairs(self.name, self.options.target_events)
         counted = Vocabulary(vocabulary.items["item_id"], items)
         for column in summaries[0].totals:
             parts = [each.totals[column] for each in summaries]
@@ -541,11 +544,7 @@ def prepare_shards(
 
 @dataclasses.dataclass(frozen=True)
 class _Spill:
-    """The rows of the log on disk, between dealing them and making shards.
-
-    Each unit has a file of batches: every block's piece for shard 0, for
-    shard 1, and so on.
-    """
+    """The log on disk: of each unit a file with pieces, shard after shard."""
 
     folder: pathlib.Path
     preparation: Preparation
@@ -638,11 +637,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Provides a folder in `output`, which marks that it is not complete.
-
-    If the block fails, what was made is removed; what a process leaves that
-    is killed is removed by the next one.
-    """
+    """Provides a folder in `output` that marks it as not complete."""
     folder = output / f".recsys-{os.getpid()}-rows"
     folder.mkdir()
     try:

@@ -110,7 +110,10 @@ class Manifest(EventRules):
         """Returns the text of `manifest.json`, without what is not used."""
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
         for name in (*EVENT_FIELDS, *_EVENT_COUNTS):
-            if not fields[name]:
+            # A `max_rating` of 0 says something; a count of 0 does not.
+            if fields[name] in (None, {}) or (
+                name in _EVENT_COUNTS and not fields[name]
+            ):
                 del fields[name]
         return files.json_text(fields)
 

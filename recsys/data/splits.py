@@ -183,12 +183,12 @@ def train_lengths(split: str, sequences: Sequences) -> np.ndarray:
     """
     lengths = sequences.lengths
     for from_end in range(1, HELD_OUT_BY_USER[split] + 1):
-        last = _last_targets(sequences, from_end) - sequences.offsets[:-1]
+        last = last_targets(sequences, from_end) - sequences.offsets[:-1]
         lengths = np.where(last >= 0, last, lengths)
     return lengths
 
 
-def _last_targets(sequences: Sequences, from_end: int) -> np.ndarray:
+def last_targets(sequences: Sequences, from_end: int = 1) -> np.ndarray:
     """Returns the position of a late target with a history, or one below 0.
 
     Args:
@@ -299,9 +299,10 @@ def held_out_users(
 
     As in Liang et al. 2018 (https://doi.org/10.1145/3178876.3186150), users
     for validation and test are drawn at random and unseen in training. The
-    first part of a held-out user's sequence is the history, the rest is
-    relevant. The paper takes a random 80 % as the history; this split takes
-    the first 80 %, so that no history has a later interaction.
+    first part of a held-out user's sequence is the history, the rest, up to
+    the first item that comes again, is relevant. The paper takes a random 80 %
+    as the history; this split takes the first 80 %, so that no history has a
+    later interaction.
 
     Args:
         sequences: The whole log.
@@ -323,7 +324,7 @@ def held_out_users(
             f"`fold_in` between 0 and 1. Received: {validation_fraction}, "
             f"{test_fraction} and {fold_in}"
         )
-    usable = np.flatnonzero(_last_targets(sequences, 1) >= 0)
+    usable = np.flatnonzero(last_targets(sequences) >= 0)
     num_validation = max(1, round(len(usable) * validation_fraction))
     num_test = max(1, round(len(usable) * test_fraction))
     if len(usable) < num_validation + num_test + 1:
@@ -393,7 +394,7 @@ def held_out_items(
         )
     kept = sequences.keep(is_warm | (places == test[users]))
     warm_only = kept.prefixes(num_warm)
-    validation = _last_targets(warm_only, 1) - warm_only.offsets[:-1]
+    validation = last_targets(warm_only) - warm_only.offsets[:-1]
     can_validate = validation >= 0
     # A single interaction has nothing to learn.
     num_train = np.where(num_warm > 1, num_warm, 0)
@@ -421,14 +422,18 @@ def _queries_after(
 
 def _single_targets(sequences: Sequences, from_end: int) -> Queries:
     """One query per user with as many targets: the one so far from the end."""
-    positions = _last_targets(sequences, from_end)
+    positions = last_targets(sequences, from_end)
     users = np.flatnonzero(positions >= 0)
     if not len(users):
-        longest = int(sequences.lengths.max(initial=0))
-        kind = "" if sequences.kinds is None else " (targets with a history)"
+        least, most = f"{from_end + 1}", int(sequences.lengths.max(initial=0))
+        if sequences.kinds is not None:
+            least = f"{from_end} targets with a history"
+            most = from_end - 1
+            while most and (last_targets(sequences, most) < 0).all():
+                most -= 1
         raise InputError(
             "no user has enough interactions: a user must have at least "
-            f"{from_end + 1}{kind}. Received: at most {longest}"
+            f"{least}. Received: at most {most}"
         )
     return _queries(sequences, users, positions[users])
 
@@ -458,14 +463,24 @@ def _fold_in(
 ) -> Queries:
     """One query per user: the first part is the history, the rest relevant.
 
-    Where some kinds are history only, the last target alone is relevant.
+    Where some kinds are history only, the last target alone is relevant. The
+    relevant items are distinct: they end where one of them comes again.
     """
     if not sequences.are_targets.all():
-        return _queries(sequences, users, _last_targets(sequences, 1)[users])
+        return _queries(sequences, users, last_targets(sequences)[users])
     lengths = sequences.lengths[users]
     given = np.clip((lengths * fraction).astype(np.int64), 1, lengths - 1)
-    starts = sequences.offsets[users]
-    return _queries(sequences, users, starts + given, starts + lengths)
+    begins, ends = (
+        sequences.offsets[users] + given,
+        sequences.offsets[users + 1],
+    )
+    positions = concatenated_ranges(begins, ends - begins)
+    rows = np.repeat(np.arange(len(users)), ends - begins)
+    pairs = rows * (int(sequences.items.max(initial=0)) + 1)
+    _, first = np.unique(pairs + sequences.items[positions], return_index=True)
+    again = np.delete(np.arange(len(rows)), first)
+    np.minimum.at(ends, rows[again], positions[again])
+    return _queries(sequences, users, begins, ends)
 
 
 def _queries(

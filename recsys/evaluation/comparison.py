@@ -186,14 +186,12 @@ def check_baselines(names: Collection[str]) -> None:
             f"Received: {', '.join(unknown) or 'none'}"
         )
     for name in names:
-        if name in IMPLICIT_BASELINES and not _has_implicit():
+        if name in IMPLICIT_BASELINES and not importlib.util.find_spec(
+            "implicit"
+        ):
             raise missing_extra(
                 f"--baselines={name}", "baselines", "no package `implicit`"
             )
-
-
-def _has_implicit() -> bool:
-    return importlib.util.find_spec("implicit") is not None
 
 
 def _reason_to_skip(name: str, train: TrainingSequences) -> str | None:

@@ -12,7 +12,13 @@ import numpy as np
 
 import recsys
 from recsys import files
-from recsys.config import DEFAULTS, SOURCE_FIELDS, TEMPORAL_FIELDS, TrainConfig
+from recsys.config import (
+    DEFAULTS,
+    SOURCE_FIELDS,
+    SPLITS,
+    TEMPORAL_FIELDS,
+    TrainConfig,
+)
 from recsys.data.prepare import (
     PreparedData,
     build_data,
@@ -112,8 +118,9 @@ def evaluation_data(
         data = own = build_data(asked)
         notes += _drawn_queries(data)
     else:
+        is_own = log is None and not source
         log = log or read_log(config)
-        data = prepare_log(log, asked, must_have_kinds=not source)
+        data = prepare_log(log, asked, must_have_kinds=is_own)
         own = data if asked == config else _own_data(log, config)
     if own is None or not same_training_items(own.vocabulary, vocabulary):
         notes.append(
@@ -196,7 +203,12 @@ def _asked_config(
     config: TrainConfig, protocol: str | None, cutoffs: dict[str, Any]
 ) -> TrainConfig:
     """Returns the configuration with another split, if so asked."""
-    split = protocol or config.split
+    split = config.split if protocol is None else protocol
+    if split not in SPLITS:
+        raise InputError(
+            f"--protocol must be one of {', '.join(SPLITS)}. "
+            f"Received: {split!r}"
+        )
     if cutoffs and split != "temporal":
         raise InputError(
             f"--{next(iter(cutoffs))} must go with --protocol=temporal. "
@@ -250,11 +262,7 @@ def _notes_on_choice(split: Split, own: Split) -> list[str]:
 
 
 def _num_in_common(queries: Queries, others: Queries) -> int:
-    """Counts queries whose first target is a target of the others.
-
-    Both are of the same log, its users and items in the same order, but not
-    all splits keep all of its interactions.
-    """
+    """Counts queries whose first target is a target of the others."""
 
     def keys(queries: Queries) -> set[tuple[int, int, int]]:
         asked = queries.history_ends

@@ -164,22 +164,13 @@ def check_not_trained_on(
     Raises:
         InputError: Some targets are.
     """
-    targets, offsets = queries.targets(np.arange(len(queries)))
-    lengths = np.diff(offsets)
-    sequences = queries.sequences
-    users = sequences.user_ids[np.repeat(queries.users, lengths)]
-    times = sequences.timestamps[
-        concatenated_ranges(queries.history_ends, lengths)
-    ]
-    asked = set(_events(users, targets, times, item_ids))
+    lengths = queries.target_ends - queries.history_ends
+    targets = concatenated_ranges(queries.history_ends, lengths)
+    asked = set(_events(queries.sequences, targets, item_ids))
     # Other users' interactions need no look-up.
-    rows = np.repeat(np.isin(trained.user_ids, users), trained.lengths)
-    seen = _events(
-        np.repeat(trained.user_ids, trained.lengths)[rows],
-        trained.items[rows],
-        trained.timestamps[rows],
-        trained_item_ids,
-    )
+    users = queries.sequences.user_ids[queries.users]
+    is_theirs = np.repeat(np.isin(trained.user_ids, users), trained.lengths)
+    seen = _events(trained, np.flatnonzero(is_theirs), trained_item_ids)
     num_seen = sum(event in asked for event in seen)
     if num_seen:
         raise InputError(
@@ -191,14 +182,20 @@ def check_not_trained_on(
 
 
 def _events(
-    users: np.ndarray,
-    items: np.ndarray,
-    times: np.ndarray,
-    item_ids: np.ndarray,
-) -> Iterator[tuple[Any, Any, int]]:
-    """Returns interactions as (raw user id, raw item id, timestamp)."""
-    names = item_ids[items - FIRST_ITEM_INDEX]
-    return zip(users, names, times.tolist(), strict=True)
+    sequences: Sequences, positions: np.ndarray, item_ids: np.ndarray
+) -> Iterator[tuple[Any, Any, int, str]]:
+    """Returns interactions as (raw user id, raw item id, timestamp, kind)."""
+    kinds = [""] * len(positions)
+    if sequences.kinds is not None:
+        codes = sequences.columns["event"][positions]
+        kinds = [sequences.kinds.names[code] for code in codes]
+    return zip(
+        np.repeat(sequences.user_ids, sequences.lengths)[positions],
+        item_ids[sequences.items[positions] - FIRST_ITEM_INDEX],
+        sequences.timestamps[positions].tolist(),
+        kinds,
+        strict=True,
+    )
 
 
 def merge_logs(old: Log, new: Log) -> Log:

@@ -1,4 +1,4 @@
-"""The progress of a run: who hears of it, and how it is shown."""
+"""The progress of a run: callbacks that follow it, and its display."""
 
 from __future__ import annotations
 
@@ -94,10 +94,16 @@ class ProgressBar(tqdm.auto.tqdm):
         num_epochs: Number of epochs in the run.
         num_steps: Number of steps in the epoch.
         verbose: Whether to show anything.
+        mean_weight: Of the targets, which `progress` counts by weight.
     """
 
     def __init__(
-        self, progress: Progress, num_epochs: int, num_steps: int, verbose: bool
+        self,
+        progress: Progress,
+        num_epochs: int,
+        num_steps: int,
+        verbose: bool,
+        mean_weight: float = 1.0,
     ) -> None:
         super().__init__(
             total=num_steps,
@@ -109,14 +115,16 @@ class ProgressBar(tqdm.auto.tqdm):
             disable=not (verbose and (_IN_NOTEBOOK or sys.stderr.isatty())),
         )
         self._targets_before = progress.num_targets
+        self._mean_weight = mean_weight
 
     def show(self, progress: Progress) -> None:
         """Shows one more step."""
         if self.disable:
             return
         seconds = max(self.format_dict["elapsed"], 1e-9)
-        rate = (progress.num_targets - self._targets_before) / seconds
-        loss = progress.loss_sum / max(progress.num_targets, 1)
+        trained = (progress.num_targets - self._targets_before) / seconds
+        rate = trained / self._mean_weight
+        loss = progress.loss_sum / (progress.num_targets or 1)
         self.set_postfix_str(
             f"loss {loss:.3f}, {rate:,.0f} interactions/s", refresh=False
         )

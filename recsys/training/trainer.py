@@ -260,7 +260,7 @@ class Trainer:
         self, progress: Progress, seconds: float, rate: float
     ) -> None:
         """Validates, keeps the best model and saves."""
-        measures = {"loss": progress.loss_sum / max(progress.num_targets, 1.0)}
+        measures = {"loss": progress.loss_sum / (progress.num_targets or 1.0)}
         measures.update(self._validate())
         progress.history.append(
             {**measures, "seconds": seconds, "interactions_per_second": rate}
@@ -295,14 +295,18 @@ class Trainer:
         plan = self._plan(progress.epoch)
         train_ds = self._train_dataset(plan, progress.step)
         with ProgressBar(
-            progress, self._config.num_epochs, len(plan), self._verbose
+            progress,
+            self._config.num_epochs,
+            len(plan),
+            self._verbose,
+            self._mean_weight,
         ) as bar:
             for batch in train_ds:
                 loss, num_targets = self.train_step(batch)
                 self._count(progress, float(loss), float(num_targets))
                 bar.show(progress)
                 for callback in self._callbacks:
-                    mean = float(loss) / max(float(num_targets), 1.0)
+                    mean = float(loss) / (float(num_targets) or 1.0)
                     callback.on_step(progress, mean)
                 # The epoch's last step is saved after its validation.
                 if (
