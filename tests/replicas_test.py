@@ -256,15 +256,33 @@ class ReplicasTest(parameterized.TestCase):
         for name, values in whole.items():
             np.testing.assert_array_equal(resumed[name], values, err_msg=name)
 
-    def test_two_devices_equal_one(self):
-        self.fields.update(weight_decay=0.01)
-        # Like a large table, which is initialized and sent in pieces.
+    def test_two_devices_share_weights_and_dislikes(self):
+        log = self.folder / "log.csv"
+        header, *rows = log.read_text().splitlines()
+        kinds = np.random.default_rng(1).choice(
+            ["view", "buy", "hide"], len(rows), p=[0.6, 0.3, 0.1]
+        )
+        rows = [f"{row},{kind}" for row, kind in zip(rows, kinds, strict=True)]
+        log.write_text("\n".join([f"{header},event", *rows]) + "\n")
+        self.fields.update(
+            encoder="mean_pooling",
+            events="view:1,buy:50",
+            dislikes="hide",
+            loss="sampled_softmax",
+            num_negatives=8,
+            # A single step, since Adam amplifies rounding.
+            positions_per_batch=5000,
+            num_epochs=1,
+        )
+        # As in the other process.
         with mock.patch.object(_InPieces, "_NUM_AT_ONCE", 64):
             alone = self._train_alone("alone")
-        runs = {
-            str(self.folder / "mirrored"): self.fields,
-            str(self.folder / "dropout"): {**self.fields, "dropout": 0.3},
-        }
+        self._train_mirrored({"mirrored": self.fields})
+        self._assert_same(alone, self.folder / "mirrored")
+
+    def _train_mirrored(self, runs: dict[str, dict]) -> str:
+        """Trains on two devices, by workdir; returns what was printed."""
+        runs = {str(self.folder / name): each for name, each in runs.items()}
         output = subprocess.run(
             [
                 sys.executable,
@@ -278,9 +296,22 @@ class ReplicasTest(parameterized.TestCase):
             timeout=_SECONDS,
         )
         self.assertEqual(output.returncode, 0, output.stderr)
+        return output.stdout
+
+    def test_two_devices_equal_one(self):
+        self.fields.update(weight_decay=0.01)
+        # Like a large table, which is initialized and sent in pieces.
+        with mock.patch.object(_InPieces, "_NUM_AT_ONCE", 64):
+            alone = self._train_alone("alone")
+        printed = self._train_mirrored(
+            {
+                "mirrored": self.fields,
+                "dropout": {**self.fields, "dropout": 0.3},
+            }
+        )
         self._assert_same(alone, self.folder / "mirrored")
         # With dropout each replica draws its own mask.
-        [without, states] = json.loads(output.stdout)
+        [without, states] = json.loads(printed)
         self.assertEqual(without, [])
         self.assertNotEmpty(states)
         for (seed, used), (other_seed, other_used) in states:
