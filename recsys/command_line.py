@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from recsys.config import DEFAULTS, FIELDS, PRESETS, TYPES
+from recsys.config import DEFAULTS, FIELDS, PRESETS, TYPES, default_preset
 from recsys.errors import (
     InputError,
     MismatchError,
@@ -325,18 +325,16 @@ def load_tensorflow() -> None:
         tf.config.list_physical_devices()
 
 
-DEFAULT_PRESET = "movielens-small"
-
-
 def add_preset_flag(command: Command) -> None:
     """Adds the flag `--preset` to a command that trains."""
     command.add_flag(
         pathlib.Path,
         "preset",
         "Provides the values of flags that are not given: "
-        f"{', '.join(PRESETS)}, or a file that recsys.tune wrote.",
+        f"{', '.join(PRESETS)}; auto, which chooses them by the log; or a file "
+        "that recsys.tune wrote. Default: movielens-small for the bundled "
+        "data, auto for any other.",
         group="Run",
-        default=DEFAULT_PRESET,
     )
 
 
@@ -369,9 +367,10 @@ def run_folder(values: dict[str, Any], default: str) -> pathlib.Path:
     """
     if values["workdir"] == "":
         raise InputError("--workdir must name a folder. Received: ''")
+    preset = values["preset"] or default_preset(values.get("data"))
     return pathlib.Path(
         values["workdir"]
-        or default.replace("<preset>", pathlib.Path(values["preset"]).stem)
+        or default.replace("<preset>", pathlib.Path(preset).stem)
     )
 
 

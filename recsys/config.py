@@ -328,6 +328,12 @@ class TrainConfig:
         at_least=0,
         is_flag=False,
     )
+    chosen: str = _optimization(
+        "",
+        "Fields, with commas between, that are still to be chosen by the log: "
+        "what --preset=auto sets and no flag does.",
+        is_flag=False,
+    )
     seed: int = _optimization(
         0,
         "Random seed; the same seed gives the same weights.",
@@ -422,6 +428,17 @@ class TrainConfig:
     def source(self) -> dict[str, Any]:
         """Returns the fields that locate and describe the log."""
         return {name: getattr(self, name) for name in SOURCE_FIELDS}
+
+    def with_chosen(self, values: dict[str, Any]) -> TrainConfig:
+        """Returns a copy in which no field is left to be chosen.
+
+        Args:
+            values: Field values by name, of at least the fields in `chosen`.
+        """
+        names = [name for name in self.chosen.split(",") if name]
+        return dataclasses.replace(
+            self, chosen="", **{name: values[name] for name in names}
+        )
 
     def data_differences(self, other: TrainConfig) -> dict[str, Any]:
         """Returns the other's fields that change its data or its split.
@@ -704,12 +721,80 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
+# The preset that looks at the log; see `auto_fields`.
+AUTO = "auto"
+_LONG_HISTORY = 80
+_MANY_PER_ITEM = 100
+
+
+def default_preset(data: str | None) -> str:
+    """Returns the preset of a run that names none.
+
+    Args:
+        data: The log; None for the bundled one, which the first preset fits.
+    """
+    return AUTO if data not in (None, DEFAULTS["data"]) else next(iter(PRESETS))
+
+
+def auto_fields(
+    num_users: int, num_items: int, num_interactions: int
+) -> tuple[dict[str, Any], str]:
+    """Chooses the fields that `--preset=auto` sets.
+
+    docs/tuning.md has the measurements behind the rules.
+
+    Args:
+        num_users: Users with training interactions.
+        num_items: Items.
+        num_interactions: Training interactions.
+
+    Returns:
+        Field values by name, and the reasons in a line.
+    """
+    per_user = num_interactions / max(1, num_users)
+    per_item = num_interactions / max(1, num_items)
+    fields: dict[str, Any] = {
+        "table_init": "co_occurrence",
+        "embedding_dim": 64,
+        "dropout": 0.5,
+        "item_dropout": 0.0,
+        "num_epochs": 30,
+        "learning_rate": 0.003,
+        "patience": 5,
+    }
+    kind = "short histories"
+    if per_user >= _LONG_HISTORY:
+        kind = "long histories"
+        fields |= {
+            "dropout": 0.3,
+            "item_dropout": 0.3,
+            "num_epochs": 40,
+            "patience": 10,
+        }
+        if per_item >= _MANY_PER_ITEM:
+            kind = "long histories of frequent items"
+            fields |= {
+                "embedding_dim": 128,
+                "dropout": 0.2,
+                "item_dropout": 0.2,
+                "num_epochs": 34,
+                "learning_rate": 0.002,
+            }
+    return fields, (
+        f"{kind} ({per_user:,.0f} interactions per user, {per_item:,.0f} per "
+        "item)"
+    )
+
+
+def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
     """Returns a preset with some fields replaced.
 
     Args:
-        preset: A name in `PRESETS`, or the path of a JSON file with fields of
-            `TrainConfig` by name, as `recsys.tune` writes it.
+        preset: A name in `PRESETS`; "auto": `recsys.training.train` chooses
+            the fields that are not given, once it has read the log; or the
+            path of a JSON file with fields of `TrainConfig` by name, as
+            `recsys.tune` writes it. Default: "movielens-small" for the
+            bundled data, else "auto".
         overrides: Field values by name.
 
     Returns:
@@ -718,13 +803,18 @@ def make_config(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     Raises:
         InputError: The preset is unknown or a value is out of range.
     """
+    if preset is None:
+        preset = default_preset(overrides.get("data"))
+    if preset == AUTO:
+        names = [n for n in auto_fields(1, 1, 1)[0] if n not in overrides]
+        return TrainConfig(chosen=",".join(names), **overrides)
     if preset in PRESETS:
         return TrainConfig(**{**PRESETS[preset], **overrides})
     path = pathlib.Path(preset)
     if not path.is_file():
         raise InputError(
-            f"--preset must be one of {', '.join(PRESETS)}, or a JSON file as "
-            f"recsys.tune writes it. Received: {preset!r}"
+            f"--preset must be {AUTO}, one of {', '.join(PRESETS)}, or a JSON "
+            f"file as recsys.tune writes it. Received: {preset!r}"
         )
     base = TrainConfig.from_dict(files.read_json(path), preset)
     return dataclasses.replace(base, **overrides)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys import files
-from recsys.command_line import DEFAULT_PRESET, load_tensorflow
+from recsys.command_line import load_tensorflow
 from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
 from recsys.data.prepare import user_histories
 from recsys.data.sources import Log
@@ -41,7 +41,7 @@ def fit(
     log: Log | str | os.PathLike[str],
     workdir: str | os.PathLike[str] | None = None,
     *,
-    preset: str = DEFAULT_PRESET,
+    preset: str | None = None,
     callbacks: Sequence[Callback] = (),
     verbose: bool = True,
     evaluate: bool = True,
@@ -104,7 +104,7 @@ def fit(
 def _config(
     log: Log | str | os.PathLike[str],
     folder: Workdir,
-    preset: str,
+    preset: str | None,
     fields: dict[str, Any],
 ) -> TrainConfig:
     """Returns the configuration of a call of `fit`."""

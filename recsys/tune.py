@@ -103,10 +103,11 @@ def main(values: dict[str, Any]) -> int:
     search = _Search(config, given, run_folder(values, _FOLDER))
     search.check()
 
-    from recsys.data.prepare import build_data, data_summary
+    from recsys.data.prepare import build_data, choose, data_summary
 
     data = build_data(config)
-    print(data_summary(data), flush=True)
+    search.config, why = choose(config, data)
+    print("\n".join([data_summary(data), *why]), flush=True)
     # No trial has the test queries.
     split = dataclasses.replace(data.split, test=None)
     data = dataclasses.replace(data, split=split)
@@ -138,7 +139,7 @@ class _Search:
             raise missing_extra("recsys.tune", "tune", error) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._states = optuna, optuna.trial.TrialState
-        self._config = config
+        self.config = config
         self._metric = f"validation_{config.selection_metric}"
         self.folder = recsys.workdir.Workdir(path)
         path = self.folder.path
@@ -151,7 +152,10 @@ class _Search:
             and (name != "num_blocks" or config.encoder == "self_attention")
             and (name != "id_dropout" or config.item_features)
         ]
-        self._asking = {**config.to_dict(), "searched": self._searched}
+        # What the log is still to choose was not asked for.
+        chosen = {"chosen", *config.chosen.split(",")}
+        asked = {k: v for k, v in config.to_dict().items() if k not in chosen}
+        self._asking = {**asked, "searched": self._searched}
 
     @property
     def best(self) -> Any:
@@ -203,7 +207,7 @@ class _Search:
         )
         if not self._study.trials:
             self._study.enqueue_trial(
-                {name: getattr(self._config, name) for name in self._searched}
+                {name: getattr(self.config, name) for name in self._searched}
             )
         elif self.best:
             folder = recsys.workdir.Workdir(self._folder_of(self.best))
@@ -223,7 +227,7 @@ class _Search:
         number = running[0].number if running else len(started)
         # A resumed search draws what an uninterrupted one would have drawn.
         self._study.sampler = self._optuna.samplers.TPESampler(
-            seed=(self._config.seed + number) % 2**32
+            seed=(self.config.seed + number) % 2**32
         )
         if running:
             return self._optuna.trial.Trial(self._study, running[0]._trial_id)
@@ -240,13 +244,13 @@ class _Search:
     def _suggest(self, trial: Any) -> TrainConfig:
         """Draws the configuration of a trial."""
         for name in self._searched:
-            own = getattr(self._config, name)
+            own = getattr(self.config, name)
             if name in _CHOICES:
                 choices = [
                     choice
                     for choice in dict.fromkeys((*_CHOICES[name], own))
                     if name != "embedding_dim"
-                    or choice % self._config.num_heads == 0
+                    or choice % self.config.num_heads == 0
                 ]
                 trial.suggest_categorical(name, choices)
                 continue
@@ -261,9 +265,9 @@ class _Search:
         changes: dict[str, Any] = {
             name: float(f"{value:.3g}") if isinstance(value, float) else value
             for name, value in params.items()
-            if value != getattr(self._config, name)
+            if value != getattr(self.config, name)
         }
-        return dataclasses.replace(self._config, **changes)
+        return dataclasses.replace(self.config, **changes)
 
     def _run_trial(self, trial: Any, data: PreparedData, budget: float) -> None:
         """Trains a trial; only the best one's folder is kept."""
@@ -297,7 +301,7 @@ class _Search:
         """Returns what ends a trial that is worse than others or too long."""
         from recsys.training.progress import Callback, Progress
 
-        search, num_epochs = self, self._config.num_epochs
+        search, num_epochs = self, self.config.num_epochs
         before = trial.user_attrs.get("seconds", 0.0)
         left = budget - self._seconds_used()
         began = time.monotonic()
@@ -334,7 +338,7 @@ class _Search:
             note = "best"
         return (
             f"trial {trial.number:>3}  "
-            f"{self._config.selection_metric} {reached:.4f}  "
+            f"{self.config.selection_metric} {reached:.4f}  "
             f"{trial.user_attrs.get('epochs', 0):>3} epochs  "
             f"{trial.user_attrs.get('seconds', 0):>6.1f} s  {settings}"
             + (f"  ({note})" if note else "")

@@ -262,11 +262,15 @@ class Workdir:
                 ) from error
             yield
 
-    def check(self, config: TrainConfig) -> None:
+    def check(self, config: TrainConfig) -> TrainConfig:
         """Checks that a run may write here, without writing anything.
 
         Args:
             config: The run's configuration.
+
+        Returns:
+            The configuration; of a run that is here already, with the values
+            that were chosen when it started.
 
         Raises:
             InputError: The folder cannot be written or holds a run with
@@ -283,17 +287,18 @@ class Workdir:
                 f"Received: {self.path}"
             )
         if not self.config.is_file():
-            return
+            return config
         self.check_checksums()
-        differing = differences(
-            self._stored_config().to_dict(), config.to_dict()
-        )
+        stored = self._stored_config().to_dict()
+        config = config.with_chosen(stored)
+        differing = differences(stored, config.to_dict())
         if differing:
             raise InputError(
                 f"{self.path}: expected no run, or one with the same "
                 "configuration; name another --workdir or use the same "
                 f"flags. Received: different {differing}"
             )
+        return config
 
     def check_data(self, vocabulary: Vocabulary) -> None:
         """Checks that the run in this folder, if any, used the same data.

@@ -34,7 +34,7 @@ from recsys.command_line import (
     run_folder,
 )
 from recsys.config import FIELDS, SEEDED_SPLITS, TrainConfig, make_config
-from recsys.data.prepare import PreparedData, build_data
+from recsys.data.prepare import PreparedData, build_data, choose
 from recsys.errors import InputError
 from recsys.files import write_json
 
@@ -126,11 +126,12 @@ def main(values: dict[str, Any]) -> int:
             f"--lever_seeds must be among --seeds={values['seeds']}. "
             f"Received: {values['lever_seeds']}"
         )
-    configs = apply_levers(base, values["lever"])
     workdir = run_folder(values, _FOLDER)
     # Otherwise each seed has a split of its own, which its runs read anew.
     is_same = base.split not in SEEDED_SPLITS
     data = build_data(base) if is_same else None
+    base, _ = choose(base, data or build_data(base))
+    configs = apply_levers(base, values["lever"])
     load_tensorflow()
     runs: list[Run] = []
     for lever, config in {"": base, **configs}.items():

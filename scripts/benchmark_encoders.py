@@ -32,7 +32,7 @@ from recsys.command_line import (
     load_tensorflow,
     run_folder,
 )
-from recsys.config import ENCODERS, TrainConfig, make_config
+from recsys.config import ENCODERS, TrainConfig, default_preset, make_config
 from recsys.data.prepare import build_data
 from recsys.errors import InputError
 from recsys.evaluation import evaluate
@@ -114,8 +114,9 @@ def main(values: dict[str, Any]) -> int:
 def encoder_config(values: dict[str, Any], encoder: str) -> TrainConfig:
     """Returns the configuration of an encoder."""
     given = given_fields(values)
-    tuned = TUNED.get(values["preset"], {}).get(encoder, {})
-    config = make_config(values["preset"], {**tuned, "encoder": encoder})
+    preset = values["preset"] or default_preset(None)
+    tuned = TUNED.get(preset, {}).get(encoder, {})
+    config = make_config(preset, {**tuned, "encoder": encoder})
     if given.get("loss") == "full_softmax":
         config = config.with_full_softmax()
     return dataclasses.replace(config, **given)

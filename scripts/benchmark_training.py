@@ -41,7 +41,7 @@ from recsys.command_line import (
     load_tensorflow,
 )
 from recsys.config import TrainConfig, make_config
-from recsys.data.prepare import PreparedData, build_data
+from recsys.data.prepare import PreparedData, build_data, choose
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.evaluation.results import aligned
@@ -92,6 +92,7 @@ def main(values: dict[str, Any]) -> int:
     """
     config = make_config(values["preset"], given_fields(values))
     data = _checked_data(values, config)
+    config, _ = choose(config, data)
     load_tensorflow()
     measured = _measure_steps(config, data, values["steps"])
     for name, value in measured.items():

@@ -29,7 +29,7 @@ from recsys.command_line import (
     run_folder,
 )
 from recsys.config import TrainConfig, make_config
-from recsys.data.prepare import PreparedData, build_data
+from recsys.data.prepare import PreparedData, build_data, choose
 from recsys.errors import InputError
 from recsys.files import write_json
 
@@ -97,6 +97,7 @@ def main(values: dict[str, Any]) -> int:
     config = make_config(values["preset"], given_fields(values))
     workdir = run_folder(values, _FOLDER)
     data = build_data(config)
+    config, _ = choose(config, data)
     load_tensorflow()
     rows: dict[str, dict[str, float]] = {}
     for name in names:

@@ -244,7 +244,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(snapshot(self.folder), before)
 
     @parameterized.parameters(
-        (["--preset=netflix"], "--preset must be one of movielens-small"),
+        (["--preset=netflix"], "--preset must be auto, one of movielens-small"),
         (["--split=random"], "--split must be one of .* Received: 'random'"),
         (["--split=temporal", "--test_from=soon"], "--test_from must be a sh"),
         (

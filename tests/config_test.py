@@ -13,6 +13,7 @@ from recsys.config import (
     PRESETS,
     SOURCE_FIELDS,
     TrainConfig,
+    auto_fields,
     make_config,
 )
 from recsys.errors import InputError
@@ -50,6 +51,44 @@ class TrainConfigTest(parameterized.TestCase):
         for name, value in PRESETS[preset].items():
             self.assertEqual(getattr(config, name), value)
 
+    @parameterized.parameters(
+        # Amazon Beauty, MovieLens-100K and MovieLens-1M without what is held
+        # out: 6.9, 104 and 164 interactions per user, 13, 58 and 289 per item.
+        (22_363, 12_101, 153_776, 64, 0.5, 0.0, 30),
+        (943, 1_682, 98_114, 64, 0.3, 0.3, 40),
+        (6_040, 3_416, 987_531, 128, 0.2, 0.2, 34),
+        # Long histories and many interactions per item begin here.
+        (10, 8, 799, 64, 0.5, 0.0, 30),
+        (10, 8, 800, 128, 0.2, 0.2, 34),
+        (10, 9, 800, 64, 0.3, 0.3, 40),
+    )
+    def test_auto_goes_by_histories_and_items(
+        self, users, items, interactions, dim, dropout, item_dropout, epochs
+    ):
+        fields, why = auto_fields(users, items, interactions)
+        self.assertEqual(fields["embedding_dim"], dim)
+        self.assertEqual(fields["dropout"], dropout)
+        self.assertEqual(fields["item_dropout"], item_dropout)
+        self.assertEqual(fields["num_epochs"], epochs)
+        self.assertIn(f"{interactions / users:,.0f} interactions per user", why)
+        config = make_config("auto", {"seed": 3}).with_chosen(fields)
+        self.assertEqual(config, TrainConfig(**fields, seed=3))
+
+    def test_auto_leaves_what_is_given(self):
+        config = make_config(None, {"data": "log.csv", "dropout": 0.1})
+        self.assertNotIn("dropout", config.chosen.split(","))
+        chosen = config.with_chosen(auto_fields(10, 10, 100)[0])
+        self.assertEqual(chosen.dropout, 0.1)
+        self.assertEqual(chosen.table_init, "co_occurrence")
+        self.assertEqual(chosen.chosen, "")
+
+    def test_the_default_preset_is_the_bundled_datas_own(self):
+        bundled = make_config("movielens-small", {})
+        self.assertEqual(make_config(None, {}), bundled)
+        self.assertEqual(
+            make_config(None, {"data": "movielens-small"}), bundled
+        )
+
     def test_overrides_win_over_the_preset(self):
         config = make_config("movielens-small", {"dropout": 0.05, "seed": 7})
         self.assertEqual(config.dropout, 0.05)
@@ -64,7 +103,7 @@ class TrainConfigTest(parameterized.TestCase):
     def test_unknown_preset(self):
         with self.assertRaisesRegex(
             InputError,
-            r"^--preset must be one of movielens-small, .*Received: 'ml'$",
+            r"^--preset must be auto, one of movielens-.*Received: 'ml'$",
         ):
             make_config("ml", {})
 

@@ -249,6 +249,30 @@ class OtherRunsTest(RunTestCase):
         with self.assertRaises(AssertionError):
             self.assertSameArrays(weights[0], weights[2])
 
+    def test_settings_are_chosen_by_the_log_and_kept(self):
+        workdir = self.folder / "chosen"
+        arguments = self.arguments(
+            workdir, encoder="mean_pooling", num_epochs=1, dropout=0.1
+        )
+        code, out, err = run(train, *arguments)
+        self.assertEqual(code, 0, err)
+        # Some 14 interactions per user; what was given is not chosen.
+        self.assertRegex(
+            out,
+            r"preset auto: table_init=co_occurrence, "
+            r"item_dropout=0.0, learning_rate=0.003, patience=5; short "
+            r"histories \(1\d interactions per user, 3\d per item\)",
+        )
+        stored = json.loads((workdir / "config.json").read_text())
+        self.assertEqual(stored["table_init"], "co_occurrence")
+        self.assertEqual(stored["dropout"], 0.1)
+        self.assertEqual(stored["chosen"], "")
+        code, _, err = run(train, *arguments)
+        self.assertEqual(code, 0, err)
+        code, _, err = run(train, *arguments, "--patience=6")
+        self.assertEqual(code, 2)
+        self.assertIn("patience (5 there, 6 now)", err)
+
     def test_validation_only(self):
         workdir = self.folder / "validation_only"
         code, out, err = run(

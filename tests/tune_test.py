@@ -76,7 +76,7 @@ class TuneTest(parameterized.TestCase):
         self.assertNotIn("embedding_dim", whole[0][3])
         # The first trial has the values of the preset.
         self.assertEqual(
-            (whole[0][3]["learning_rate"], whole[0][3]["dropout"]), (0.003, 0.3)
+            (whole[0][3]["learning_rate"], whole[0][3]["dropout"]), (0.003, 0.5)
         )
 
         again = self.folder / "again"
@@ -157,7 +157,7 @@ class TuneTest(parameterized.TestCase):
         code, _, err = self.tune("out", "--num_trials=1", "--dropout=0.1")
         self.assertEqual(code, 2)
         self.assertRegex(
-            err, "different dropout .0.3 there, 0.1 now., searched"
+            err, "different dropout .None there, 0.1 now., searched"
         )
 
     def test_changed_data(self):

@@ -13,7 +13,12 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow.compute as pc
 
-from recsys.config import EVENT_FIELDS, TrainConfig, parse_cutoff
+from recsys.config import (
+    EVENT_FIELDS,
+    TrainConfig,
+    auto_fields,
+    parse_cutoff,
+)
 from recsys.data import shards, sources, splits
 from recsys.data.events import (
     DISLIKE,
@@ -114,6 +119,29 @@ def build_data(config: TrainConfig) -> PreparedData:
         # Mistakes in the names are reported before the slow part.
         _feature_columns(config.item_features, data.vocabulary)
     return data
+
+
+def choose(
+    config: TrainConfig, data: PreparedData
+) -> tuple[TrainConfig, list[str]]:
+    """Chooses the fields that the preset "auto" left to the log.
+
+    Args:
+        config: The configuration.
+        data: Its data.
+
+    Returns:
+        The configuration, and at most one line with what was chosen and why.
+    """
+    if not config.chosen:
+        return config, []
+    train = data.split.train
+    fields, why = auto_fields(
+        train.num_users, data.vocabulary.num_items, train.num_interactions
+    )
+    names = config.chosen.split(",")
+    values = ", ".join(f"{name}={fields[name]}" for name in names)
+    return config.with_chosen(fields), [f"preset auto: {values}; {why}"]
 
 
 def read_log(config: TrainConfig) -> Log:

@@ -12,7 +12,12 @@ from typing import Any
 
 from recsys.command_line import load_tensorflow
 from recsys.config import PRESETS, TrainConfig
-from recsys.data.prepare import PreparedData, build_data, data_summary
+from recsys.data.prepare import (
+    PreparedData,
+    build_data,
+    choose,
+    data_summary,
+)
 from recsys.errors import InputError
 from recsys.evaluation.comparison import Results
 from recsys.evaluation.run import EvaluationData, evaluate_workdir
@@ -92,9 +97,9 @@ def train(
     folder = Workdir(pathlib.Path(workdir))
     cluster = cluster_of(config)
     is_chief = cluster is None or cluster.is_chief
-    data = _check(config, folder if is_chief else None, data)
+    config, data, why = _check(config, folder if is_chief else None, data)
     if is_chief and verbose:
-        print(data_summary(data), flush=True)
+        print("\n".join([data_summary(data), *why]), flush=True)
     with folder.lock() if is_chief else contextlib.nullcontext():
         load_tensorflow()
         # Imports TensorFlow, which must be quiet and have its settings by now.
@@ -116,24 +121,29 @@ def train(
 
 def _check(
     config: TrainConfig, folder: Workdir | None, data: PreparedData | None
-) -> PreparedData:
+) -> tuple[TrainConfig, PreparedData, list[str]]:
     """Checks everything that does not need TensorFlow, and reads the data.
 
     Args:
         config: The configuration.
         folder: The workdir; None in processes that do not use it.
         data: The data, if already read.
+
+    Returns:
+        The configuration with the fields that depend on the data, the data,
+        and the reasons for what was chosen, if anything was.
     """
     try:
         parse_metric(config.selection_metric)
     except ValueError as error:
         raise InputError(f"--selection_metric: {error}") from error
-    if folder is None:
-        return data or build_data(config)
-    folder.check(config)
+    if folder is not None:
+        config = folder.check(config)
     data = data or build_data(config)
-    folder.check_data(data.vocabulary)
-    return data
+    if folder is not None:
+        folder.check_data(data.vocabulary)
+    config, why = choose(config, data)
+    return config, data, why
 
 
 def __getattr__(name: str) -> Any:
