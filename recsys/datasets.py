@@ -6,24 +6,19 @@ with a checksum: the published one, or else that of the first download.
 
 from __future__ import annotations
 
-import ast
-import csv
 import dataclasses
 import fcntl
-import gzip
 import hashlib
-import io
 import os
 import pathlib
 import re
-import shutil
 import sys
 import time
 from typing import Any
 
 from recsys.command_line import Command, add_config_flags
 from recsys.errors import InputError
-from recsys.files import atomic_path, read_json, read_json_object, write_json
+from recsys.files import read_json, read_json_object, write_json
 
 # Seconds without a byte until a connection is given up; attempts in a row that
 # may bring less than a megabyte; seconds to wait after the first of them.
@@ -54,8 +49,7 @@ class Dataset:
         terms: Its license, in a line.
         size: Bytes of the download; None if not known in advance.
         sha256: Published checksum of the download; None if there is none.
-        header: The names of the columns, for a file that has none; with
-            "=key" after a name where the lines have another key for it.
+        columns: The names of the columns, for a file that has none.
         file: What somebody with an account has to download.
     """
 
@@ -63,7 +57,7 @@ class Dataset:
     terms: str
     size: int | None = None
     sha256: str | None = None
-    header: str = ""
+    columns: str | None = None
     file: str = ""
 
 
@@ -129,7 +123,7 @@ def fetch(name: str, datasets_dir: str | None = None) -> pathlib.Path:
                 _download(name, dataset, target)
             if not _is_verified(target):
                 _verify(target, target, dataset)
-    return _with_header(target, dataset) if dataset.header else target
+    return target
 
 
 def _record(target: pathlib.Path) -> dict[str, Any]:
@@ -243,46 +237,6 @@ def _receive(
                 bar.update(file.write(chunk))
     if total not in (None, part.stat().st_size):
         raise requests.ConnectionError(f"the file ended before byte {total:,}")
-
-
-def _with_header(target: pathlib.Path, dataset: Dataset) -> pathlib.Path:
-    """Returns a table of the file's rows that names their columns."""
-    pack = gzip.compress if target.suffix == ".gz" else bytes
-    suffix = ".tsv" if "\t" in dataset.header else ".csv"
-    suffix += ".gz" if target.suffix == ".gz" else ""
-    path = target.with_name(f"interactions{suffix}")
-    if path.is_file():
-        return path
-    with atomic_path(path) as temporary, temporary.open("wb") as out:
-        # A gzip file may consist of several, one behind the other.
-        names = re.sub(r"=\w+", "", dataset.header)
-        out.write(pack(f"{names}\n".encode()))
-        if ".json" in target.suffixes:
-            keys = re.sub(r"\w+=", "", dataset.header).split(",")
-            _write_literals(target, keys, out)
-        else:
-            with target.open("rb") as file:
-                shutil.copyfileobj(file, out)
-    return path
-
-
-def _write_literals(target: pathlib.Path, keys: list[str], out: Any) -> None:
-    """Writes the values of lines that are Python's dictionaries, not JSON."""
-    with (
-        gzip.open(target, "rt", encoding="utf-8") as lines,
-        gzip.open(out, "wb", compresslevel=1) as packed,
-        io.TextIOWrapper(packed, "utf-8", newline="") as text,
-    ):
-        writer = csv.writer(text, lineterminator="\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                row = ast.literal_eval(line)
-                writer.writerow([row.get(key, "") for key in keys])
-            except (SyntaxError, ValueError, AttributeError) as error:
-                raise InputError(
-                    f"{target}, line {number}: expected a Python dictionary. "
-                    f"Received: {line[:120]!r}"
-                ) from error
 
 
 def main(values: dict[str, Any]) -> int:

@@ -76,8 +76,9 @@ class Summary:
             k: How many items were asked for.
         """
         rate = self.num_queries / max(self.seconds, 1e-9)
+        noun = "history" if self.num_queries == 1 else "histories"
         lines = [
-            f"{self.num_queries:,} histories in {self.seconds:.1f} s "
+            f"{self.num_queries:,} {noun} in {self.seconds:.1f} s "
             f"({rate:,.0f} a second)"
         ]
         if self.num_unknown:

@@ -612,7 +612,20 @@ class AskedAboutTest(TestCase):
         )
 
     def test_a_file_of_letters_has_a_header(self):
-        self.assert_error("name it with --user_column.*'b'$", "a,b\nc,d\n")
+        self.assert_error(
+            "name it with --user_column.*'b'. If there is no header, .*"
+            "--columns.*--layout=sequences$",
+            "a,b\nc,d\n",
+        )
+
+    @parameterized.parameters({"columns": "user,item"}, {"layout": "sequences"})
+    def test_a_header_is_no_row(self, **options):
+        self.assert_error(
+            f"no header with --{next(iter(options))}.* 'userId', 'item' in the"
+            " first line; leave out",
+            "userId,item\n1,2\n1,3\n",
+            **options,
+        )
 
     @parameterized.parameters(
         ("user,item,time_ms,date\n1,2,3,4\n", "--timestamp_column"),
@@ -716,6 +729,52 @@ class RowsTest(TestCase):
         data = self.write("user,items\na,1 2\nb,\nc,\n")
         self.assertEqual(sources.read(data).interactions.num_empty, 2)
 
+        data = self.write("user,items\nb,\nc,\n")
+        with self.assertRaisesRegex(InputError, "2 rows, each with an empty"):
+            sources.read(data)
+
+    def test_ids_of_one_type_in_json(self):
+        self.assert_error(
+            "of one type.* in 'item'. Received: 'x' and 7$",
+            '{"user": 1, "item": "x"}\n{"user": 1, "item": 7}\n',
+        )
+
+    def test_zones_in_some_rows(self):
+        self.assert_error(
+            "line 3: .* date without a time zone.*Received: '2020-01-02",
+            "user,item,date\na,b,2020-01-01T00:00\na,c,2020-01-02T00:00Z\n",
+        )
+
+    def test_ids_that_may_mean_none(self):
+        data = self.write("user,item\nNULL,a\nb,NA\nNULL,c\nb,a\nb,c\n")
+        config = TrainConfig(data=data, split="validation_only")
+        notes = build_data(config).notes
+        self.assertIn(
+            "2 rows with the user id 'NULL': read as an id like any other",
+            notes,
+        )
+        self.assertIn(
+            "1 row with the item id 'NA': read as an id like any other", notes
+        )
+
+    def test_what_is_not_read_of_a_folder_is_said(self):
+        rows = "user,item,time\n1,2,3\n"
+        for name in ("a.csv", "b.jsonl", "notes.txt", "2020/c.csv"):
+            self.write(rows, f"logs/{name}")
+        log = sources.read(str(self.folder / "logs"))
+        self.assertEqual(_rows(log.interactions), [("1", "2", 3)])
+        self.assertEqual(log.notes, ("not read: 2020, b.jsonl, notes.txt",))
+
+    def test_the_only_file_of_a_folder_may_have_any_name(self):
+        self.write("1::2::3\n", "only/log.dat")
+        options = {"columns": "user,item,time", "separator": "::"}
+        log = sources.read(str(self.folder / "only"), **options)
+        self.assertEqual(_rows(log.interactions), [("1", "2", 3)])
+        # Item metadata alone is no log.
+        self.write("item_id,title\n1,x\n", "items/items.csv")
+        with self.assertRaisesRegex(InputError, "Received: items.csv"):
+            sources.read(str(self.folder / "items"))
+
     def test_options_of_text_need_text(self):
         pq.write_table(
             pa.table({"user": [1], "item": [2]}), self.folder / "log.parquet"
@@ -729,6 +788,8 @@ class RowsTest(TestCase):
         for data in ("synthetic:users=9,items=9", "tfds:movielens/x-ratings"):
             with self.assertRaisesRegex(InputError, "`columns` needs"):
                 sources.read(data, columns="user,item")
+            with self.assertRaisesRegex(InputError, "`event_column` needs"):
+                sources.read(data, event_column="kind")
 
     def test_values_of_any_length(self):
         review = "so " * 100_000
@@ -749,6 +810,16 @@ class RowsTest(TestCase):
         self.assert_error(
             "line 2: expected UTF-8. .*--encoding",
             "user,item\né,1\n".encode("latin-1"),
+        )
+
+    @parameterized.parameters("le", "be")
+    def test_utf_16_without_its_mark(self, order):
+        text = "user,item\nu,a\nu,b\n".encode(f"utf-16-{order}")
+        self.assert_error("zero bytes.*--encoding=utf-16-le or", text)
+        self.assert_error("not start with BOM", text, encoding="utf-16")
+        self.assertEqual(
+            self.read(text, encoding=f"utf-16-{order}"),
+            [("u", "a", 0), ("u", "b", 1)],
         )
 
     def test_a_column_that_is_not_read_may_be_in_any_encoding(self):

@@ -353,8 +353,8 @@ class ReadTest(SourcesTestCase):
 
     def test_nothing_readable(self):
         self.assert_error("Received: an empty folder$", str(self.folder))
-        data = self.write({"notes.txt": "x"})
-        self.assert_error("CSV, TSV or Parquet files.*: notes.txt$", data)
+        data = self.write({"notes.txt": "x", "more.txt": "x"})
+        self.assert_error("CSV, TSV or Parquet .*: more.txt, notes.txt$", data)
 
     def test_not_a_zip(self):
         self.write({"bad.zip": "PK\3\4 and no more"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,8 @@ _SPELLINGS = {
         "datetimeutc playedat listenedat posted postedat invoicedate "
         "purchasedate purchasetime purchasedat transactiondate tdat "
         "ratingtimestamp ratingdate ratedat clicktime accesstime visitdate "
-        "occurredat createdon createtime creationdate updatedat day"
+        "occurredat createdon createtime creationdate updatedat day "
+        "timestamps times dates"
     ),
     "rating": (
         "rating ratings userrating score stars overall | bookrating "
@@ -186,11 +188,7 @@ def find_column(
 
 
 def find_optional_column(
-    header: Sequence[str],
-    role: str,
-    given: str | None,
-    file: object,
-    usual_only: bool = False,
+    header: Sequence[str], role: str, given: str | None, file: object
 ) -> str | None:
     """Returns the name of the one column that has a role, if there is one.
 
@@ -199,7 +197,6 @@ def find_optional_column(
         role: A key of `SPELLINGS`.
         given: The name that the user gave, if any.
         file: The name of the file, for messages.
-        usual_only: Whether to try only the names that come first.
 
     Raises:
         InputError: The column is ambiguous, or the given one is missing.
@@ -214,7 +211,7 @@ def find_optional_column(
         matches = next(
             (
                 found
-                for tier in SPELLINGS[role][: 1 if usual_only else None]
+                for tier in SPELLINGS[role]
                 if (found := [name for name in header if _plain(name) in tier])
             ),
             [],
@@ -413,7 +410,7 @@ def typed_times(
 
 
 def kind_of_time(value: object, time_format: str | None) -> str | None:
-    """Returns "number" or "date"; None for anything else."""
+    """Returns "number" or some "date"; None for anything else."""
     if isinstance(value, (datetime.date, datetime.datetime)):
         return "date"
     text = str(value).strip()
@@ -423,8 +420,9 @@ def kind_of_time(value: object, time_format: str | None) -> str | None:
         except ValueError:
             pass
         try:
-            datetime.datetime.fromisoformat(text.removesuffix(" UTC"))
-            return "date"
+            iso = re.sub(r"\s*(UTC|GMT)$", "Z", text)
+            has_zone = datetime.datetime.fromisoformat(iso).tzinfo is not None
+            return "date with a time zone" if has_zone else "date"
         except ValueError:
             pass
     for pattern in TIME_FORMATS if time_format is None else (time_format,):

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.fs as fs
 
-from recsys.data.columns import TextOptions
+from recsys.data.columns import TextOptions, is_usual
 from recsys.errors import DISTRIBUTION, InputError
 
 _MAGIC = {
@@ -84,7 +84,7 @@ def readable(file: Traversable) -> Iterator[None]:
         EOFError,
         # An encrypted zip archive, or one of another version or method.
         RuntimeError,
-        UnicodeDecodeError,
+        UnicodeError,
         csv.Error,
         lzma.LZMAError,
         zlib.error,
@@ -302,6 +302,8 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
             layout, separator = "netflix", ""
         elif not separator and _only_sequences(lines):
             layout = "sequences"
+    if header or options.layout == "sequences":
+        _reject_header(file, _split(file, first, separator), options)
     if layout == "sequences":
         if header:
             raise InputError(
@@ -318,20 +320,36 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
         header = tuple(_split(file, first, separator))
     # Arrow splits at single characters: "::" gives empty columns in between.
     gap = max(1, len(separator))
-    cells = [
-        name if n == 0 else f"_{place}_{n}"
-        for place, name in enumerate(header)
-        for n in range(gap)
-    ][: (len(header) - 1) * gap + 1]
+    cells = [f"_{n}" for n in range((len(header) - 1) * gap + 1)]
     blank = [cell for n, cell in enumerate(cells) if n % gap]
+    cells[::gap] = header
     return TextForm(cells, separator, has_header, blank, encoding, layout)
+
+
+def _reject_header(
+    file: Traversable, values: Sequence[str], options: TextOptions
+) -> None:
+    """Raises InputError for a first line that names a user and an item."""
+    if all(any(is_usual(v, role) for v in values) for role in ("user", "item")):
+        flag = "--columns" if options.columns else "--layout=sequences"
+        raise InputError(
+            f"{file}: expected no header with {flag}. Received: "
+            f"{', '.join(map(repr, values))} in the first line; leave out "
+            f"{flag}, or delete that line"
+        )
 
 
 def _sample(file: Traversable, encoding: str | None, number: int) -> list[str]:
     """Returns the first lines that are not blank, without their ends."""
     with contextlib.closing(read_lines(file, None, encoding)) as all_lines:
         full = (line.rstrip("\r\n") for line in all_lines if line.strip())
-        return list(itertools.islice(full, number))
+        lines = list(itertools.islice(full, number))
+    if any("\0" in line for line in lines):
+        raise InputError(
+            f"{file}: expected text. Received: zero bytes in its first lines; "
+            "if it is UTF-16, add --encoding=utf-16-le or --encoding=utf-16-be"
+        )
+    return lines
 
 
 def _encoding(file: Traversable, given: str | None) -> str | None:

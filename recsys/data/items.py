@@ -12,12 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from recsys.data import input_files, tables
-from recsys.data.columns import (
-    TextOptions,
-    find_column,
-    find_optional_column,
-    is_list,
-)
+from recsys.data.columns import TextOptions, find_column, is_list, is_usual
 from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
@@ -176,10 +171,10 @@ def _split(genres: pa.ChunkedArray) -> pa.Array:
 
 
 def _item_column(header: Sequence[str], given: str | None, file: object) -> str:
-    if given is not None and given in header:
-        return given
-    usual = find_optional_column(header, "item", None, file, usual_only=True)
-    found = usual or _find(header, ("id",))
+    if given in header:
+        return str(given)
+    is_plain = any(is_usual(name, "item") for name in header)
+    found = None if is_plain else _find(header, ("id",))
     return found or find_column(header, "item", None, file)
 
 

@@ -45,6 +45,8 @@ TRAIN_TARGETS = "train_targets"
 TRAIN_WEIGHT = "train_weight"
 TRAIN_DISLIKES = "train_dislikes"
 TOTALS = (TRAIN_COUNT, TRAIN_TARGETS, TRAIN_WEIGHT, TRAIN_DISLIKES)
+# Ids that other tools write where there is none.
+_MISSING = {"null", "NULL", "NA", "N/A", "nan", "NaN", "None", r"\N"}
 _UNITS = {10**3: "milliseconds", 10**9: "nanoseconds"}
 
 
@@ -307,6 +309,15 @@ def _notes(log: Log) -> list[str]:
     if log.interactions.num_empty:
         num = _count(log.interactions.num_empty, "row")
         notes.append(f"{num} with an empty list of items: no interactions")
+    for role in ("user", "item"):
+        ids = getattr(log.interactions, f"{role}_ids")
+        codes = getattr(log.interactions, f"{role}s")
+        for name in sorted(_MISSING.intersection(ids)):
+            num = int(np.sum(codes == np.flatnonzero(ids == name)[0]))
+            notes.append(
+                f"{_count(num, 'row')} with the {role} id {name!r}: read as "
+                "an id like any other"
+            )
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(log.interactions.timestamps_per_second):
         notes.append(f"times are {unit} since 1970")

@@ -43,7 +43,7 @@ _PACKED = re.compile(
 _FILE_OPTIONS = (
     *("user_column", "item_column", "timestamp_column", "rating_column"),
     *("columns", "separator", "encoding", "layout", "time_format"),
-    "other_columns",
+    *("event_column", "other_columns"),
 )
 # Rows in a block of a log that can only be read whole.
 _BLOCK_ROWS = 2**20
@@ -191,8 +191,8 @@ class Source:
         """Finds out what `data` is; an archive is open within the block."""
         # What lies at a path of that name goes before a public data set.
         is_path = os.path.exists(os.path.expanduser(self.data))
-        is_public = not is_path and datasets.find(self.data) is not None
-        if not is_public:
+        public = None if is_path else datasets.find(self.data)
+        if public is None:
             self._reject("the name of a public data set", ("datasets_dir",))
         if self.data.startswith(TFDS_PREFIX):
             self._reject("a file or folder", _FILE_OPTIONS)
@@ -213,9 +213,11 @@ class Source:
             if self.data == BUNDLED:
                 data = importlib.resources.files("recsys.data")
                 yield self._find_in(data / "movielens_small", stack)
-            elif is_public:
+            elif public:
                 path = datasets.fetch(self.data, self.datasets_dir)
-                yield self._find_at(path, stack)
+                columns = self.columns or public.columns
+                source = dataclasses.replace(self, columns=columns)
+                yield source._find_at(path, stack)
             else:
                 yield self._find_at(_existing_path(self.data), stack)
 
@@ -254,8 +256,17 @@ class Source:
             return self._grouplens(layout, file, members)
         for suffixes in (_PART_SUFFIXES, _OTHER_SUFFIXES):
             if parts := _parts_in(folder, suffixes):
-                return _TablesLog(parts, members, self._columns)
+                return _TablesLog(
+                    parts,
+                    members,
+                    self._columns,
+                    left_out=_others_in(folder, suffixes),
+                )
         archives = [name for name in members if name.lower().endswith(".zip")]
+        if len(members) == 1 and not {*archives, *_ITEMS_NAMES} & {*members}:
+            [(name, only)] = members.items()
+            others = _others_in(folder, (name.lower(),))
+            return _TablesLog([only], {}, self._columns, left_out=others)
         if len(archives) == 1:
             archive = input_files.open_zip(members[archives[0]])
             return self._find_in(stack.enter_context(archive), stack)
@@ -423,6 +434,7 @@ class _TablesLog(_FoundLog):
     members: dict[str, Traversable]
     given: ColumnNames
     grouplens: str = ""
+    left_out: Sequence[str] = ()
 
     @functools.cached_property
     def full_parts(self) -> list[Traversable]:
@@ -444,6 +456,9 @@ class _TablesLog(_FoundLog):
             found.append(
                 f"{num_empty:,} of {len(self.parts):,} parts are empty"
             )
+        if names := self.left_out:
+            rest = f" and {len(names) - 5:,} others" * (len(names) > 5)
+            found.append(f"not read: {', '.join(names[:5])}{rest}")
         keys = {
             name
             for part in parts
@@ -595,6 +610,18 @@ def _parts_in(
             )
         parts += inner
     return parts
+
+
+def _others_in(folder: Traversable, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the names in a folder of parts that are not parts themselves."""
+    return sorted(
+        child.name
+        for child in folder.iterdir()
+        if not child.name.startswith((".", "_"))
+        and child.name not in _ITEMS_NAMES
+        and not child.name.lower().endswith(suffixes)
+        and not ("=" in child.name and child.is_dir())
+    )
 
 
 def _existing_path(data: str) -> AnyPath:

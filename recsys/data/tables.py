@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from recsys.data.columns import (
     ID_TYPE,
+    SPELLINGS,
     ColumnNames,
     find_optional_column,
     ids_as_strings,
@@ -146,8 +147,15 @@ def _understand(
         names = given.find(header, file)
     except InputError as error:
         flags = suggest_columns(form) if form else None
-        if flags is None or given.user or given.item:
+        if given.user or given.item or not form or not form.has_header:
             raise
+        if any(is_usual(name, role) for name in header for role in SPELLINGS):
+            raise  # It is a header.
+        if flags is None:
+            raise InputError(
+                f"{error}. If there is no header, name them all with --columns,"
+                " or add --layout=sequences"
+            ) from error
         raise InputError(
             f"{file}: expected the names of the columns in the first line, "
             f"which looks like a row: if there is no header, add {flags} "
@@ -237,7 +245,7 @@ def raise_first_fault(
         ):
             expected, value = f"the item id in column {names.item!r}", item
         elif kind is None or kind != first_kind:
-            what = first_kind or "number or an ISO date"
+            what = _expected_time(part, first_kind, kind)
             expected = f"a {what} in the timestamp column {names.timestamp!r}"
             value = time
         elif not _is_rating(rating):
@@ -258,6 +266,14 @@ def raise_first_fault(
         f"{file}: expected rows of user, item and timestamp. Received: columns "
         f"of {', '.join(str(kind) for kind in table.schema.types)}"
     )
+
+
+def _expected_time(part: Part, first: str | None, found: str | None) -> str:
+    if part.time_format:
+        return f"date of the form {part.time_format!r}"
+    if (first, found) == ("date", "date with a time zone"):
+        return "date without a time zone"
+    return first or "number or an ISO date"
 
 
 def _is_rating(value: object) -> bool:
@@ -630,9 +646,10 @@ def _json_type(part: Part, name: str, values: list[Any]) -> pa.DataType:
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError) as error:
+        kinds = {type(value): value for value in values if value is not None}
         raise InputError(
-            f"{part.file}: expected values of one type in {name!r}. "
-            f"Received: {' '.join(str(error).split())}"
+            f"{part.file}: expected values of one type, within 64 bits, in "
+            f"{name!r}. Received: {' and '.join(map(repr, kinds.values()))}"
         ) from error
     if pa.types.is_null(kind):
         return pa.string()
@@ -897,9 +914,15 @@ def assemble(
     Raises:
         InputError: The parts hold no row, or times of different kinds.
     """
+    num_empty = sum(
+        int((table.schema.metadata or {}).get(_EMPTY, 0)) for table in tables
+    )
     if not any(map(len, tables)):
+        received = "a header and no row"
+        if num_empty:
+            received = f"{num_empty:,} rows, each with an empty list of items"
         raise InputError(
-            f"{parts[0]}: expected interactions. Received: a header and no row"
+            f"{parts[0]}: expected interactions. Received: {received}"
         )
     filled = [
         (table, part)
@@ -915,9 +938,6 @@ def assemble(
         num_rows = sum(len(table) for table, _ in filled)
         timestamps = np.arange(first_position, first_position + num_rows)
         per_second = 0
-    num_empty = sum(
-        int((table.schema.metadata or {}).get(_EMPTY, 0)) for table in tables
-    )
     tables = [table for table, _ in filled]
     ratings = None
     if "rating" in tables[0].column_names:
@@ -949,10 +969,8 @@ def _other_columns(
     for table in tables:
         columns = {name: table[f"+{name}"] for name in names}
         for name, column in columns.items():
-            if (
-                pa.types.is_large_string(column.type)
-                or pa.types.is_string(column.type)
-                or (name == EVENT and pa.types.is_integer(column.type))
+            if is_text(column.type) or (
+                name == EVENT and pa.types.is_primitive(column.type)
             ):
                 columns[name] = column.cast(pa.string()).dictionary_encode()
         found.append(pa.table(columns))
