@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -255,7 +256,9 @@ def printable(text: str) -> str:
     Titles and file names may contain terminal control sequences.
     """
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
+        c
+        if c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
         for c in text
     )
 

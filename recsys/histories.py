@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from recsys import files
 from recsys.config import TrainConfig
-from recsys.data.prepare import user_histories
+from recsys.data.prepare import counted, user_histories
 from recsys.data.sequences import Sequences, offsets_of
 from recsys.data.shards import to_sequences, to_table
 from recsys.data.vocabulary import Vocabulary
@@ -76,25 +76,24 @@ class Summary:
             k: How many items were asked for.
         """
         rate = self.num_queries / max(self.seconds, 1e-9)
-        noun = "history" if self.num_queries == 1 else "histories"
         lines = [
-            f"{self.num_queries:,} {noun} in {self.seconds:.1f} s "
+            f"{counted(self.num_queries, 'history')} in {self.seconds:.1f} s "
             f"({rate:,.0f} a second)"
         ]
         if self.num_unknown:
             lines.append(
-                f"{self.num_unknown:,} unknown ids in "
-                f"{self.num_with_unknown:,} histories, ignored"
+                f"{counted(self.num_unknown, 'unknown id')} in "
+                f"{counted(self.num_with_unknown, 'history')}, ignored"
             )
         if self.num_without_known:
             lines.append(
-                f"{self.num_without_known:,} histories without a known item "
-                "got the most popular items, scored by their interactions"
+                f"{counted(self.num_without_known, 'history')} without a known "
+                "item got the most popular items, scored by their interactions"
             )
         if self.num_short:
             lines.append(
-                f"{self.num_short:,} lists have fewer than k={k} items, "
-                "because no more were left"
+                f"{counted(self.num_short, 'list')} with fewer than k={k} "
+                "items, because no more were left"
             )
         return "\n".join(lines)
 
@@ -118,6 +117,11 @@ def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
             "--output must be a file in a folder that exists. Received: "
             f"{str(output)!r}"
         )
+    if output.suffix.lower() in _NO_JSON:
+        raise InputError(
+            "--output must be a .csv or .parquet file, or one of JSON lines. "
+            f"Received: {str(output)!r}"
+        )
     if histories and output.exists() and output.samefile(histories):
         raise InputError(
             "--output must be another file than --histories. Received: "
@@ -125,6 +129,17 @@ def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
         )
 
 
+# Nobody expects plain JSON lines in files of these names.
+_NO_JSON = (
+    ".gz",
+    ".zip",
+    ".bz2",
+    ".zst",
+    ".tsv",
+    ".xlsx",
+    ".feather",
+    ".arrow",
+)
 # What is asked for: a file of histories; histories of raw ids, oldest first, by
 # the id of the query; or users, read by functions as those of
 # `recsys.data.prepare.user_histories`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from recsys.command_line import (
     given_beam_options,
     load_tensorflow,
     model_folder,
+    printable,
 )
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
@@ -189,7 +189,7 @@ def main(values: dict[str, Any]) -> int:
         users = parts[0]()
         for place, user in enumerate(users.user_ids):
             history = users.items[slice(*users.offsets[place : place + 2])]
-            print("\n" * (place > 0) + f"User {_printable(user)}")
+            print("\n" * (place > 0) + f"User {printable(user)}")
             _print_recommended(recommender, history.tolist(), values, options)
     else:
         _print_recommended(recommender, items, values, options)
@@ -322,7 +322,7 @@ def _print_recommended(
         titles = ", ".join(vocabulary.describe(index) for index in named)
         if len(named) < len(known):
             titles = f"{len(known) - len(named)} others, {titles}"
-        print(f"After {_printable(titles)}:\n")
+        print(f"After {printable(titles)}:\n")
     else:
         print(
             "No known item in the history (name some by --history=…): the "
@@ -354,7 +354,7 @@ def _print_similar(recommender: Recommender, item: int, k: int) -> None:
     """Prints the items whose vectors are most similar to an item's."""
     vocabulary = recommender.vocabulary
     found = recommender.similar(vocabulary.decode([item])[0], k)
-    title = _printable(vocabulary.describe(item))
+    title = printable(vocabulary.describe(item))
     print(f"Like {title}, by the cosine of vectors:\n")
     _print_list(found)
     if len(found) < k:
@@ -364,25 +364,15 @@ def _print_similar(recommender: Recommender, item: int, k: int) -> None:
 def _print_list(found: list[Recommendation], notes: Sequence[str] = ()) -> None:
     """Prints numbered items, each with its note below it if there are any."""
     rank_width = len(str(len(found)))
-    names = [_printable(each.title) for each in found]
+    names = [printable(each.title) for each in found]
     width = max(map(len, names), default=0)
     for place, (name, item) in enumerate(zip(names, found, strict=True)):
         print(
             f"{place + 1:>{rank_width}}  {name:<{width}}  "
-            f"id {_printable(item.item_id):<8}  {item.score:.4f}"
+            f"id {printable(item.item_id):<8}  {item.score:.4f}"
         )
         if notes:
-            print(f"{'':>{rank_width}}    {_printable(notes[place])}")
-
-
-def _printable(text: str) -> str:
-    """Escapes characters that could control a terminal."""
-    return "".join(
-        character
-        if character.isprintable() or unicodedata.category(character) == "Zs"
-        else ascii(character)[1:-1]
-        for character in text
-    )
+            print(f"{'':>{rank_width}}    {printable(notes[place])}")
 
 
 if __name__ == "__main__":

@@ -739,6 +739,12 @@ class RowsTest(TestCase):
             '{"user": 1, "item": "x"}\n{"user": 1, "item": 7}\n',
         )
 
+    def test_times_that_are_not_wanted(self):
+        self.assertEqual(
+            self.read("user,item,time\nu,a,9\nu,b,5\n", timestamp_column=""),
+            [("u", "a", 0), ("u", "b", 1)],
+        )
+
     def test_zones_in_some_rows(self):
         self.assert_error(
             "line 3: .* date without a time zone.*Received: '2020-01-02",
@@ -750,11 +756,11 @@ class RowsTest(TestCase):
         config = TrainConfig(data=data, split="validation_only")
         notes = build_data(config).notes
         self.assertIn(
-            "2 rows with the user id 'NULL': read as an id like any other",
+            "2 rows with the user id 'NULL': an id like any other",
             notes,
         )
         self.assertIn(
-            "1 row with the item id 'NA': read as an id like any other", notes
+            "1 row with the item id 'NA': an id like any other", notes
         )
 
     def test_what_is_not_read_of_a_folder_is_said(self):

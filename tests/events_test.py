@@ -692,6 +692,7 @@ class ReadingTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"events": "view:0"}, "positive"),
         ({"events": "view:1e-50"}, "positive"),
+        ({"dislikes": "view,buy,hide,click"}, "Received: none of 11 rows"),
         ({"events": "view,view"}, "once"),
         ({"max_rating": float("nan")}, "--max_rating must be finite"),
         ({"target_events": " ,"}, "--target_events must name"),
@@ -741,13 +742,14 @@ class ReadingTest(parameterized.TestCase):
             {"page:view": 0.5, "3": 2.0, "cart": 1.0},
         )
 
-    def test_whole_numbers_and_missing_kinds_in_parquet(self):
+    @parameterized.parameters(pa.int8(), pa.float64())
+    def test_whole_numbers_and_missing_kinds_in_parquet(self, kind):
         table = pa.table(
             {
                 "user": list("aaaaa"),
                 "item": list("vwxyz"),
                 "time": [1, 2, 3, 4, 5],
-                "action": pa.array([1, 3, None, 1, 1], pa.int8()),
+                "action": pa.array([1, 3, None, 1, 1], kind),
             }
         )
         self.path = self.folder / "log.parquet"
@@ -759,6 +761,15 @@ class ReadingTest(parameterized.TestCase):
             {"a": ["v:1", "w:3", "y:1", "z:1"]},
         )
         self.assertIn("dropped: 1 (blank)", data_summary(data))
+
+    def test_yes_and_no_in_parquet(self):
+        kinds = pa.array([True, True, None, False, True])
+        table = pa.table({"user": list("aaaaa"), "item": list("vwxyz")})
+        self.path = self.folder / "log.parquet"
+        pq.write_table(table.append_column("event", kinds), self.path)
+        data = self._data(events="true")
+        self.assertEqual(data.vocabulary.item_ids.tolist(), ["v", "w", "z"])
+        self.assertIn("dropped: 1 false, 1 (blank)", data_summary(data))
 
     def test_an_unnamed_column_never_takes_another_role(self):
         self.path.write_text("user,action,time\na,x,1\na,y,2\na,z,3\n")

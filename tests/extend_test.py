@@ -134,10 +134,12 @@ class MergingTest(parameterized.TestCase):
         self.assertEqual(again.items["title"].to_pylist(), ["X"])
 
     def test_times_of_two_kinds(self):
-        with self.assertRaisesRegex(InputError, "dates in one and numbers"):
-            merge_logs(
-                make_log(["ann x 1"]), make_log(["ann x 1"], per_second=10**6)
-            )
+        old = make_log(["ann x 1"])
+        for per_second, received in ((10**6, "dates or micro"), (0, "none")):
+            with self.assertRaisesRegex(
+                InputError, f", numbers. Received: {received}"
+            ):
+                merge_logs(old, make_log(["ann x 1"], per_second=per_second))
 
     @parameterized.parameters((["ann c 9"], True), (["ann c 3"], False))
     def test_queries_for_trained_interactions(self, later, fits):

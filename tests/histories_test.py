@@ -157,7 +157,7 @@ class RecommendFileTest(parameterized.TestCase):
             [[], ["7"], ["7", "c", "b", "a"]],
         )
         self.assertEqual(summary.num_short, 3)
-        self.assertIn("3 lists have fewer than k=1000", summary.text(1000))
+        self.assertIn("3 lists with fewer than k=1000", summary.text(1000))
 
     def test_history_included(self):
         answers, _ = self.recommend("7\n", 1, exclude_history=False)
@@ -232,6 +232,7 @@ class RecommendFileTest(parameterized.TestCase):
         ("histories", "", "--output must be a file in a folder that exists"),
         ("histories", "no/output", "--output must be a file in a folder"),
         ("histories", "histories", "--output must be another file"),
+        ("histories", "x.csv.gz", "--output must be a .csv or .parquet"),
     )
     def test_paths(self, source, output, message):
         self.histories.write_text("a\n")

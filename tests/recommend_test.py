@@ -129,9 +129,9 @@ class RecommendTest(parameterized.TestCase):
         self.assertEqual(list(lines), expected)
         for line in (
             "2 unknown ids in 2 histories, ignored",
-            "1 histories without a known item got the most popular items, "
+            "1 history without a known item got the most popular items, "
             "scored by their interactions",
-            "4 lists have fewer than k=10 items, because no more were left",
+            "4 lists with fewer than k=10 items, because no more were left",
         ):
             self.assertIn(line, process.stderr.splitlines())
         self.assertStartsWith(process.stderr, "4 histories in ")

@@ -282,7 +282,7 @@ class RecommendTest(parameterized.TestCase):
             said,
             [
                 "20 histories",
-                "20 lists have fewer than k=10 items, because no "
+                "20 lists with fewer than k=10 items, because no "
                 "more were left",
             ],
         )
@@ -348,7 +348,7 @@ class RecommendTest(parameterized.TestCase):
             [
                 "3 histories",
                 "2 unknown ids",
-                "1 histories without a known item got the most popular items, "
+                "1 history without a known item got the most popular items, "
                 "scored by their interactions",
             ],
         )
@@ -395,7 +395,7 @@ class RecommendTest(parameterized.TestCase):
             ["first"] * 3 + ["2"] * 3 + ["empty"] * 3,
         )
         self.assertEqual(table["item"].to_pylist()[3:], ["i1", "i2", "i3"] * 2)
-        self.assertEqual(said[1], "1 unknown ids")
+        self.assertEqual(said[1], "1 unknown id")
         listed, _ = self.said(
             self.model.recommend_histories, asked.values(), k=3
         )

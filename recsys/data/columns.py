@@ -94,9 +94,9 @@ class ColumnNames:
         user: The column of the raw user ids.
         item: The column of the raw item ids.
         timestamp: The column that gives the order. None is found by itself
-            when asked for, and means the order of the file when found.
-        rating: The column of the ratings. None is found by itself when
-            asked for, and means none when found; "" asks for none.
+            when asked for, and means none, and the order of the file, when
+            found; "" asks for none.
+        rating: The column of the ratings, likewise.
         event: The column of kinds of events, likewise; the first of several.
         others: Further columns to read.
         text: How a text file is written; as given by the user only.
@@ -135,8 +135,8 @@ class ColumnNames:
             find_column(header, "user", self.user, file),
             find_column(header, "item", self.item, file),
             find_optional_column(header, "timestamp", self.timestamp, file),
-            self._optional("rating", header, file),
-            self._optional("event", header, file),
+            find_optional_column(header, "rating", self.rating, file),
+            find_optional_column(header, "event", self.event, file),
         )
         # One that nobody named is left to another role.
         if self.event is None and found.event in dataclasses.astuple(found)[:4]:
@@ -154,14 +154,6 @@ class ColumnNames:
                 f"Received columns: {_quoted(header)}"
             )
         return dataclasses.replace(found, others=self.others)
-
-    def _optional(
-        self, role: str, header: Sequence[str], file: object
-    ) -> str | None:
-        given = getattr(self, role)
-        if given == "":
-            return None
-        return find_optional_column(header, role, given, file)
 
 
 def find_column(
@@ -195,12 +187,14 @@ def find_optional_column(
     Args:
         header: The column names of the file.
         role: A key of `SPELLINGS`.
-        given: The name that the user gave, if any.
+        given: The name that the user gave, if any; "" for no column.
         file: The name of the file, for messages.
 
     Raises:
         InputError: The column is ambiguous, or the given one is missing.
     """
+    if given == "":
+        return None
     if given is not None:
         matches = [
             name
@@ -294,8 +288,7 @@ def ids_as_strings(
     if not (
         pa.types.is_integer(values)
         or pa.types.is_floating(values)
-        or pa.types.is_string(values)
-        or pa.types.is_large_string(values)
+        or is_text(values)
     ):
         raise InputError(f"{where}. Received: a column of {values}")
     if not is_encoded:

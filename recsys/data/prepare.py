@@ -181,6 +181,12 @@ def filter_log(
     labels = label(log.interactions, rules)
     if must_have_kinds:
         rules.check(log.name, labels.found)
+    if not labels.num_kept:
+        raise InputError(
+            f"{log.name}: expected rows that --events, --dislikes and "
+            "--max_rating leave. Received: none of "
+            f"{counted(len(log.interactions), 'row')}"
+        )
     interactions = filter_interactions(
         labels.rows(log.interactions, dislikes=False),
         min_rating=config.min_rating,
@@ -307,16 +313,16 @@ def _notes(log: Log) -> list[str]:
     """Returns what the user should know of how a log was read."""
     notes = [*log.notes]
     if log.interactions.num_empty:
-        num = _count(log.interactions.num_empty, "row")
-        notes.append(f"{num} with an empty list of items: no interactions")
+        rows = counted(log.interactions.num_empty, "row")
+        notes.append(f"{rows} with an empty list of items: no interactions")
     for role in ("user", "item"):
         ids = getattr(log.interactions, f"{role}_ids")
         codes = getattr(log.interactions, f"{role}s")
         for name in sorted(_MISSING.intersection(ids)):
             num = int(np.sum(codes == np.flatnonzero(ids == name)[0]))
+            rows = counted(num, "row")
             notes.append(
-                f"{_count(num, 'row')} with the {role} id {name!r}: read as "
-                "an id like any other"
+                f"{rows} with the {role} id {name!r}: an id like any other"
             )
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(log.interactions.timestamps_per_second):
@@ -569,13 +575,13 @@ def data_summary(data: PreparedData) -> str:
     split = data.split
     num_test = 0 if split.test is None else len(split.test)
     lines = [
-        f"{data.name}: {_count(split.train.num_users, 'user')}, "
-        f"{_count(data.vocabulary.num_items, 'item')}, "
-        f"{_count(data.num_interactions, 'interaction')}",
+        f"{data.name}: {counted(split.train.num_users, 'user')}, "
+        f"{counted(data.vocabulary.num_items, 'item')}, "
+        f"{counted(data.num_interactions, 'interaction')}",
         f"split {split.protocol}: "
-        f"{_count(split.train.num_interactions, 'training interaction')}, "
-        f"{_count(len(split.validation), 'validation query')}, "
-        f"{_count(num_test, 'test query')}",
+        f"{counted(split.train.num_interactions, 'training interaction')}, "
+        f"{counted(len(split.validation), 'validation query')}, "
+        f"{counted(num_test, 'test query')}",
     ]
     lines[1:1] = data.notes
     if data.num_dropped:
@@ -585,25 +591,30 @@ def data_summary(data: PreparedData) -> str:
             if number
         ]
         lines.append(
-            f"{_count(data.num_dropped, 'interaction')} dropped: "
+            f"{counted(data.num_dropped, 'interaction')} dropped: "
             + (", ".join(reasons) or "filtered or repeated")
         )
     if data.num_single:
         lines.append(
-            f"{_count(data.num_single, 'user')} with a single interaction: "
+            f"{counted(data.num_single, 'user')} with a single interaction: "
             "used for training, not queried"
         )
     counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
     if num_unseen := int(np.count_nonzero(counts == 0)):
         lines.append(
-            f"{_count(num_unseen, 'item')} without training interactions: "
+            f"{counted(num_unseen, 'item')} without training interactions: "
             "still ranked as candidates"
         )
     return "\n".join(lines)
 
 
-def _count(number: int, noun: str) -> str:
-    """Returns "no users", "1 user" or "2,000 users"."""
+def counted(number: int, noun: str) -> str:
+    """Returns "no users", "1 user" or "2,000 users".
+
+    Args:
+        number: How many there are.
+        noun: The word for one of them.
+    """
     if number != 1:
         noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{number:,} {noun}" if number else f"no {noun}"

@@ -101,7 +101,7 @@ class Source:
             next four are found by their usual names.
         item_column: The column of item ids.
         timestamp_column: The column of times: numbers or dates. Default: by
-            name; without one, the order of the file.
+            name; without one, or with "", the order of the file.
         rating_column: The column of ratings; "" ignores the ratings.
         event_column: The column of kinds of events; "" ignores them.
         items_file: CSV or Parquet file with a column of item ids and titles,

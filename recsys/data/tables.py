@@ -278,12 +278,8 @@ def _expected_time(part: Part, first: str | None, found: str | None) -> str:
 
 def _is_rating(value: object) -> bool:
     text = str("" if value is None else value).strip().lower()
-    try:
-        return text in ("", "na", "n/a", "null", "none") or bool(
-            float(text) is not None
-        )
-    except ValueError:
-        return False
+    is_missing = text in ("", "na", "n/a", "null", "none")
+    return is_missing or kind_of_time(text, None) == "number"
 
 
 def read_tables(

@@ -198,6 +198,16 @@ def _events(
     )
 
 
+# What timestamps are, by how many of them make a second.
+_TIMES = {
+    0: "none (the order of the file)",
+    1: "numbers",
+    10**3: "milliseconds",
+    10**6: "dates or microseconds",
+    10**9: "nanoseconds",
+}
+
+
 def merge_logs(old: Log, new: Log) -> Log:
     """Appends a log to another one.
 
@@ -217,8 +227,8 @@ def merge_logs(old: Log, new: Log) -> Log:
     if first.timestamps_per_second != second.timestamps_per_second:
         raise InputError(
             f"{new.name}: expected timestamps of the same kind as in "
-            f"{old.name}. Received: dates in one and numbers in the other, or "
-            "another unit"
+            f"{old.name}, {_TIMES[first.timestamps_per_second]}. Received: "
+            f"{_TIMES[second.timestamps_per_second]}"
         )
     user_ids, users = _merge_codes(
         first.user_ids, first.users, second.user_ids, second.users
