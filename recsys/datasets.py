@@ -6,19 +6,23 @@ with a checksum: the published one, or else that of the first download.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import fcntl
+import gzip
 import hashlib
+import json
 import os
 import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from recsys.command_line import Command, add_config_flags
 from recsys.errors import InputError
-from recsys.files import read_json, read_json_object, write_json
+from recsys.files import atomic_path, read_json, read_json_object, write_json
 
 # Seconds without a byte until a connection is given up; attempts in a row that
 # may bring less than a megabyte; seconds to wait after the first of them.
@@ -50,6 +54,7 @@ class Dataset:
         size: Bytes of the download; None if not known in advance.
         sha256: Published checksum of the download; None if there is none.
         columns: The names of the columns, for a file that has none.
+        keys: What is kept of lines that are Python's dictionaries.
         file: What somebody with an account has to download.
     """
 
@@ -58,6 +63,7 @@ class Dataset:
     size: int | None = None
     sha256: str | None = None
     columns: str | None = None
+    keys: Sequence[str] = ()
     file: str = ""
 
 
@@ -123,7 +129,29 @@ def fetch(name: str, datasets_dir: str | None = None) -> pathlib.Path:
                 _download(name, dataset, target)
             if not _is_verified(target):
                 _verify(target, target, dataset)
-    return target
+    return _as_json(target, dataset.keys) if dataset.keys else target
+
+
+def _as_json(target: pathlib.Path, keys: Sequence[str]) -> pathlib.Path:
+    """Returns JSON lines, to decode Python's dictionaries only once."""
+    path = target.with_name("interactions.jsonl.gz")
+    if path.is_file():
+        return path
+    with (
+        atomic_path(path) as temporary,
+        gzip.open(target, "rt", encoding="utf-8") as lines,
+        gzip.open(temporary, "wt", compresslevel=1) as out,
+    ):
+        for number, line in enumerate(lines, 1):
+            try:
+                row = ast.literal_eval(line)
+                out.write(json.dumps({k: row.get(k) for k in keys}) + "\n")
+            except (SyntaxError, ValueError, AttributeError) as error:
+                raise InputError(
+                    f"{target}, line {number}: expected a Python dictionary. "
+                    f"Received: {line[:120]!r}"
+                ) from error
+    return path
 
 
 def _record(target: pathlib.Path) -> dict[str, Any]:

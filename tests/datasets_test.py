@@ -351,15 +351,22 @@ class DatasetsTest(parameterized.TestCase):
         # 2 August to 17 December, 137 days; in microseconds since 1970.
         days = (log.timestamps[0] - log.timestamps[1]) / 86_400_000_000
         self.assertEqual(days, 137)
+        table = pathlib.Path(self.root, "steam", "interactions.jsonl.gz")
+        self.assertEqual(
+            gzip.decompress(table.read_bytes()).decode().splitlines()[1],
+            '{"username": "Bob", "product_id": "328100", '
+            '"date": "2017-08-02", "hours": null}',
+        )
 
     def test_a_damaged_line_of_steam(self):
         self.server.content = gzip.compress(
             b"{u'username': u'A', u'product_id': u'7'}\n{oops\n"
         )
         page = self.url.replace("set.bin", "steam_reviews.json.gz")
-        self.offer("steam", page=page)
-        with self.assertRaisesRegex(InputError, "line 2: expected an object"):
-            sources.read("steam", datasets_dir=self.root)
+        self.offer("steam", page=page, keys=["username"])
+        for _ in range(2):
+            with self.assertRaisesRegex(InputError, "line 2: expected a Pyth"):
+                self.fetch("steam")
 
     @parameterized.parameters("yelp", "retailrocket")
     def test_what_needs_an_account_is_put_there_by_hand(self, name):
