@@ -725,6 +725,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 AUTO = "auto"
 _LONG_HISTORY = 80
 _MANY_PER_ITEM = 100
+# Interactions to train on in all, over all epochs: a quarter of an hour with
+# small catalogs, on two cores.
+_MOST_INTERACTIONS = 4e7
+# What the full softmax may take in all: ten minutes for 300,000 interactions
+# and longer for more, at 80 billion operations a second, six for each item,
+# dimension and interaction.
+_MOST_OPERATIONS = 600 * 80e9
+_MOST_PER_INTERACTION = _MOST_OPERATIONS / 300_000
+_FEWEST_FULL_EPOCHS = 12
+# Adam on all rows of a larger table takes longer than the rest of a step.
+_LARGEST_DENSE_TABLE = 100_000
 
 
 def default_preset(data: str | None) -> str:
@@ -753,37 +764,53 @@ def auto_fields(
     """
     per_user = num_interactions / max(1, num_users)
     per_item = num_interactions / max(1, num_items)
-    fields: dict[str, Any] = {
+    rate, epochs, patience = 0.003, 40, 10
+    if per_user < _LONG_HISTORY:
+        why, dropout, item_dropout = "short histories", 0.5, 0.0
+        epochs, patience = 30, 5
+    elif per_item < _MANY_PER_ITEM:
+        why, dropout, item_dropout = "long histories", 0.3, 0.3
+    else:
+        why, dropout, item_dropout = "long, dense histories", 0.2, 0.2
+        rate, epochs = 0.002, 34
+    why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
+    fields = _loss_fields(num_items, num_interactions)
+    epochs = min(epochs, fields.pop("most_epochs"))
+    if fields["loss"] == "sampled_softmax":
+        why += f", many for the full softmax ({num_items:,} items)"
+    return {
         "table_init": "co_occurrence",
-        "embedding_dim": 64,
-        "dropout": 0.5,
-        "item_dropout": 0.0,
-        "num_epochs": 30,
-        "learning_rate": 0.003,
-        "patience": 5,
-    }
-    kind = "short histories"
-    if per_user >= _LONG_HISTORY:
-        kind = "long histories"
-        fields |= {
-            "dropout": 0.3,
-            "item_dropout": 0.3,
-            "num_epochs": 40,
-            "patience": 10,
-        }
-        if per_item >= _MANY_PER_ITEM:
-            kind = "long histories of frequent items"
-            fields |= {
-                "embedding_dim": 128,
-                "dropout": 0.2,
-                "item_dropout": 0.2,
-                "num_epochs": 34,
-                "learning_rate": 0.002,
+        "dropout": dropout,
+        "item_dropout": item_dropout,
+        "num_epochs": epochs,
+        "learning_rate": rate,
+        "patience": patience,
+        **fields,
+    }, why
+
+
+def _loss_fields(num_items: int, num_interactions: int) -> dict[str, Any]:
+    """Chooses the loss by its cost; `most_epochs` is how many that allows."""
+    most = max(5, int(_MOST_INTERACTIONS / max(1, num_interactions)))
+    budget = max(_MOST_OPERATIONS, _MOST_PER_INTERACTION * num_interactions)
+    for dim in (128, 64):
+        epoch = 6 * num_items * dim * num_interactions
+        if _FEWEST_FULL_EPOCHS * epoch <= budget:
+            return {
+                "embedding_dim": dim,
+                "loss": "full_softmax",
+                "num_negatives": DEFAULTS["num_negatives"],
+                "table_optimizer": "auto",
+                "most_epochs": min(most, int(budget / max(1, epoch))),
             }
-    return fields, (
-        f"{kind} ({per_user:,.0f} interactions per user, {per_item:,.0f} per "
-        "item)"
-    )
+    is_small = num_items <= _LARGEST_DENSE_TABLE
+    return {
+        "embedding_dim": 64,
+        "loss": "sampled_softmax",
+        "num_negatives": 4096,
+        "table_optimizer": "dense" if is_small else "lazy_adam",
+        "most_epochs": most,
+    }
 
 
 def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:

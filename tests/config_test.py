@@ -54,25 +54,54 @@ class TrainConfigTest(parameterized.TestCase):
     @parameterized.parameters(
         # Amazon Beauty, MovieLens-100K and MovieLens-1M without what is held
         # out: 6.9, 104 and 164 interactions per user, 13, 58 and 289 per item.
-        (22_363, 12_101, 153_776, 64, 0.5, 0.0, 30),
-        (943, 1_682, 98_114, 64, 0.3, 0.3, 40),
-        (6_040, 3_416, 987_531, 128, 0.2, 0.2, 34),
+        # 4.8e13 operations are 33 epochs of 6 * 12,101 * 128 * 153,776.
+        (22_363, 12_101, 153_776, 0.5, 0.0, 30),
+        (943, 1_682, 98_114, 0.3, 0.3, 40),
+        (6_040, 3_416, 987_531, 0.2, 0.2, 34),
         # Long histories and many interactions per item begin here.
-        (10, 8, 799, 64, 0.5, 0.0, 30),
-        (10, 8, 800, 128, 0.2, 0.2, 34),
-        (10, 9, 800, 64, 0.3, 0.3, 40),
+        (10, 8, 799, 0.5, 0.0, 30),
+        (10, 8, 800, 0.2, 0.2, 34),
+        (10, 9, 800, 0.3, 0.3, 40),
+        # 4.8e13 / (6 * 20,000 * 128 * 200,000) = 15.6
+        (30_000, 20_000, 200_000, 0.5, 0.0, 15),
+        # Beyond 300,000 interactions the limit is 1.6e8 for each of them:
+        # 1.6e8 / (6 * 10,000 * 128) = 20.8
+        (300_000, 10_000, 2_000_000, 0.5, 0.0, 20),
+        # 40,000,000 / 2,000,000 = 20
+        (10_000, 200, 2_000_000, 0.2, 0.2, 20),
+        (100_000, 100, 20_000_000, 0.2, 0.2, 5),
     )
     def test_auto_goes_by_histories_and_items(
-        self, users, items, interactions, dim, dropout, item_dropout, epochs
+        self, users, items, interactions, dropout, item_dropout, epochs
     ):
         fields, why = auto_fields(users, items, interactions)
-        self.assertEqual(fields["embedding_dim"], dim)
+        self.assertEqual(fields["loss"], "full_softmax")
+        self.assertEqual(fields["embedding_dim"], 128)
         self.assertEqual(fields["dropout"], dropout)
         self.assertEqual(fields["item_dropout"], item_dropout)
         self.assertEqual(fields["num_epochs"], epochs)
         self.assertIn(f"{interactions / users:,.0f} interactions per user", why)
         config = make_config("auto", {"seed": 3}).with_chosen(fields)
         self.assertEqual(config, TrainConfig(**fields, seed=3))
+
+    def test_auto_halves_the_dims_to_keep_the_full_softmax(self):
+        # 1.6e8 / (6 * 20,000 * 64) = 20.8 epochs, and 10.4 of 128 dims.
+        fields, _ = auto_fields(40_000, 20_000, 300_000)
+        self.assertEqual(fields["loss"], "full_softmax")
+        self.assertEqual(fields["embedding_dim"], 64)
+        self.assertEqual(fields["num_epochs"], 20)
+
+    @parameterized.parameters((54_000, "dense"), (100_001, "lazy_adam"))
+    def test_auto_samples_where_the_full_softmax_takes_too_long(
+        self, items, table_optimizer
+    ):
+        # 1.6e8 / (6 * 54,000 * 64) = 7.7 epochs
+        fields, why = auto_fields(40_000, items, 300_000)
+        self.assertEqual(fields["loss"], "sampled_softmax")
+        self.assertEqual(fields["embedding_dim"], 64)
+        self.assertEqual(fields["table_optimizer"], table_optimizer)
+        self.assertEqual(fields["num_epochs"], 30)
+        self.assertIn(f"many for the full softmax ({items:,} items)", why)
 
     def test_auto_leaves_what_is_given(self):
         config = make_config(None, {"data": "log.csv", "dropout": 0.1})

@@ -259,9 +259,8 @@ class OtherRunsTest(RunTestCase):
         # Some 14 interactions per user; what was given is not chosen.
         self.assertRegex(
             out,
-            r"preset auto: table_init=co_occurrence, "
-            r"item_dropout=0.0, learning_rate=0.003, patience=5; short "
-            r"histories \(1\d interactions per user, 3\d per item\)",
+            r"preset auto: table_init=co_occurrence, loss=full_softmax; "
+            r"short histories \(13 interactions per user, 30 per item\)",
         )
         stored = json.loads((workdir / "config.json").read_text())
         self.assertEqual(stored["table_init"], "co_occurrence")

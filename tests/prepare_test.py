@@ -4,9 +4,14 @@ import numpy as np
 import pyarrow as pa
 from absl.testing import absltest, parameterized
 
-from recsys.config import TrainConfig
+from recsys.config import TrainConfig, make_config
 from recsys.data.interactions import Interactions
-from recsys.data.prepare import PreparedData, data_summary, prepare_log
+from recsys.data.prepare import (
+    PreparedData,
+    choose,
+    data_summary,
+    prepare_log,
+)
 from recsys.data.sources import Log
 from recsys.errors import InputError
 
@@ -46,6 +51,22 @@ ROWS = [
     ("bob", "pot", 7, 4.0),
     ("eve", "tea", 5, 5.0),
 ]
+
+
+class ChooseTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, "full_softmax", 1024),
+        ({"loss": "full_softmax"}, "full_softmax", 1024),
+        ({"num_negatives": 64}, "sampled_softmax", 64),
+        ({"loss": "sampled_softmax"}, "sampled_softmax", 1024),
+    )
+    def test_what_is_given_of_the_loss(self, given, loss, num_negatives):
+        data = _prepare(ROWS)
+        config, [line] = choose(make_config("auto", given), data)
+        self.assertEqual(config.loss, loss)
+        self.assertEqual(config.num_negatives, num_negatives)
+        self.assertRegex(line, "^preset auto: table_init=co_occurrence, .*; ")
+        self.assertEqual(choose(config, data), (config, []))
 
 
 class PrepareTest(parameterized.TestCase):

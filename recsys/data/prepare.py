@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from recsys.config import (
+    DEFAULTS,
     EVENT_FIELDS,
+    SAMPLING_FIELDS,
     TrainConfig,
     auto_fields,
     parse_cutoff,
@@ -141,8 +143,16 @@ def choose(
     fields, why = auto_fields(
         train.num_users, data.vocabulary.num_items, train.num_interactions
     )
-    names = config.chosen.split(",")
-    values = ", ".join(f"{name}={fields[name]}" for name in names)
+    # What was given of the loss decides which loss it is.
+    if config.loss == "full_softmax":
+        fields |= {name: DEFAULTS[name] for name in SAMPLING_FIELDS}
+    elif any(getattr(config, n) != DEFAULTS[n] for n in SAMPLING_FIELDS):
+        fields["loss"] = "sampled_softmax"
+    values = ", ".join(
+        f"{name}={fields[name]}"
+        for name in config.chosen.split(",")
+        if fields[name] != DEFAULTS[name]
+    )
     return config.with_chosen(fields), [f"preset auto: {values}; {why}"]
 
 
