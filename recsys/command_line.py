@@ -46,6 +46,8 @@ _KINDS = {
 }
 _ILLEGAL_VALUE = re.compile(r"flag --(\w+)=(.*?): ", re.DOTALL)
 
+_LONGEST_NAME = 100
+
 
 class Command:
     """A command: its flags, its help and the reporting of its errors.
@@ -118,6 +120,13 @@ class Command:
                 argument is not a flag.
         """
         values = self._flags
+        for argument in arguments:
+            # absl compares an unknown name with all others, recursively.
+            if len(name := argument.partition("=")[0]) > _LONGEST_NAME:
+                raise InputError(
+                    "expected flags such as --name=value. Received: one that "
+                    f"begins with {name[:40]!r}"
+                )
         values.unparse_flags()
         for name in values:
             values[name].unparse()

@@ -196,6 +196,12 @@ class ConfigFlagsTest(parameterized.TestCase):
         values = train.COMMAND.parse(arguments)
         self.assertEqual(command_line.given_fields(values), given)
 
+    def test_a_name_beyond_all_measure(self):
+        with self.assertRaisesRegex(
+            InputError, "^expected flags such as --name=value.*'--xxx[^=]*'$"
+        ):
+            train.COMMAND.parse([f"--{'x' * 5_000}=1"])
+
     def test_given_flags_override_the_preset(self):
         values = train.COMMAND.parse(["--num_epochs=3"])
         config = make_config(
