@@ -18,6 +18,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 import recsys
+from recsys.config import auto_fields
+from recsys.data import prepare
 from recsys.training import PRESETS, TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,6 +40,11 @@ OTHER_FLAGS = {
 }
 # Trains in seconds what the examples train in minutes.
 QUICK_PRESET = {"encoder": "mean_pooling", "num_epochs": 1}
+
+
+def quick_auto_fields(*size):
+    fields, why = auto_fields(*size)
+    return {**fields, "num_epochs": 1, "embedding_dim": 8}, why
 
 
 def page_name(path: pathlib.Path) -> str:
@@ -159,6 +166,7 @@ class ExamplesTest(parameterized.TestCase):
         with (
             contextlib.chdir(cls.folder),
             mock.patch.dict(PRESETS, {"movielens-small": QUICK_PRESET}),
+            mock.patch.object(prepare, "auto_fields", quick_auto_fields),
         ):
             yield
 
