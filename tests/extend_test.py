@@ -417,6 +417,7 @@ class CommandTest(parameterized.TestCase):
             train,
             f"--data={self.folder / 'old.csv'}",
             f"--workdir={old}",
+            "--preset=movielens-small",
             "--encoder=mean_pooling",
             "--embedding_dim=8",
             "--num_epochs=1",
