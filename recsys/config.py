@@ -742,13 +742,14 @@ def default_preset(data: str | None) -> str:
     """Returns the preset of a run that names none.
 
     Args:
-        data: The log; None for the bundled one, which the first preset fits.
+        data: The log; None for the bundled one.
     """
-    return AUTO if data not in (None, DEFAULTS["data"]) else next(iter(PRESETS))
+    is_bundled = data in (None, DEFAULTS["data"])
+    return "movielens-small" if is_bundled else AUTO
 
 
 def auto_fields(
-    num_users: int, num_items: int, num_interactions: int
+    num_users: int, num_items: int, num_interactions: int, loss: str = "auto"
 ) -> tuple[dict[str, Any], str]:
     """Chooses the fields that `--preset=auto` sets.
 
@@ -758,51 +759,58 @@ def auto_fields(
         num_users: Users with training interactions.
         num_items: Items.
         num_interactions: Training interactions.
+        loss: The loss that was given, one of `LOSSES`.
 
     Returns:
         Field values by name, and the reasons in a line.
     """
     per_user = num_interactions / max(1, num_users)
     per_item = num_interactions / max(1, num_items)
-    rate, epochs, patience = 0.003, 40, 10
-    if per_user < _LONG_HISTORY:
-        why, dropout, item_dropout = "short histories", 0.5, 0.0
-        epochs, patience = 30, 5
-    elif per_item < _MANY_PER_ITEM:
-        why, dropout, item_dropout = "long histories", 0.3, 0.3
-    else:
-        why, dropout, item_dropout = "long, dense histories", 0.2, 0.2
-        rate, epochs = 0.002, 34
-    why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
-    fields = _loss_fields(num_items, num_interactions)
-    epochs = min(epochs, fields.pop("most_epochs"))
-    if fields["loss"] == "sampled_softmax":
-        why += f", many for the full softmax ({num_items:,} items)"
-    return {
+    fields: dict[str, Any] = {
         "table_init": "co_occurrence",
-        "dropout": dropout,
-        "item_dropout": item_dropout,
-        "num_epochs": epochs,
-        "learning_rate": rate,
-        "patience": patience,
-        **fields,
-    }, why
+        "dropout": DEFAULTS["dropout"],
+        "item_dropout": DEFAULTS["item_dropout"],
+        "num_epochs": DEFAULTS["num_epochs"],
+        "learning_rate": DEFAULTS["learning_rate"],
+        "patience": DEFAULTS["patience"],
+    }
+    if per_user < _LONG_HISTORY:
+        why = "short histories"
+        fields["dropout"] = 0.5
+    elif per_item < _MANY_PER_ITEM:
+        why = "long histories"
+        fields |= {"dropout": 0.3, "item_dropout": 0.3}
+        fields |= {"num_epochs": 40, "patience": 10}
+    else:
+        why = "long, dense histories"
+        preset = PRESETS["movielens-1m"]
+        fields |= {n: preset[n] for n in fields if n in preset}
+    why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
+    fields |= _loss_fields(num_items, num_interactions, loss)
+    fields["num_epochs"] = min(fields["num_epochs"], fields.pop("most_epochs"))
+    if loss == "auto" and fields["loss"] == "sampled_softmax":
+        why += f", many for the full softmax ({num_items:,} items)"
+    return fields, why
 
 
-def _loss_fields(num_items: int, num_interactions: int) -> dict[str, Any]:
+def _loss_fields(
+    num_items: int, num_interactions: int, loss: str
+) -> dict[str, Any]:
     """Chooses the loss by its cost; `most_epochs` is how many that allows."""
     most = max(5, int(_MOST_INTERACTIONS / max(1, num_interactions)))
     budget = max(_MOST_OPERATIONS, _MOST_PER_INTERACTION * num_interactions)
+    fields = {
+        "loss": "full_softmax" if loss == "auto" else loss,
+        "num_negatives": DEFAULTS["num_negatives"],
+        "table_optimizer": "auto",
+    }
     for dim in (128, 64):
         epoch = 6 * num_items * dim * num_interactions
         if _FEWEST_FULL_EPOCHS * epoch <= budget:
-            return {
-                "embedding_dim": dim,
-                "loss": "full_softmax",
-                "num_negatives": DEFAULTS["num_negatives"],
-                "table_optimizer": "auto",
-                "most_epochs": min(most, int(budget / max(1, epoch))),
-            }
+            epochs = min(most, int(budget / max(1, epoch)))
+            return {**fields, "embedding_dim": dim, "most_epochs": epochs}
+    if loss == "full_softmax":
+        return {**fields, "embedding_dim": 64, "most_epochs": most}
     is_small = num_items <= _LARGEST_DENSE_TABLE
     return {
         "embedding_dim": 64,

@@ -84,6 +84,18 @@ class TrainConfigTest(parameterized.TestCase):
         config = make_config("auto", {"seed": 3}).with_chosen(fields)
         self.assertEqual(config, TrainConfig(**fields, seed=3))
 
+    def test_auto_keeps_the_loss_that_is_given(self):
+        # Too many items for the full softmax, which was asked for all the same.
+        fields, why = auto_fields(40_000, 54_000, 300_000, "full_softmax")
+        self.assertEqual(fields["loss"], "full_softmax")
+        self.assertEqual(fields["num_negatives"], 1024)
+        self.assertEqual(fields["table_optimizer"], "auto")
+        self.assertNotIn("many for", why)
+        fields, why = auto_fields(943, 1_682, 98_114, "sampled_softmax")
+        self.assertEqual(fields["loss"], "sampled_softmax")
+        self.assertEqual(fields["embedding_dim"], 128)
+        self.assertNotIn("many for", why)
+
     def test_auto_halves_the_dims_to_keep_the_full_softmax(self):
         # 1.6e8 / (6 * 20,000 * 64) = 20.8 epochs, and 10.4 of 128 dims.
         fields, _ = auto_fields(40_000, 20_000, 300_000)

@@ -139,15 +139,15 @@ def choose(
     """
     if not config.chosen:
         return config, []
-    train = data.split.train
+    train, loss = data.split.train, config.loss
+    if any(getattr(config, n) != DEFAULTS[n] for n in SAMPLING_FIELDS):
+        loss = "sampled_softmax"
     fields, why = auto_fields(
-        train.num_users, data.vocabulary.num_items, train.num_interactions
+        train.num_users,
+        data.vocabulary.num_items,
+        train.num_interactions,
+        loss,
     )
-    # What was given of the loss decides which loss it is.
-    if config.loss == "full_softmax":
-        fields |= {name: DEFAULTS[name] for name in SAMPLING_FIELDS}
-    elif any(getattr(config, n) != DEFAULTS[n] for n in SAMPLING_FIELDS):
-        fields["loss"] = "sampled_softmax"
     values = ", ".join(
         f"{name}={fields[name]}"
         for name in config.chosen.split(",")
