@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import recsys
+from recsys import files
 from recsys.command_line import (
     EXIT_FAILED,
     Command,
@@ -183,7 +184,7 @@ def _path(values: dict[str, Any], name: str) -> pathlib.Path | None:
 
 
 def _check_lists(path: pathlib.Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if not files.may_be_file(path):
         raise InputError(
             "--write_rankings must name a file in a folder that exists. "
             f"Received: {str(path)!r}"

@@ -242,6 +242,11 @@ def is_new_or_empty(folder: pathlib.Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
+def may_be_file(path: pathlib.Path) -> bool:
+    """Whether a path is no folder, but in a folder that exists."""
+    return not path.is_dir() and path.absolute().parent.is_dir()
+
+
 def can_write(folder: pathlib.Path) -> bool:
     """Whether a folder can be written, or be created if it does not exist."""
     existing = folder.absolute()

@@ -112,7 +112,7 @@ def check_files(histories: pathlib.Path | None, output: pathlib.Path) -> None:
         raise InputError(
             f"--histories must be a file. Received: {str(histories)!r}"
         )
-    if output.is_dir() or not output.absolute().parent.is_dir():
+    if not files.may_be_file(output):
         raise InputError(
             "--output must be a file in a folder that exists. Received: "
             f"{str(output)!r}"

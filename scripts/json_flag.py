@@ -7,7 +7,7 @@ from typing import Any
 
 from recsys.command_line import Command
 from recsys.errors import InputError
-from recsys.files import write_json
+from recsys.files import may_be_file, write_json
 
 
 def add_json_flag(command: Command) -> None:
@@ -23,10 +23,10 @@ def check_output_file(values: dict[str, Any], name: str = "json") -> None:
         name: The flag that names the file.
 
     Raises:
-        InputError: It is in no folder that exists.
+        InputError: It is a folder, or in no folder that exists.
     """
     path = values[name]
-    if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+    if path is not None and not may_be_file(pathlib.Path(path)):
         raise InputError(
             f"--{name} must name a file in a folder that exists. "
             f"Received: {path!r}"

@@ -112,11 +112,12 @@ print(measuring.peak_memory(), child)
         benchmark_training,
     )
     def test_json_file_is_checked_before_any_work(self, benchmark):
-        values = benchmark.COMMAND.parse(["--json=/no/folder/x.json"])
-        with self.assertRaisesRegex(
-            InputError, "--json must name a file in a folder that exists"
-        ):
-            benchmark.main(values)
+        for path in ("/no/folder/x.json", "/"):
+            values = benchmark.COMMAND.parse([f"--json={path}"])
+            with self.assertRaisesRegex(
+                InputError, "--json must name a file in a folder that exists"
+            ):
+                benchmark.main(values)
 
     @parameterized.parameters(0, 10_000)
     def test_threads_of_the_retrieval_benchmark(self, threads):
