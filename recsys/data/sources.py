@@ -444,14 +444,17 @@ class _TablesLog(_FoundLog):
         full = [part for part in self.parts if not input_files.is_empty(part)]
         return full or [*self.parts]
 
+    @functools.cached_property
+    def first(self) -> tables.Part:
+        """How the first part is understood."""
+        return tables.understand(self.full_parts[0], self.given)
+
     def interactions(self) -> Interactions:
         return tables.read_tables(self.full_parts, self.given)[0]
 
     def notes(self) -> list[str]:
         parts = self.full_parts
-        found = tables.notes(
-            tables.understand(parts[0], self.given), self.given
-        )
+        found = tables.notes(self.first, self.given)
         if num_empty := len(self.parts) - len(parts):
             found.append(
                 f"{num_empty:,} of {len(self.parts):,} parts are empty"
@@ -473,7 +476,7 @@ class _TablesLog(_FoundLog):
 
     @property
     def item_column(self) -> str | None:
-        return tables.understand(self.full_parts[0], self.given).names.item
+        return self.first.names.item
 
     def items(self) -> pa.Table | None:
         if self.grouplens:
@@ -578,14 +581,10 @@ def _parts_in(
     Raises:
         InputError: A part would be left out without a word, or read twice.
     """
-    with input_files.readable(folder):
-        children = sorted(folder.iterdir(), key=lambda child: child.name)
     parts: list[Traversable] = []
     named: dict[str, Traversable] = {}
-    for child in children:
+    for child in _visible(folder):
         name = child.name.lower()
-        if name.startswith((".", "_")) or child.name in _ITEMS_NAMES:
-            continue
         if _PACKED.fullmatch(name):
             raise InputError(
                 f"{child}: expected parts in CSV or TSV (plain or gzip) or "
@@ -614,14 +613,26 @@ def _parts_in(
 
 def _others_in(folder: Traversable, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the names in a folder of parts that are not parts themselves."""
-    return sorted(
+    return [
         child.name
-        for child in folder.iterdir()
-        if not child.name.startswith((".", "_"))
-        and child.name not in _ITEMS_NAMES
-        and not child.name.lower().endswith(suffixes)
+        for child in _visible(folder)
+        if not child.name.lower().endswith(suffixes)
         and not ("=" in child.name and child.is_dir())
-    )
+    ]
+
+
+def _visible(folder: Traversable) -> list[Traversable]:
+    """Returns what is in a folder of parts, by name, but no items files."""
+    with input_files.readable(folder):
+        return sorted(
+            (
+                child
+                for child in folder.iterdir()
+                if not child.name.startswith((".", "_"))
+                and child.name not in _ITEMS_NAMES
+            ),
+            key=lambda child: child.name,
+        )
 
 
 def _existing_path(data: str) -> AnyPath:
