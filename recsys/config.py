@@ -789,7 +789,7 @@ def auto_fields(
     fields |= _loss_fields(num_items, num_interactions, loss)
     fields["num_epochs"] = min(fields["num_epochs"], fields.pop("most_epochs"))
     if loss == "auto" and fields["loss"] == "sampled_softmax":
-        why += f", many for the full softmax ({num_items:,} items)"
+        why += f", too many for the full softmax ({num_items:,} items)"
     return fields, why
 
 

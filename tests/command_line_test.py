@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 from absl.testing import absltest, parameterized
-from commands import run
+from commands import run, run_python
 
 import recsys
 from recsys import __main__ as program
@@ -398,14 +398,7 @@ class ProgramTest(parameterized.TestCase):
             "import sys; from recsys.__main__ import main; main(['--help'])\n"
             "print({'absl', 'numpy', 'tensorflow'} & sys.modules.keys())"
         )
-        printed = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        self.assertEndsWith(printed, "\nset()\n")
+        self.assertEndsWith(run_python(code), "\nset()\n")
 
     def test_runs_a_command_with_its_flags_and_exit_code(self):
         for name in ("train", "prepare_shards", "prepare-shards"):

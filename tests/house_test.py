@@ -2,10 +2,9 @@
 
 import ast
 import pathlib
-import subprocess
-import sys
 
 from absl.testing import absltest, parameterized
+from commands import run_python
 
 import recsys
 
@@ -130,13 +129,7 @@ class HouseTest(parameterized.TestCase):
             "print(sorted({'pyarrow', 'tensorflow_datasets', 'recsys.config'}"
             " & sys.modules.keys()))"
         )
-        printed = subprocess.run(
-            [sys.executable, "-c", code],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        self.assertEqual(printed, "[]\n")
+        self.assertEqual(run_python(code), "[]\n")
 
 
 if __name__ == "__main__":

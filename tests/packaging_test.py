@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
+from commands import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -44,17 +45,6 @@ def requirements() -> dict[str, list[Requirement]]:
         extra: [Requirement(line) for line in text.split("\n") if line]
         for extra, text in declared.items()
     }
-
-
-def run_python(code: str) -> str:
-    """Returns what `code` prints in a new Python process in the checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
 
 
 class ImportTest(parameterized.TestCase):
