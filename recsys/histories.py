@@ -46,7 +46,12 @@ _STRINGS = frozenset({str})
 _IDS = frozenset({str, int})
 _EXPECTED = 'expected {"query_id": "…", "history": ["item id", …]}'
 
-_Chunk = tuple[list[str], np.ndarray, np.ndarray]
+# Ids, flat items and offsets, and dislikes, which histories of a file lack; and
+# what they get: ids, items and scores.
+_Chunk = tuple[
+    list[str], np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None
+]
+_Answer = tuple[list[str], np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -373,14 +378,16 @@ def _write_summary(summary: Summary, output: str) -> None:
 def _user_chunks(
     parts: Iterable[Callable[[], Sequences]], largest: int, summary: Summary
 ) -> Iterator[_Chunk]:
-    """Yields user ids, flat items and offsets of many users at a time."""
+    """Yields many users at a time."""
     for part in parts:
         users = part()
         for begin in range(0, users.num_users, largest):
             rows = np.arange(begin, min(begin + largest, users.num_users))
             some = users.select(rows)
             _count(summary, some.items, some.lengths)
-            yield some.user_ids.tolist(), some.items, some.offsets
+            no = some.dislikes
+            lists = (no.items, no.offsets) if no else None
+            yield some.user_ids.tolist(), some.items, some.offsets, lists
 
 
 def _answers(
@@ -390,7 +397,7 @@ def _answers(
     k: int,
     exclude_history: bool,
     rules: Rules | None,
-) -> Iterator[_Chunk]:
+) -> Iterator[_Answer]:
     """Yields the ids, and the indices and scores of their lists."""
     vocabulary = recommender.vocabulary
     num_listed = min(k, vocabulary.num_items)
@@ -401,9 +408,14 @@ def _answers(
         chunks = _chunks(vocabulary, iter(asked.items()), largest, summary)
     else:
         chunks = _user_chunks(asked, largest, summary)
-    for names, items, offsets in _ahead(chunks):
+    for names, items, offsets, dislikes in _ahead(chunks):
         found, scores = recommender.recommend_indices(
-            items, offsets, k, exclude_history=exclude_history, rules=rules
+            items,
+            offsets,
+            k,
+            exclude_history=exclude_history,
+            dislikes=dislikes,
+            rules=rules,
         )
         if not np.isfinite(scores[found > 0]).all():
             raise FloatingPointError(
@@ -424,7 +436,7 @@ def _chunks(
     largest: int,
     summary: Summary,
 ) -> Iterator[_Chunk]:
-    """Yields query ids, flat items and offsets of many queries at a time."""
+    """Yields many queries at a time."""
     names: list[str] = []
     histories: list[list[str]] = []
     num_items = 0
@@ -432,13 +444,13 @@ def _chunks(
         if len(names) == largest or (
             names and num_items + len(history) > _ITEMS_PER_CHUNK
         ):
-            yield names, *_encode(vocabulary, histories, summary)
+            yield names, *_encode(vocabulary, histories, summary), None
             names, histories, num_items = [], [], 0
         names.append(name)
         histories.append(history)
         num_items += len(history)
     if names:
-        yield names, *_encode(vocabulary, histories, summary)
+        yield names, *_encode(vocabulary, histories, summary), None
 
 
 def _ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
@@ -585,7 +597,7 @@ def _tables(
     summary, vocabulary = Summary(), recommender.vocabulary
     by_query = isinstance(asked, pathlib.Path | Mapping)
     name = "query_id" if by_query else "user"
-    none: _Chunk = ([], np.zeros((0, 0)), np.zeros((0, 0)))
+    none: _Answer = ([], np.zeros((0, 0)), np.zeros((0, 0)))
     answers = _answers(summary, recommender, asked, *arguments)
     return (
         _table(name, vocabulary, *answer)

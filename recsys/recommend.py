@@ -188,9 +188,15 @@ def main(values: dict[str, Any]) -> int:
     elif parts:
         users = parts[0]()
         for place, user in enumerate(users.user_ids):
-            history = users.items[slice(*users.offsets[place : place + 2])]
+            history, dislikes = (
+                lists.items[slice(*lists.offsets[place : place + 2])].tolist()
+                if lists
+                else []
+                for lists in (users, users.dislikes)
+            )
             print("\n" * (place > 0) + f"User {printable(user)}")
-            _print_recommended(recommender, history.tolist(), values, options)
+            options["dislikes"] = vocabulary.decode(dislikes).tolist()
+            _print_recommended(recommender, history, values, options)
     else:
         _print_recommended(recommender, items, values, options)
     return 0

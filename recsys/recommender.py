@@ -214,6 +214,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude_history: bool = True,
+        dislikes: Sequence[str] = (),
         rules: Rules | None = None,
         **filters: Any,
     ) -> list[Recommendation]:
@@ -224,6 +225,7 @@ class Recommender:
                 `Vocabulary.find`.
             k: How many items.
             exclude_history: Whether items of the history are excluded.
+            dislikes: Items that are excluded anyway, named as in `history`.
             rules: Which items may be recommended, and in which order.
                 Default: all, by score.
             **filters: Arguments of `Rules.make`, instead of `rules`:
@@ -236,12 +238,19 @@ class Recommender:
             InputError: An entry of the history is not found or ambiguous, or
                 a filter cannot be used.
         """
-        indices = [self.vocabulary.find(text) for text in history]
+        (indices, offsets), disliked = (
+            (
+                np.array([self.vocabulary.find(n) for n in names], np.int32),
+                np.array([0, len(names)], np.int64),
+            )
+            for names in (history, dislikes)
+        )
         items, scores = self.recommend_indices(
-            np.array(indices, np.int32),
-            np.array([0, len(indices)], np.int64),
+            indices,
+            offsets,
             k,
             exclude_history=exclude_history,
+            dislikes=disliked if dislikes else None,
             rules=self._rules(rules, filters),
         )
         return self._named(items[0], scores[0])
@@ -361,6 +370,7 @@ class Recommender:
         k: int,
         *,
         exclude_history: bool = True,
+        dislikes: Lists | None = None,
         rules: Rules | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Recommends items for many histories.
@@ -374,6 +384,8 @@ class Recommender:
             offsets: As for `user_vectors`.
             k: How many items for each history.
             exclude_history: Whether items of a history are excluded.
+            dislikes: Items that are excluded anyway, by the same two arrays;
+                none of them unknown. Default: none.
             rules: Which items may be recommended, and in which order.
                 Default: all, by score.
 
@@ -391,64 +403,26 @@ class Recommender:
         items, offsets = _without_unknown(items, offsets)
         has_history = np.diff(offsets) > 0
         shape = (len(has_history), min(k, self.vocabulary.num_items))
-        found = np.empty(shape, np.int64)
-        scores = np.empty(shape, np.float32)
-        nearest = self._nearest(items, offsets, exclude_history, rules.rows)
-        for search, is_theirs in (
-            (nearest, has_history),
-            (self._popular(rules.rows), ~has_history),
-        ):
-            if not is_theirs.any():
-                continue
-            found[is_theirs], scores[is_theirs] = rules.rank(
-                search,
-                np.flatnonzero(is_theirs),
-                shape[1],
-                self.item_vectors()[FIRST_ITEM_INDEX:],
-            )
-        return _indices(found), scores
-
-    def _nearest(
-        self,
-        items: np.ndarray,
-        offsets: np.ndarray,
-        exclude_history: bool,
-        rows: np.ndarray | None,
-    ) -> Search:
-        """Returns the search by dot product for some of the histories."""
+        found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        excluded = _joined(
+            (items, offsets) if exclude_history else None, dislikes
+        )
         vectors = self._encode_known(items, offsets)
-        lengths = np.diff(offsets)
-
-        def search(which: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            exclusions = None
-            if exclude_history:
-                taken = concatenated_ranges(offsets[which], lengths[which])
-                exclusions = (
-                    items[taken] - FIRST_ITEM_INDEX,
-                    offsets_of(lengths[which]),
-                )
-            return top_k(
-                vectors[which],
-                self.item_vectors()[FIRST_ITEM_INDEX:],
-                k,
-                exclusions=exclusions,
-                rows=rows,
-            )
-
-        return search
-
-    def _popular(self, rows: np.ndarray | None) -> Search:
-        """Returns the search by popularity, whose lists are all the same."""
-
-        def search(which: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            counts = self._popularity[np.newaxis, FIRST_ITEM_INDEX:]
-            if rows is not None:
-                is_left = np.isin(np.arange(counts.shape[1]), rows)
-                counts = np.where(is_left, counts, -np.inf)
-            found, scores = top_columns(counts, k)
-            return found.repeat(len(which), 0), scores.repeat(len(which), 0)
-
-        return search
+        candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
+        counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]
+        for asking, among, is_theirs in (
+            (vectors, candidates, has_history),
+            (np.ones((len(found), 1), np.float32), counts, ~has_history),
+        ):
+            queries = np.flatnonzero(is_theirs)
+            # Without dislikes, all get the same of the most popular items.
+            is_one = among is counts and dislikes is None
+            if len(queries):
+                search = _search(asking, among, excluded, rules.rows)
+                some = queries[:1] if is_one else queries
+                ranked = rules.rank(search, some, shape[1], candidates)
+                found[queries], scores[queries] = ranked
+        return _indices(found), scores
 
     def _named(
         self, items: np.ndarray, scores: np.ndarray
@@ -464,6 +438,46 @@ class Recommender:
                 ids, items[found], scores[found], strict=True
             )
         ]
+
+
+# Items of many queries: one after the other, and where each begins and ends.
+Lists = tuple[np.ndarray, np.ndarray]
+
+
+def _joined(first: Lists | None, second: Lists | None) -> Lists | None:
+    """Returns the items of each query in either of two lists."""
+    if first is None or second is None:
+        return first or second
+    queries = np.concatenate(
+        [
+            np.repeat(np.arange(len(o) - 1), np.diff(o))
+            for _, o in (first, second)
+        ]
+    )
+    items = np.append(first[0], second[0])
+    return items[np.argsort(queries, kind="stable")], first[1] + second[1]
+
+
+def _search(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    excluded: Lists | None,
+    rows: np.ndarray | None,
+) -> Search:
+    """Returns the search by dot product for some of the queries."""
+
+    def search(which: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        exclusions = None
+        if excluded is not None:
+            items, offsets = excluded
+            lengths = np.diff(offsets)[which]
+            taken = concatenated_ranges(offsets[which], lengths)
+            exclusions = items[taken] - FIRST_ITEM_INDEX, offsets_of(lengths)
+        return top_k(
+            queries[which], candidates, k, exclusions=exclusions, rows=rows
+        )
+
+    return search
 
 
 def _indices(rows: np.ndarray) -> np.ndarray:

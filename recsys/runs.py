@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from recsys import files
 from recsys.command_line import load_tensorflow
 from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
 from recsys.data.prepare import user_histories
+from recsys.data.sequences import Sequences
 from recsys.data.sources import Log
 from recsys.errors import InputError
 from recsys.evaluation.comparison import DEFAULT_BASELINES
@@ -228,11 +230,12 @@ class TrainedModel(recommender.Recommender):
         """Recommends items for users of a log.
 
         Their histories are all of their interactions that the filters of the
-        configuration leave. What is ignored in them is counted on standard
-        error.
+        configuration leave; what they dislike is never recommended. What is
+        ignored in them is counted on standard error.
 
         Args:
-            log: The log. Default: the one that the model was trained on.
+            log: The log. Default: the one that the model was trained on, as it
+                is at the first such call.
             users: Raw ids of the users, in the order wanted. Default: all, in
                 the order of the log.
             k: How many items for each user, at most.
@@ -249,7 +252,9 @@ class TrainedModel(recommender.Recommender):
             InputError: The log cannot be read, a user is not in it, or an
                 option cannot be used.
         """
-        parts = user_histories(self.config, self.vocabulary, log)
+        parts = self._users
+        if log is not None:
+            parts = user_histories(self.config, self.vocabulary, log)
         if users is not None:
             if isinstance(users, str):
                 raise InputError(
@@ -258,6 +263,10 @@ class TrainedModel(recommender.Recommender):
             found = histories.users_of(parts, list(map(str, users)))
             parts = [lambda: found]
         return self._table(parts, k, **options)
+
+    @functools.cached_property
+    def _users(self) -> list[Callable[[], Sequences]]:
+        return user_histories(self.config, self.vocabulary)
 
     def recommend_histories(
         self,

@@ -24,7 +24,7 @@ class Latest:
     def __init__(self):
         self.sizes = []
 
-    def recommend_indices(self, items, offsets, k, *, exclude_history, rules):
+    def recommend_indices(self, items, offsets, k, *, exclude_history, **_):
         found = np.zeros((len(offsets) - 1, k), np.int32)
         for row in range(len(offsets) - 1):
             history = items[offsets[row] : offsets[row + 1]]

@@ -271,6 +271,121 @@ class RecommendTest(parameterized.TestCase):
         self.assertRegex(err, "needs a model trained on shards.*log.csv|beam")
 
 
+class DislikesTest(absltest.TestCase):
+    """Rows rated 2 or less are never recommended to their users."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = pathlib.Path(
+            cls.enterClassContext(tempfile.TemporaryDirectory())
+        )
+        cls.log = cls.folder / "log.csv"
+        rows = ["u4,40,2,1", "u1,60,1,0", "u1,10,0,1", "u5,30,1,1"]
+        rows += [
+            "u6,10,1,5",
+            "u6,20,2,5",
+            "u6,30,3,5",
+            "u6,40,4,5",
+            "u6,50,9,1",
+            "u7,50,1,5",
+        ]
+        cls.log.write_text(LOG + "\n".join(rows) + "\n")
+        rules = {"min_rating": 3.0, "max_rating": 2.0}
+        flags = [f"--{name}={value}" for name, value in rules.items()]
+        code, _, err = run(
+            prepare_shards,
+            f"--data={cls.log}",
+            f"--output={cls.folder / 'shards'}",
+            "--num_shards=2",
+            "--num_workers=1",
+            *flags,
+        )
+        assert code == 0, err
+        for data in (cls.log, cls.folder / "shards"):
+            write_workdir(cls.folder / f"of_{data.stem}", data, **rules)
+
+    def expected(self):
+        """What is listed without the dislikes; u5 has nothing else."""
+        # u6 has (1.5, 0.75), and 50, with 3.75, is disliked.
+        also = {
+            "u6": [("60", -0.75)],
+            "u7": [("20", 6), ("40", 6), ("30", 2), ("60", 2), ("10", 1)],
+        }
+        disliked = {"u1": {"10", "60"}, "u3": {"10"}, "u4": {"40"}}
+        return {
+            user: [each for each in listed if each[0] not in disliked[user]]
+            if user in disliked
+            else listed
+            for user, listed in (EXPECTED | also).items()
+        }
+
+    def rows(self, workdir, *flags):
+        path = self.folder / "rows.parquet"
+        code, _, err = run(
+            recommend,
+            f"--workdir={self.folder / workdir}",
+            f"--output={path}",
+            *flags,
+        )
+        self.assertEqual(code, 0, err)
+        return self.lists(pq.read_table(path))
+
+    def lists(self, table):
+        found = {}
+        for row in table.to_pylist():
+            listed = found.setdefault(row["user"], [])
+            listed.append((row["item"], row["score"]))
+        return found
+
+    def test_all_users(self):
+        self.assertEqual(self.rows("of_log", "--users=all"), self.expected())
+
+    def test_users_of_shards(self):
+        # Whose vocabulary is another than the model's.
+        self.assertEqual(self.rows("of_shards", "--users=all"), self.expected())
+
+    def test_the_history_may_be_recommended_but_no_dislike(self):
+        found = self.rows("of_log", "--user=u1", "--exclude_history=false")
+        # (0.5, 1) also with what u1 has, 40: 2; 10, at 0.5, is disliked, too.
+        everything = [("50", 3.5), ("20", 2.5), ("40", 2), ("30", 1)]
+        self.assertEqual(found, {"u1": everything})
+
+    def test_quotas_leave_dislikes_out(self):
+        found = self.rows("of_log", "--user=u4", "--at_most=genres:1", "--k=2")
+        # 60 has no genre; 40 would be the first of all.
+        self.assertEqual(found, {"u4": [("60", 4), ("10", 3)]})
+
+    def test_printed(self):
+        code, out, err = run(
+            recommend,
+            f"--workdir={self.folder / 'of_log'}",
+            "--user=u3",
+            "--user=u2",
+        )
+        self.assertEqual(code, 0, err)
+        of_u3, of_u2 = out.split("User u2")
+        self.assertNotIn("Ant (1990)", of_u3)
+        self.assertIn("Dog (1993)", of_u3)
+        self.assertIn("Ant (1990)", of_u2)
+
+    def test_in_python_from_a_log_that_is_read_once(self):
+        log = self.folder / "own.csv"
+        log.write_text(self.log.read_text())
+        path = self.folder / "own"
+        write_workdir(path, log, min_rating=3.0, max_rating=2.0)
+        model = recsys.load(path)
+        first = model.recommend_users()
+        self.assertEqual(self.lists(first), self.expected())
+        log.unlink()
+        self.assertTrue(model.recommend_users().equals(first))
+        other = recsys.Log.read(self.log)
+        self.assertTrue(model.recommend_users(other).equals(first))
+        found = model.recommend(["10"], 2, dislikes=["20", "Cat (1992)"])
+        # (1, 0) times (3, 1) and (2, 0) would be the best.
+        self.assertEqual([each.item_id for each in found], ["50", "40"])
+
+
 class ShardsTest(parameterized.TestCase):
     """Users of shards, here and on Beam, as those of the log."""
 

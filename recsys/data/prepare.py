@@ -215,7 +215,8 @@ def user_histories(
 
     Args:
         config: The log and its filters.
-        vocabulary: The items; others get the unknown index.
+        vocabulary: The items; others get the unknown index, or are left out
+            of the dislikes.
         log: Another log in memory, to use instead of the configured one.
 
     Returns:
@@ -226,8 +227,14 @@ def user_histories(
         InputError: The log cannot be read, or nothing is left of it.
     """
     if log is not None or not shards.is_sharded(config.data):
-        interactions, _ = filter_log(log or read_log(config), config)
-        sequences = build_sequences(interactions, vocabulary, strict=False)
+        log = log or read_log(config)
+        interactions, labels = filter_log(log, config)
+        dislikes = None
+        if EventRules.of(config).has_dislikes:
+            dislikes = _dislikes(log, labels, config.repeats)
+        sequences = build_sequences(
+            interactions, vocabulary, dislikes=dislikes, strict=False
+        )
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
     manifest = shards.read_manifest(folder)

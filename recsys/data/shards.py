@@ -43,6 +43,7 @@ from recsys.data.sequences import (
     offsets_of,
 )
 from recsys.errors import InputError
+from recsys.ids import FIRST_ITEM_INDEX
 
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
@@ -365,7 +366,7 @@ def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
 def read_users(
     folder: pathlib.Path, shard: int, indices: np.ndarray
 ) -> Sequences:
-    """Reads the full sequences of all users of a shard.
+    """Reads the full sequences of all users of a shard, and their dislikes.
 
     Args:
         folder: The folder.
@@ -379,7 +380,14 @@ def read_users(
     is_there = pc.is_in(train["user_id"], value_set=queried["user_id"])
     table = pa.concat_tables([train.filter(pc.invert(is_there)), queried])
     found = to_sequences(table)
-    return dataclasses.replace(found, items=indices[found.items], dislikes=None)
+    dislikes = found.dislikes
+    if dislikes is not None:
+        # Of items that the index still knows, which has no unknown ones.
+        dislikes = dataclasses.replace(dislikes, items=indices[dislikes.items])
+        dislikes = dislikes.keep(dislikes.items >= FIRST_ITEM_INDEX)
+    return dataclasses.replace(
+        found, items=indices[found.items], dislikes=dislikes
+    )
 
 
 def to_table(sequences: Sequences) -> pa.Table:
