@@ -135,6 +135,7 @@ def _extend(
     grown = recsys.training.growth.grow_data(
         old, asked["source"], output, changes
     )
+    print("".join(f"{note}\n" for note in grown.log.notes), end="")
     print(
         f"{len(grown.log.interactions):,} interactions with "
         f"{grown.grown_data.vocabulary.num_items:,} items, of which "

@@ -121,7 +121,8 @@ def main(values: dict[str, Any]) -> int:
         manifest = recsys.data.beam_preparation.prepare_shards(
             source, values["output"], options, beam_options
         )
-    print("\n".join([*source.notes(), manifest.summary()]))
+    lines = [*source.notes(), manifest.summary()]
+    print("\n".join([*lines, *recsys.data.prepare.left_out(manifest)]))
     flags = "".join(
         f" --{name}={shlex.quote(str(value))}" for name, value in given.items()
     )

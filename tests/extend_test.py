@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 from unittest import mock
 
@@ -17,7 +19,7 @@ import recsys
 from recsys import evaluate, extend, files, train
 from recsys.config import SOURCE_FIELDS, TrainConfig
 from recsys.data import sources
-from recsys.data.events import EventKinds
+from recsys.data.events import EventKinds, EventRules, label
 from recsys.data.interactions import Interactions
 from recsys.data.prepare import build_data
 from recsys.data.sequences import Sequences, build_sequences
@@ -103,6 +105,39 @@ class MergingTest(parameterized.TestCase):
                 {"item_id": "y", "title": None, "year": 1999},
             ],
         )
+
+    def test_columns_that_one_log_lacks_and_notes(self):
+        old = make_log(["ann x 1", "bob y 2"])
+        events = pa.array(["view", "buy"]).dictionary_encode()
+        with_events = dataclasses.replace(
+            old.interactions, columns=pa.table({"event": events}), num_empty=2
+        )
+        old = dataclasses.replace(
+            old, interactions=with_events, notes=("both", "old")
+        )
+        new = make_log(["ann y 3"])
+        new = Log(
+            "new",
+            dataclasses.replace(new.interactions, num_empty=1),
+            notes=("both", "new"),
+        )
+        for first, second, expected in (
+            (old, new, ["view", "buy", None]),
+            (new, old, [None, "view", "buy"]),
+        ):
+            merged = merge_logs(first, second)
+            columns = merged.interactions.columns
+            self.assertEqual(columns.column_names, ["event"])
+            self.assertEqual(columns["event"].to_pylist(), expected)
+            self.assertEqual(merged.interactions.num_empty, 3)
+            said = ["both", "old", "new", "new: 1 row without 'event'"]
+            self.assertCountEqual(merged.notes, said)
+            with tempfile.TemporaryDirectory() as folder:
+                write_log(merged, pathlib.Path(folder))
+                again = sources.read(folder).interactions
+            found = label(again, EventRules()).found
+            self.assertEqual(found, {"view": 1, "buy": 1, "(blank)": 1})
+        self.assertIsNone(merge_logs(new, new).interactions.columns)
 
     def test_without_times_the_new_rows_follow_the_old_ones(self):
         old = make_log(["ann x 0", "bob y 1"], per_second=0)
@@ -282,9 +317,11 @@ class GrowDataTest(absltest.TestCase):
         write_csv(self.folder / "old.csv", 40, 0)
         write_csv(self.folder / "new.csv", 40, 10)
 
-    def grow(self, split: str, **changes):
+    def grow(self, split: str, fields=None, **changes):
         """Grows the log of a run with an empty model file."""
-        config = TrainConfig(data=str(self.folder / "old.csv"), split=split)
+        config = TrainConfig(
+            data=str(self.folder / "old.csv"), split=split, **(fields or {})
+        )
         workdir = Workdir(self.folder / "run")
         workdir.path.mkdir()
         workdir.model.touch()
@@ -312,6 +349,21 @@ class GrowDataTest(absltest.TestCase):
             InputError, "held_out_users .* [1-4] of 4 queries that it was"
         ):
             self.grow("held_out_users")
+
+    def test_new_rows_lack_what_the_filters_need(self):
+        path = self.folder / "old.csv"
+        header, *rows = path.read_text().splitlines()
+        rows = [f"{row},5,view" for row in rows]
+        path.write_text("\n".join([f"{header},rating,event", *rows]) + "\n")
+        with self.assertRaisesRegex(
+            InputError, "new.csv: .*min_rating.*rating"
+        ):
+            self.grow("leave_last_out", {"min_rating": 3.0})
+        shutil.rmtree(self.folder / "run")
+        with self.assertRaisesRegex(
+            InputError, "new.csv: --events needs a log"
+        ):
+            self.grow("leave_last_out", {"events": "view:2"})
 
     def test_invalid_changes_fail_before_logs_are_read(self):
         with (

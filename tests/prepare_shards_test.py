@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import signal
@@ -14,7 +16,9 @@ from absl.testing import absltest, parameterized
 from commands import run
 
 from recsys import prepare_shards
+from recsys.config import TrainConfig
 from recsys.data import shards
+from recsys.data.prepare import build_data, data_summary
 
 LOG = "synthetic:users=200,items=100,interactions=4000,seed=6"
 
@@ -49,6 +53,46 @@ class CommandTest(parameterized.TestCase):
             [path.name for path in (self.folder / "out").iterdir()],
             ["manifest.json", "vocabulary.parquet", "sequences", "queries"],
         )
+
+    def test_says_what_training_on_the_log_says(self):
+        """Rows that are dropped or odd, in the same lines, and how many."""
+        rows = [
+            ("u1", ["a", "b", "c", "d"], 5, "view"),
+            ("u1", ["a"], 5, "buy"),  # Repeated.
+            ("u2", ["a", "NULL"], 4, "view"),
+            ("u2", [], 5, "view"),
+            ("u2", ["b"], 1, "view"),
+            ("u3", ["c"], 5, "buy"),
+            ("u2", ["c"], 5, "view"),
+        ]
+        names = ("user", "items", "rating", "event")
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        log = self.folder / "log.jsonl"
+        log.write_text("\n".join(lines) + "\n")
+        code, output, err = self.run_command(
+            "out", "--num_workers=1", "--min_rating=3", data=log
+        )
+        self.assertEqual(code, 0, err)
+        expected = [
+            "1 row with an empty list of items: no interactions",
+            "1 row with the item id 'NULL': an id like any other",
+            "2 interactions dropped: 1 below min_rating or unrated, 1 repeated",
+            "1 user with a single interaction: used for training, not queried",
+        ]
+        kinds = (
+            "kinds of events: 8 view, 2 buy rows count alike; {}"
+            "--events=view:1,buy:1 keeps these kinds and weights them"
+        )
+        of_shards = kinds.format("recsys.prepare_shards ")
+        self.assertContainsSubset([*expected, of_shards], output.splitlines())
+        config = TrainConfig(data=str(log), min_rating=3.0)
+        for data, line in (
+            (log, kinds.format("")),
+            (self.folder / "out", of_shards),
+        ):
+            config = dataclasses.replace(config, data=str(data))
+            said = data_summary(build_data(config)).splitlines()
+            self.assertContainsSubset([*expected, line], said)
 
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     def test_a_killed_preparation_can_be_run_again(self, number):

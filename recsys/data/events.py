@@ -226,7 +226,10 @@ def _kinds_of(interactions: Interactions) -> tuple[list[str], np.ndarray]:
 
 
 def describe(
-    rules: EventRules, kinds: EventKinds | None, found: Mapping[str, int]
+    rules: EventRules,
+    kinds: EventKinds | None,
+    found: Mapping[str, int],
+    program: str = "",
 ) -> list[str]:
     """Describes what becomes of the kinds of a log, in a line each.
 
@@ -234,6 +237,8 @@ def describe(
         rules: How they are treated.
         kinds: The kinds that are kept, if rows keep them.
         found: The rows of each kind.
+        program: What takes the flags, if not the one that prints the lines;
+            with a blank behind it.
     """
     dislikes = parse_names(rules.dislikes)
     rest = {name: n for name, n in found.items() if name not in dislikes}
@@ -242,8 +247,8 @@ def describe(
             return []
         flag = ",".join(f"{name}:1" for name in rest)
         return [
-            f"kinds of events: {_listed(rest)} rows count alike; --events="
-            f"{flag} keeps these kinds and weights them"
+            f"kinds of events: {_listed(rest)} rows count alike; {program}"
+            f"--events={flag} keeps these kinds and weights them"
         ]
     parts = [
         f"{found.get(name, 0):,} {name} (weight {weight:g}"

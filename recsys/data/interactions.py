@@ -12,6 +12,8 @@ from recsys.errors import InputError
 
 # The name in `Interactions.columns` of the column of kinds of events.
 EVENT = "event"
+# Why interactions are dropped, in this order.
+DROPPED = ("below min_rating or unrated", "repeated", "rare")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +150,8 @@ def filter_interactions(
     rows = _core(interactions, rows, min_item_count, min_user_count)
     left.append(len(rows))
     if dropped is not None:
-        reasons = ("below min_rating or unrated", "repeated", "rare")
         lost = (-np.diff(left)).tolist()
-        dropped.update(zip(reasons, lost, strict=True))
+        dropped.update(zip(DROPPED, lost, strict=True))
     if not len(rows):
         raise InputError(
             f"no interaction is left with `min_rating`={min_rating}, "

@@ -8,7 +8,8 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow.compute as pc
@@ -49,6 +50,7 @@ TRAIN_DISLIKES = "train_dislikes"
 TOTALS = (TRAIN_COUNT, TRAIN_TARGETS, TRAIN_WEIGHT, TRAIN_DISLIKES)
 # Ids that other tools write where there is none.
 _MISSING = {"null", "NULL", "NA", "N/A", "nan", "NaN", "None", r"\N"}
+_EMPTY = "with an empty list of items: no interactions"
 _UNITS = {10**3: "milliseconds", 10**9: "nanoseconds"}
 
 
@@ -326,21 +328,30 @@ def item_totals(
     return totals
 
 
+def odd_rows(interactions: Interactions) -> Counter[str]:
+    """Counts the rows that a user should know of, by what is odd in them."""
+    found = Counter(
+        {_EMPTY: interactions.num_empty} if interactions.num_empty else {}
+    )
+    for role in ("user", "item"):
+        ids = getattr(interactions, f"{role}_ids")
+        codes = getattr(interactions, f"{role}s")
+        for name in sorted(_MISSING.intersection(ids)):
+            what = f"with the {role} id {name!r}: an id like any other"
+            found[what] = int(np.sum(codes == np.flatnonzero(ids == name)[0]))
+    return found
+
+
+def odd_notes(found: Mapping[str, int]) -> list[str]:
+    """Describes what `odd_rows` counts, in a line each."""
+    return [
+        f"{counted(number, 'row')} {what}" for what, number in found.items()
+    ]
+
+
 def _notes(log: Log) -> list[str]:
     """Returns what the user should know of how a log was read."""
-    notes = [*log.notes]
-    if log.interactions.num_empty:
-        rows = counted(log.interactions.num_empty, "row")
-        notes.append(f"{rows} with an empty list of items: no interactions")
-    for role in ("user", "item"):
-        ids = getattr(log.interactions, f"{role}_ids")
-        codes = getattr(log.interactions, f"{role}s")
-        for name in sorted(_MISSING.intersection(ids)):
-            num = int(np.sum(codes == np.flatnonzero(ids == name)[0]))
-            rows = counted(num, "row")
-            notes.append(
-                f"{rows} with the {role} id {name!r}: an id like any other"
-            )
+    notes = [*log.notes, *odd_notes(odd_rows(log.interactions))]
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(log.interactions.timestamps_per_second):
         notes.append(f"times are {unit} since 1970")
@@ -399,6 +410,7 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
         num_interactions=manifest.num_interactions,
         num_single=manifest.num_single,
         num_dropped=manifest.num_dropped,
+        dropped=manifest.dropped,
         notes=tuple(manifest.notes()),
     )
 
@@ -601,6 +613,19 @@ def data_summary(data: PreparedData) -> str:
         f"{counted(num_test, 'test query')}",
     ]
     lines[1:1] = data.notes
+    lines += left_out(data)
+    counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
+    if num_unseen := int(np.count_nonzero(counts == 0)):
+        lines.append(
+            f"{counted(num_unseen, 'item')} without training interactions: "
+            "still ranked as candidates"
+        )
+    return "\n".join(lines)
+
+
+def left_out(data: PreparedData | shards.Manifest) -> list[str]:
+    """Describes which interactions and queries are left out, and why."""
+    lines = []
     if data.num_dropped:
         reasons = [
             f"{number:,} {reason}"
@@ -616,13 +641,7 @@ def data_summary(data: PreparedData) -> str:
             f"{counted(data.num_single, 'user')} with a single interaction: "
             "used for training, not queried"
         )
-    counts = data.vocabulary.items.column(TRAIN_COUNT).to_numpy()
-    if num_unseen := int(np.count_nonzero(counts == 0)):
-        lines.append(
-            f"{counted(num_unseen, 'item')} without training interactions: "
-            "still ranked as candidates"
-        )
-    return "\n".join(lines)
+    return lines
 
 
 def counted(number: int, noun: str) -> str:

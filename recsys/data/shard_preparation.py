@@ -33,8 +33,18 @@ from recsys import files
 from recsys.config import HELD_OUT_BY_USER, REPEATS, check_events
 from recsys.data import shards
 from recsys.data.events import DISLIKE, EventRules, label
-from recsys.data.interactions import EVENT, Interactions, filter_interactions
-from recsys.data.prepare import item_totals, no_training_pairs
+from recsys.data.interactions import (
+    DROPPED,
+    EVENT,
+    Interactions,
+    filter_interactions,
+)
+from recsys.data.prepare import (
+    item_totals,
+    no_training_pairs,
+    odd_notes,
+    odd_rows,
+)
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.shards import Manifest
 from recsys.data.sources import Source, Unit
@@ -128,9 +138,9 @@ class Dealt:
         first_row: A number that increases from block to block.
         items: The items of the block with their first row, columns `item`
             and `row`.
-        counts: The number of rows removed by `min_rating` and of empty lists,
-            "low_ratings", of dislikes, and of each kind of event, by "kind:"
-            and its name.
+        counts: The number of rows removed by `min_rating`, "low_ratings", of
+            dislikes, of each kind of event, by "kind:" and its name, and of
+            odd rows, by "odd:" and what is odd.
     """
 
     pieces: list[pa.RecordBatch]
@@ -215,7 +225,8 @@ class Preparation:
             counts["dislikes"] = int(np.sum(codes == DISLIKE))
             liked = np.flatnonzero(is_liked & is_rated)
             rows = np.flatnonzero((is_liked & is_rated) | (codes == DISLIKE))
-        counts["low_ratings"] += block.num_empty
+        for what, number in odd_rows(block).items():
+            counts[f"odd:{what}"] = number
         num_shards = self.options.num_shards
         user_ids = pa.array(block.user_ids, pa.string())
         shard_of_user = string_hashes(user_ids) % np.uint64(num_shards)
@@ -341,12 +352,11 @@ class Preparation:
             InputError: No user has enough interactions.
         """
         summaries = sorted(summaries, key=lambda summary: summary.shard)
-        found = {
-            name.removeprefix("kind:"): count
-            for name, count in counts.most_common()
-            if name.startswith("kind:")
-        }
+        found = _of_kind(counts, "kind:")
         self.options.check(self.name, found)
+        repeated = sum(each.num_repeated for each in summaries)
+        lost = zip(DROPPED, (counts["low_ratings"], repeated), strict=False)
+        dropped = {reason: number for reason, number in lost if number}
         manifest = Manifest(
             name=self.name,
             split=self.options.split,
@@ -357,8 +367,9 @@ class Preparation:
             num_queries=[each.num_queries for each in summaries],
             num_interactions=sum(each.num_interactions for each in summaries),
             num_single=sum(each.num_single for each in summaries),
-            num_dropped=counts["low_ratings"]
-            + sum(each.num_repeated for each in summaries),
+            num_dropped=sum(dropped.values()),
+            dropped=dropped,
+            odd=odd_notes(_of_kind(counts, "odd:")),
             num_dislikes=counts["dislikes"],
             num_kept_dislikes=sum(each.num_dislikes for each in summaries),
             found=found,
@@ -378,6 +389,14 @@ class Preparation:
         with self.open_file(shards.MANIFEST) as stream:
             stream.write(manifest.to_json().encode())
         return manifest
+
+
+def _of_kind(counts: Counter[str], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): count
+        for name, count in counts.most_common()
+        if name.startswith(prefix)
+    }
 
 
 def _to_sequences(

@@ -51,7 +51,11 @@ _FORMAT = 1
 # What the columns of dislikes begin with.
 _DISLIKED = "disliked_"
 # Entries of the manifest that are left out where there is nothing to say.
-_EVENT_COUNTS = ("num_dislikes", "num_kept_dislikes", "found")
+_EVENT_COUNTS = (
+    *("num_dislikes", "num_kept_dislikes", "found", "dropped", "odd"),
+)
+# What takes the flags of events.
+_PROGRAM = "recsys.prepare_shards "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Manifest(EventRules):
         num_interactions: Interactions of all users, held-out ones included.
         num_single: Users with a single interaction.
         num_dropped: Interactions of the log removed by the filters.
+        dropped: The same by reason.
+        odd: Lines on rows that the user should know of.
         num_dislikes: Rows of the log that are dislikes.
         num_kept_dislikes: Those of them that are used.
         found: The rows of each kind of event, if the log has any.
@@ -84,13 +90,16 @@ class Manifest(EventRules):
     num_interactions: int
     num_single: int
     num_dropped: int
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    odd: list[str] = dataclasses.field(default_factory=list)
     num_dislikes: int = 0
     num_kept_dislikes: int = 0
     found: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Says what became of kinds of events and dislikes, a line each."""
-        lines = describe(self, self.kinds(), self.found)
+        """Says what became of odd rows, kinds of events and dislikes."""
+        kinds = describe(self, self.kinds(), self.found, _PROGRAM)
+        lines = [*self.odd, *kinds]
         if self.has_dislikes:
             lines.append(
                 dislikes_note(self.num_dislikes, self.num_kept_dislikes)
@@ -102,8 +111,7 @@ class Manifest(EventRules):
         first = (
             f"{len(self.num_users):,} shards of {self.name}: "
             f"{sum(self.num_users):,} users, {self.num_interactions:,} "
-            f"interactions ({self.num_dropped:,} dropped), "
-            f"{sum(self.num_queries):,} queried users"
+            f"interactions, {sum(self.num_queries):,} queried users"
         )
         return "\n".join([first, *self.notes()])
 
@@ -112,7 +120,7 @@ class Manifest(EventRules):
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
         for name in (*EVENT_FIELDS, *_EVENT_COUNTS):
             # A `max_rating` of 0 says something; a count of 0 does not.
-            if fields[name] in (None, {}) or (
+            if fields[name] in (None, {}, []) or (
                 name in _EVENT_COUNTS and not fields[name]
             ):
                 del fields[name]

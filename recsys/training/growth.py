@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from recsys.config import SEEDED_SPLITS, SOURCE_FIELDS, TrainConfig
 from recsys.data import shards, sources
+from recsys.data.events import EventRules, label
 from recsys.data.interactions import Interactions
-from recsys.data.prepare import PreparedData, prepare_log, read_log
+from recsys.data.prepare import PreparedData, counted, prepare_log, read_log
 from recsys.data.sequences import Sequences, concatenated_ranges
 from recsys.data.sources import Log
 from recsys.data.splits import Queries
@@ -93,7 +94,14 @@ def grow_data(
     old_log = read_log(config)
     data = prepare_log(old_log, config)
     workdir.check_data(data.vocabulary)
-    log = merge_logs(old_log, sources.read(**source))
+    new_log = sources.read(**source)
+    try:
+        # What the filters need, or all new rows would be dropped.
+        label(new_log.interactions, EventRules.of(config))
+        new_log.interactions.rows_rated(config.min_rating)
+    except InputError as error:
+        raise InputError(f"{new_log.name}: {error}") from error
+    log = merge_logs(old_log, new_log)
     grown_data = prepare_log(log, grown_config)
     grown = GrownData(
         workdir=workdir,
@@ -217,7 +225,9 @@ def merge_logs(old: Log, new: Log) -> Log:
 
     Returns:
         Both, with users and items in the order of their first appearance. An
-        item that both logs describe keeps its description in the old one.
+        item that both logs describe keeps its description in the old one. A
+        column that only one has is null in the rows of the other, which the
+        notes say.
 
     Raises:
         InputError: One log has dates and the other numbers as times, or their
@@ -243,11 +253,7 @@ def merge_logs(old: Log, new: Log) -> Log:
     ratings = None
     if first.ratings is not None or second.ratings is not None:
         ratings = np.concatenate([_ratings(first), _ratings(second)])
-    columns = None
-    if first.columns is not None and second.columns is not None:
-        columns = pa.concat_tables(
-            [first.columns, second.columns], promote_options="permissive"
-        ).unify_dictionaries()
+    columns, notes = _merge_columns(old, new)
     return Log(
         name=old.name,
         interactions=Interactions(
@@ -259,9 +265,27 @@ def merge_logs(old: Log, new: Log) -> Log:
             ratings=ratings,
             timestamps_per_second=first.timestamps_per_second,
             columns=columns,
+            num_empty=first.num_empty + second.num_empty,
         ),
         items=_merge_items(old, new),
+        notes=tuple(dict.fromkeys([*old.notes, *new.notes, *notes])),
     )
+
+
+def _merge_columns(old: Log, new: Log) -> tuple[pa.Table | None, list[str]]:
+    """Returns the columns of both logs, and lines on what one of them lacks."""
+    logs, notes = [log.interactions for log in (old, new)], []
+    # A table needs a column to have rows.
+    tables = [log.columns or pa.table({"": pa.nulls(len(log))}) for log in logs]
+    has = [set(table.column_names) - {""} for table in tables]
+    for log, missing in ((old, has[1] - has[0]), (new, has[0] - has[1])):
+        rows = counted(len(log.interactions), "row")
+        notes += [f"{log.name}: {rows} without {n!r}" for n in sorted(missing)]
+    if not any(has):
+        return None, notes
+    merged = pa.concat_tables(tables, promote_options="permissive")
+    names = [name for name in merged.column_names if name]
+    return merged.select(names).unify_dictionaries(), notes
 
 
 def _merge_codes(
