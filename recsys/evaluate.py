@@ -167,7 +167,8 @@ def main(values: dict[str, Any]) -> int:
     )
     print(results.text(slices=values["slices"]))
     results.write_metrics(
-        {n: v for n, v in values.items() if v and n not in _HARMLESS}
+        {n: v for n, v in values.items() if v and n not in _HARMLESS},
+        slices=values["slices"],
     )
     if lists:
         results.write_rankings(lists)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import shlex
 import sys
@@ -15,8 +16,8 @@ from recsys.command_line import (
     model_folder,
     required_path,
 )
-from recsys.errors import InputError
-from recsys.serving import FORMATS, check_output
+from recsys.errors import InputError, missing_extra
+from recsys.serving import FORMATS, NOT_BY_DEFAULT, check_output
 
 COMMAND = Command(
     "recsys.export",
@@ -44,12 +45,20 @@ COMMAND.add_flag(
     "formats",
     "Which formats, separated by commas.",
     group="Export",
-    default=",".join(FORMATS),
+    default=",".join(name for name in FORMATS if name not in NOT_BY_DEFAULT),
 )
 COMMAND.add_flag(
     bool,
     "exclude_history",
     "Whether items of a history are excluded from its recommendations.",
+    group="Export",
+    default=True,
+)
+COMMAND.add_flag(
+    bool,
+    "card",
+    "Whether to write a model card, MODEL_CARD.md: data, protocol, results "
+    "with intervals, limits, and what the run did not record.",
     group="Export",
     default=True,
 )
@@ -74,14 +83,16 @@ def main(values: dict[str, Any]) -> int:
     vocabulary = recsys.data.vocabulary.Vocabulary.load(folder.vocabulary)
     load_tensorflow()
 
-    from recsys.serving import formats
+    from recsys.serving import card, formats
 
+    recommender = recsys.recommender.restore(folder, config, vocabulary)
     formats.write_export(
-        recsys.recommender.restore(folder, config, vocabulary),
+        recommender,
         output,
         names,
         exclude_history=values["exclude_history"],
         about={"data": config.data},
+        card=card.model_card(recommender, folder) if values["card"] else None,
     )
     print(
         f"The model is in {shlex.quote(str(output))} as {', '.join(names)}; "
@@ -99,6 +110,12 @@ def _format_names(text: str) -> list[str]:
             f"--formats must be some of {', '.join(FORMATS)}. "
             f"Received: {text!r}"
         )
+    for name in names:
+        for package in NOT_BY_DEFAULT.get(name, ()):
+            if not importlib.util.find_spec(package):
+                raise missing_extra(
+                    f"--formats={name}", "onnx", f"no package `{package}`"
+                )
     return list(dict.fromkeys(names))
 
 

@@ -369,6 +369,13 @@ class BundledTest(absltest.TestCase):
         after = self.metrics()
         self.assertEqual(after["metrics"], before["metrics"])
         self.assertEqual(after["training"], before["training"])
+        self.assertEqual(
+            sum(
+                part["num_queries"]
+                for part in after["slices"]["length of the history"].values()
+            ),
+            671,
+        )
         self.assertContainsSubset(
             {"coverage@10", "gini@10", "novelty@10", "popularity@10"},
             after["lists"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from commands import run
+from commands import run, run_python
 
 import recsys
 from recsys import export, files
@@ -25,7 +27,7 @@ from recsys.config import TrainConfig
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import MismatchError
 from recsys.recommender import Recommender
-from recsys.serving import formats, saved_model, vectors
+from recsys.serving import card, formats, onnx, saved_model, vectors
 from recsys.workdir import Workdir
 
 NUM_ITEMS = 30
@@ -143,15 +145,16 @@ class ExportTest(parameterized.TestCase):
         self.loaded = EXPORTED.signatures
 
     def test_the_command_says_where_it_is(self):
+        by_default = set(formats.FORMATS) - {"onnx"}
         self.assertEqual(EXPORTED.err, "")
         self.assertIn(str(self.output), EXPORTED.out)
         self.assertCountEqual(
             [path.name for path in self.output.iterdir()],
-            [*formats.FORMATS, "export.json"],
+            [*by_default, "export.json", "MODEL_CARD.md"],
         )
         manifest = json.loads((self.output / "export.json").read_text())
         self.assertEqual(manifest["num_items"], NUM_ITEMS)
-        self.assertCountEqual(manifest["formats"], formats.FORMATS)
+        self.assertCountEqual(manifest["formats"], by_default)
 
     def recommend(self, histories, exclude=((),), k=(5,)):
         answer = self.loaded["recommend"](
@@ -636,6 +639,188 @@ class OtherModelsTest(parameterized.TestCase):
         self.assertTrue((self.folder / "out/litert/recommend.tflite").exists())
 
 
+class OnnxTest(parameterized.TestCase):
+    """The ONNX file, and the example that runs it."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enter_context(tempfile.TemporaryDirectory())
+        )
+
+    @parameterized.named_parameters(
+        ("recurrent", recsys.GRUEncoder, None),
+        (
+            "self_attention",
+            lambda: recsys.SelfAttentionEncoder(num_blocks=1),
+            Parity(),
+        ),
+    )
+    def test_any_batch_and_length(self, make_encoder, features):
+        import onnxruntime
+
+        recommender = make_recommender(make_encoder(), features)
+        formats.write_export(recommender, self.folder / "out", ["onnx"])
+        tower = onnxruntime.InferenceSession(
+            self.folder / "out" / "onnx" / "history_tower.onnx"
+        )
+        rng = np.random.default_rng(0)
+        for rows, length in ((1, 0), (3, 1), (4, MAX_LENGTH), (5, 25)):
+            history = rng.integers(0, NUM_ITEMS + 2, (rows, length), np.int32)
+            history[0] = 1
+            [got] = tower.run(None, {"history": history})
+            for row, vector in zip(history, got):
+                known = row[row > 1]
+                expected = recommender.user_vectors(
+                    known, np.array([0, len(known)])
+                )
+                np.testing.assert_allclose(vector, expected[0], atol=1e-5)
+            self.assertEqual(got[0].tolist(), [0] * DIM)
+
+    def test_the_example_needs_neither_tensorflow_nor_this_package(self):
+        recommender = make_recommender()
+        formats.write_export(recommender, self.folder / "out", ["onnx"])
+        code = f"""
+import runpy, sys
+for name in ("tensorflow", "keras", "recsys", "pyarrow", "onnx"):
+    sys.modules[name] = None
+run = runpy.run_path("examples/onnx_recommend.py")
+model = run["OnnxRecommender"]({str(self.folder / "out" / "onnx")!r})
+print([model.recommend(history, 40) for history in {HISTORIES!r}])
+"""
+        lists = ast.literal_eval(run_python(code))
+        table = recommender.item_vectors()
+        for got, history in zip(lists, HISTORIES):
+            expected = slow_lists(table, history, NUM_ITEMS, history)
+            self.assertEqual([i for i, _ in got], [i for i, _ in expected])
+            np.testing.assert_allclose(
+                [s for _, s in got], [s for _, s in expected], rtol=1e-5
+            )
+
+    def test_an_operation_that_onnx_does_not_have(self):
+        class SingularValues(keras.layers.Layer):
+            def call(self, x):
+                values = tf.linalg.svd(x, compute_uv=False)
+                return x * values[:, :1, tf.newaxis]
+
+        with self.assertRaisesRegex(
+            recsys.InputError,
+            "operations ONNX has.*Received: SingularValues: .*Svd",
+        ):
+            formats.write_export(
+                make_recommender(SingularValues()),
+                self.folder / "out",
+                ["onnx"],
+            )
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_other_vectors_are_noticed(self):
+        with (
+            mock.patch.object(
+                onnx, "known_first", lambda history: history[:, ::-1]
+            ),
+            self.assertRaisesRegex(MismatchError, "onnx: user_vectors differ"),
+        ):
+            formats.write_export(
+                make_recommender(), self.folder / "out", ["onnx"]
+            )
+
+
+class CardTest(parameterized.TestCase):
+    def card(self, *, metrics=None, **fields) -> str:
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        recommender = make_recommender()
+        workdir = Workdir(pathlib.Path(folder))
+        write_workdir(recommender, workdir.path)
+        config = TrainConfig(max_history_length=MAX_LENGTH, **fields)
+        files.write_json(workdir.config, config.to_dict())
+        if metrics is not None:
+            files.write_json(workdir.metrics, metrics)
+        return card.model_card(recommender, workdir)
+
+    def test_results_with_intervals_and_slices(self):
+        metrics = {"recall@10": 0.25, "ndcg@10": 0.125}
+        text = self.card(
+            metrics={
+                "protocol": "temporal",
+                "queries": "test",
+                "exclude_history": True,
+                "num_queries": 1200,
+                "num_candidates": NUM_ITEMS,
+                "metrics": metrics,
+                "intervals": {
+                    "recall@10": [0.2, 0.3],
+                    "ndcg@10": [0.1, 0.15],
+                },
+                "baselines": {"popularity": {**metrics, "recall@10": 0.1}},
+                "skipped_baselines": {"ease": "too many items"},
+                "data": "my log",
+                "notes": ["3 of 30 items are unknown to the model."],
+                "lists": {
+                    "coverage@10": 0.5,
+                    "gini@10": 0.75,
+                    "popularity@10": 12,
+                    "history_popularity": 20,
+                },
+                "slices": {
+                    "popularity of the relevant item": {
+                        "tail": {"num_queries": 40, "metrics": metrics}
+                    }
+                },
+                "health": {"warning": "the lists have collapsed"},
+                "evaluated_with": {"protocol": "temporal"},
+                "best_epoch": 2,
+                "training": [{}, {}, {}],
+            }
+        )
+        for line in (
+            "| popularity | 0.1000 | 0.1250 |",
+            "| **this model** | 0.2500 (0.2000 to 0.3000) | "
+            "0.1250 (0.1000 to 0.1500) |",
+            "- ease: too many items",
+            "- 3 of 30 items are unknown to the model.",
+            "By popularity of the relevant item:",
+            "| tail | 40 | 0.2500 | 0.1250 |",
+            "- Evaluated with other settings: {'protocol': 'temporal'}",
+            "- Warning of the evaluation: the lists have collapsed.",
+            "- Nothing in training happened at or after the time of any query.",
+            "| encoder | MeanPooling |",
+            # 32 rows of four numbers.
+            "| parameters | 128 |",
+            # Counts are 0, 7, 14, … modulo 30: every number below 30 once.
+            "- Items: 30, of which 29 have training interactions",
+            "- Training interactions: 435",
+        ):
+            self.assertIn(line, text.split("\n"))
+        self.assertIn("1,200 test queries, each ranking all 30 items", text)
+        self.assertIn("the best of 3 epochs by ndcg@10", text)
+        self.assertIn("show 50.0% of the catalog (Gini index 0.75)", text)
+
+    def test_a_model_that_was_not_evaluated(self):
+        text = self.card()
+        self.assertIn("The model was not evaluated.", text)
+        self.assertNotIn("| **this model**", text)
+
+    @parameterized.parameters(
+        ("movielens-small", "GroupLens's terms"),
+        ("tfds:movielens/1m-ratings", "GroupLens's terms"),
+        ("amazon-2014/Beauty", "no license stated"),
+        ("synthetic:users=9,items=30,interactions=99,seed=1", "none: the log"),
+        ("logs/mine.csv", r"\*\*not recorded\*\*"),
+    )
+    def test_license_of_the_data(self, data, expected):
+        self.assertRegex(
+            self.card(data=data, min_item_count=5),
+            rf"Selected by: min_item_count=5\n- License.* data: {expected}",
+        )
+
+    def test_results_of_another_program(self):
+        with self.assertRaisesRegex(
+            recsys.InputError, "metrics.json: expected `protocol`"
+        ):
+            self.card(metrics={"accuracy": 1.0})
+
+
 class MistakesTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -660,6 +845,21 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(result[0], code, result[2])
         self.assertLen(result[2].splitlines(), 1)
         self.assertRegex(result[2], message)
+
+    @parameterized.parameters("tf2onnx", "onnxruntime")
+    def test_a_package_of_the_extra_is_missing(self, name):
+        find_spec = importlib.util.find_spec
+        with mock.patch.object(
+            importlib.util,
+            "find_spec",
+            lambda package: None if package == name else find_spec(package),
+        ):
+            self.assert_fails(
+                self.run_export(formats="numpy,onnx"),
+                2,
+                rf"--formats=onnx needs the extra \[onnx\].*`{name}`",
+            )
+        self.assertFalse(self.output.exists())
 
     def test_text_that_numpy_would_pad_to_gigabytes(self):
         titles = ["x" * 40_000_000, *map(str, range(1, NUM_ITEMS))]
@@ -742,6 +942,13 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(self.run_export(formats="parquet")[0], 0)
         self.assertFalse((self.output / "numpy").exists())
 
+    def test_without_a_card(self):
+        self.assertEqual(self.run_export("--card=false")[0], 0)
+        self.assertCountEqual(
+            [path.name for path in self.output.iterdir()],
+            ["numpy", "export.json"],
+        )
+
     def test_the_export_json_of_another_program_is_not_ours(self):
         self.output.mkdir(parents=True)
         for text in ('{"tool": "another"}', "[]", "no JSON", "[" * 100_000):
@@ -765,8 +972,12 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(about["recsys"], recsys.__version__)
         self.assertEqual(
             about.pop("files"),
-            ["numpy/item_ids.npy", "numpy/titles.npy", "numpy/vectors.npy"],
+            [
+                "MODEL_CARD.md",
+                *(f"numpy/{n}.npy" for n in ("item_ids", "titles", "vectors")),
+            ],
         )
+        (self.output / "MODEL_CARD.md").unlink()  # It wrote no card.
         manifest.write_text(json.dumps(about))
         self.assertEqual(self.run_export(formats="parquet")[0], 0)
         self.assertIn("parquet", json.loads(manifest.read_text())["formats"])
@@ -781,7 +992,7 @@ class MistakesTest(parameterized.TestCase):
             self.assertTrue((target / name).is_dir())
         self.assertCountEqual(
             [path.name for path in target.iterdir()],
-            ["parquet", "export.json"],
+            ["parquet", "export.json", "MODEL_CARD.md"],
         )
 
     def test_leftovers_of_a_killed_export_are_removed(self):
@@ -799,7 +1010,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertTrue((self.output / "thesis.tex").exists())
 
     @parameterized.parameters(
-        (["--formats=onnx"], "--formats must be some of .*Received: 'onnx'"),
+        (["--formats=pmml"], "--formats must be some of .*Received: 'pmml'"),
         (["--formats="], "--formats must be some of .*Received: ''"),
         (["--output="], "--output must name a folder"),
         (["--workdir="], "--workdir must name a trained model"),

@@ -358,6 +358,18 @@ class EvaluationRun:
         found = by_event(self.results.model, self.queries)
         return found if len(found) > 1 else []
 
+    @functools.cached_property
+    def slices(self) -> dict[str, list[Slice]]:
+        """Results for parts of the queries, by what divides them."""
+        model = self.results.model
+        lengths = self.queries.history_ends - self.queries.history_starts
+        return {
+            "popularity of the relevant item": by_item_popularity(
+                model, self.item_counts
+            ),
+            "length of the history": by_history_length(model, lengths),
+        }
+
     def text(self, *, slices: bool = False) -> str:
         """Returns the results as text for people.
 
@@ -371,16 +383,7 @@ class EvaluationRun:
             table = _slices_table(self.by_event)
             parts.append(f"By kind of the relevant event:\n\n{table}")
         if slices:
-            counts = self.item_counts
-            lengths = self.queries.history_ends - self.queries.history_starts
-            model = self.results.model
-            for by, members in (
-                (
-                    "popularity of the relevant item",
-                    by_item_popularity(model, counts),
-                ),
-                ("length of the history", by_history_length(model, lengths)),
-            ):
+            for by, members in self.slices.items():
                 parts.append(f"By {by}:\n\n{_slices_table(members)}")
         parts.append(describe_lists(self.health, self.list_metrics))
         if self.health.warning:
@@ -388,12 +391,17 @@ class EvaluationRun:
         return "\n\n".join(parts)
 
     def write_metrics(
-        self, evaluated_with: dict[str, Any], **more: Any
+        self,
+        evaluated_with: dict[str, Any],
+        *,
+        slices: bool = False,
+        **more: Any,
     ) -> None:
         """Writes metrics.json.
 
         Args:
             evaluated_with: The flags that changed the results.
+            slices: Whether to include parts of the queries.
             **more: Further entries. What recsys.train wrote about the training
                 is kept.
         """
@@ -417,25 +425,24 @@ class EvaluationRun:
                     for name, each in self.comparison.items()
                 },
                 "lists": self.list_metrics,
-                **self._event_metrics(),
+                **(
+                    {"events": _entries(self.by_event)} if self.by_event else {}
+                ),
+                **(
+                    {
+                        "slices": {
+                            by: _entries(s) for by, s in self.slices.items()
+                        }
+                    }
+                    if slices
+                    else {}
+                ),
                 "health": dataclasses.asdict(self.health),
                 "evaluated_with": evaluated_with,
                 "text": self.text().splitlines(),
                 **more,
             },
         )
-
-    def _event_metrics(self) -> dict[str, Any]:
-        """Returns what metrics.json holds by kind of event, if anything."""
-        found = {
-            each.name: {
-                "num_queries": each.evaluation.num_queries,
-                "share": each.share,
-                "metrics": each.evaluation.metrics(),
-            }
-            for each in self.by_event
-        }
-        return {"events": found} if found else {}
 
     def write_rankings(self, path: pathlib.Path) -> None:
         """Writes the model's lists as JSON lines."""
@@ -647,6 +654,18 @@ def check_report(folder: pathlib.Path) -> None:
             "--report must be a folder that can be written. "
             f"Received: {str(folder)!r}"
         )
+
+
+def _entries(slices: Sequence[Slice]) -> dict[str, Any]:
+    """Returns what metrics.json holds of slices."""
+    return {
+        each.name: {
+            "num_queries": each.evaluation.num_queries,
+            "share": each.share,
+            "metrics": each.evaluation.metrics(),
+        }
+        for each in slices
+    }
 
 
 def _slices_table(slices: Sequence[Slice]) -> str:

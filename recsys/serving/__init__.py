@@ -14,9 +14,13 @@ FORMATS = {
     "parquet": "item ids, titles and vectors",
     "numpy": "item ids, titles and vectors",
     "projector": "TensorBoard's embedding projector",
+    "onnx": "ONNX Runtime, indices in and a vector out; extra [onnx]",
 }
+# Needs packages of an extra, so it is written only if it is named.
+NOT_BY_DEFAULT = {"onnx": ("tf2onnx", "onnxruntime")}
 # Marks a folder as an export, and lists its files.
 MANIFEST = "export.json"
+CARD = "MODEL_CARD.md"
 
 
 def check_output(output: pathlib.Path) -> None:

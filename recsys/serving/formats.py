@@ -16,10 +16,12 @@ from recsys.errors import MismatchError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.recommender import Recommender
 from recsys.serving import (
+    CARD,
     FORMATS,
     MANIFEST,
     check_output,
     litert,
+    onnx,
     saved_model,
     vectors,
 )
@@ -37,6 +39,7 @@ def write_export(
     *,
     exclude_history: bool = True,
     about: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes an export, a folder with a folder for each format.
 
@@ -48,6 +51,7 @@ def write_export(
         exclude_history: Whether items of the history are excluded from its
             recommendations.
         about: Further entries of `export.json`.
+        card: The text of `MODEL_CARD.md`. Default: no such file.
 
     Raises:
         InputError: The folder has contents that are not an earlier export.
@@ -66,6 +70,8 @@ def write_export(
             write, read = _functions(name, exclude_history, answers.histories)
             write(recommender, folder)
             answers.check(name, read(recommender, folder))
+        if card is not None:
+            (temporary / CARD).write_text(card, "utf-8")
         written = sorted(
             path.relative_to(temporary).as_posix()
             for path in temporary.rglob("*")
@@ -108,6 +114,11 @@ def _functions(
                 litert.write_litert, exclude_history=exclude_history
             ),
             functools.partial(litert.ask_litert, histories=histories),
+        )
+    if name == "onnx":
+        return (
+            onnx.write_onnx,
+            functools.partial(onnx.ask_onnx, histories=histories),
         )
     return {
         "parquet": (vectors.write_parquet, vectors.read_parquet),

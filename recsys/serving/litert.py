@@ -127,7 +127,7 @@ def _device_function(
         input_signature=[tf.TensorSpec([1, length], tf.int32, "history")]
     )
     def recommend(history: tf.Tensor) -> dict[str, tf.Tensor]:
-        ids = _known_first(history)
+        ids = known_first(history)
         vector = tf.cast(model.history_tower(ids, training=False), tf.float32)
         table = baked
         if table is None:
@@ -145,13 +145,20 @@ def _device_function(
     return recommend
 
 
-def _known_first(history: tf.Tensor) -> tf.Tensor:
-    """Moves the known items of `[1, length]` to the front, 0 behind them."""
-    length = history.shape[1]
+def known_first(history: tf.Tensor) -> tf.Tensor:
+    """Moves the known items of each row to the front, 0 behind them.
+
+    Args:
+        history: `[batch, length]` int32 vocabulary indices.
+
+    Returns:
+        The same shape, in the same order, without unknown items.
+    """
+    length = history.shape[1] or tf.shape(history)[1]
     is_known = history >= FIRST_ITEM_INDEX
     # Places as floats, which every LiteRT's top-k takes.
-    place = tf.range(length, dtype=tf.float32)
-    place = tf.where(is_known, place, place + length)
+    place = tf.cast(tf.range(length), tf.float32)
+    place = tf.where(is_known, place, place + tf.cast(length, tf.float32))
     order = tf.math.top_k(-place, length).indices
     known = tf.where(is_known, history, PADDING_INDEX)
     return tf.gather(known, order, batch_dims=1)
