@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -466,7 +467,7 @@ def read_ids(path: pathlib.Path, is_known: Callable[[str], bool]) -> list[str]:
             unless it begins with such an id.
 
     Returns:
-        The ids, each once.
+        The ids, each once. Repetitions are counted on standard error.
 
     Raises:
         InputError: The file cannot be read or has no ids.
@@ -483,7 +484,11 @@ def read_ids(path: pathlib.Path, is_known: Callable[[str], bool]) -> list[str]:
                 rows = csv.reader(ids, delimiter=",\t"[suffix == ".tsv"])
                 ids = [row[0] for row in rows if row]
                 ids = ids[not ids or not is_known(ids[0].strip()) :]
-    found = [each for each in dict.fromkeys(map(str.strip, ids)) if each]
+    found = [each for each in map(str.strip, ids) if each]
     if not found:
         raise InputError(f"{path}: expected ids. Received: none")
-    return found
+    distinct = list(dict.fromkeys(found))
+    if len(distinct) < len(found):
+        more = f"{len(found) - len(distinct):,} of {len(found):,} ids"
+        print(f"{path}: {more} are repetitions, ignored", file=sys.stderr)
+    return distinct

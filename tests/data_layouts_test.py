@@ -7,10 +7,12 @@ compares; `python tests/data_layouts_test.py --print` prints it.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import gzip
 import http.server
+import json
 import pathlib
 import pickle
 import re
@@ -18,17 +20,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.parse
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
 from recsys.config import TrainConfig
-from recsys.data import sources
+from recsys.data import input_files, sources
 from recsys.data.interactions import filter_interactions
 from recsys.data.prepare import build_data, data_summary
 from recsys.errors import InputError
@@ -614,7 +619,7 @@ class AskedAboutTest(TestCase):
     def test_a_file_of_letters_has_a_header(self):
         self.assert_error(
             "name it with --user_column.*'b'. If there is no header, .*"
-            "--columns.*--layout=sequences$",
+            "--columns.*--layout=sequences; --separator ",
             "a,b\nc,d\n",
         )
 
@@ -732,6 +737,70 @@ class RowsTest(TestCase):
         data = self.write("user,items\nb,\nc,\n")
         with self.assertRaisesRegex(InputError, "2 rows, each with an empty"):
             sources.read(data)
+
+    @parameterized.parameters("[1, 2]", "['1', '2']", "1,2", "1|2", "1;2")
+    def test_lists_in_text_with_other_marks(self, items):
+        self.assert_error(
+            "column 'items', or lists in JSON lines .* Received: ",
+            f'user,items\na,1 2\nb,"{items}"\n',
+        )
+
+    def test_fields_that_the_first_line_of_json_lacks(self):
+        rows = [
+            {"user": "a", "item": "x", "events": []},
+            {"user": "a", "item": "y", "time": 3},
+        ]
+        text = "\n".join(map(json.dumps, rows)) + "\n"
+        # With a time, there is not none of it in the log.
+        self.assert_error("line 1: expected a .* column 'time'", text)
+        rows = [
+            {"user": "a", "events": []},
+            {"user": "b", "events": [{"item": "x", "time": 3}]},
+        ]
+        text = "\n".join(map(json.dumps, rows)) + "\n"
+        self.assertEqual(self.read(text), [("b", "x", 3)])
+
+    def test_long_values_leave_the_limit_of_csv_as_it_was(self):
+        before = csv.field_size_limit(1000)
+        self.addCleanup(csv.field_size_limit, before)
+        text = f'user,item,review,time\na,x,"{"long" * 50_000}\n",1\na,,c,2\n'
+        data = self.write(text)
+        with self.assertRaisesRegex(InputError, "line 4: .*the item id"):
+            sources.read(data)
+        self.assertEqual(csv.field_size_limit(), 1000)
+
+    def test_times_of_two_units(self):
+        self.assert_error(
+            f"log.*: expected times of one unit. Received: {_T} and {_T}007",
+            f"user,item,time\na,x,{_T}007\na,y,{_T}\n",
+        )
+
+    def test_tables_of_a_zip_that_are_not_one_log(self):
+        path = self.folder / "all.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("log.csv", "user,item,time\n1,2,3\n")
+            archive.writestr("users.csv", "user,age\n1,30\n")
+        with self.assertRaisesRegex(
+            InputError, "all.zip/users.csv: .* All 2 tables .* unpack it"
+        ):
+            sources.read(str(path))
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("train", "test"):
+                archive.writestr(f"{name}.csv", "user,item,time\n1,2,3\n")
+        self.assertEqual(
+            sources.read(str(path)).notes,
+            ("2 files are read as one log, test.csv to train.csv",),
+        )
+
+    def test_an_encoding_needs_text(self):
+        path = self.folder / "log.parquet"
+        pq.write_table(pa.table({"user": [1], "item": [2]}), path)
+        items = pathlib.Path(self.write("item,title\n2,Thé\n", "titles.csv"))
+        items.write_bytes("item,title\n2,Thé\n".encode("latin-1"))
+        with self.assertRaisesRegex(InputError, "`encoding` needs .*text"):
+            sources.read(str(path), encoding="latin-1")
+        log = sources.read(str(path), encoding="latin-1", items_file=str(items))
+        self.assertEqual(log.items["title"].to_pylist(), ["Thé"])
 
     def test_ids_of_one_type_in_json(self):
         self.assert_error(
@@ -981,6 +1050,76 @@ class RemoteTest(TestCase):
         ):
             sources.read(uri)
 
+    def test_a_file_system_of_fsspec(self):
+        memory = fsspec.filesystem("memory")
+        self.addCleanup(memory.rm, "/logs", recursive=True)
+        memory.pipe("/logs/a.csv", b"user,item,time\n1,2,3\n")
+        memory.pipe("/logs/b.csv", b"user,item,time\n1,4,5\n")
+        for name, rows in (
+            ("a.csv", [("1", "2", 3)]),
+            ("", [("1", "2", 3), ("1", "4", 5)]),
+        ):
+            log = sources.read(f"memory://logs/{name}")
+            self.assertEqual(_rows(log.interactions), rows)
+        self.assertEqual(
+            log.notes, ("2 files are read as one log, a.csv to b.csv",)
+        )
+        memory.pipe("/logs/c.csv", b"user,item,time\n1,,5\n")
+        with self.assertRaisesRegex(
+            InputError, "memory://logs/c.csv, line 2: .* item id"
+        ):
+            sources.read("memory://logs/c.csv")
+
+    def test_a_store_that_speaks_s3(self):
+        path = self.folder / "bucket" / "logs"
+        path.mkdir(parents=True)
+        (path / "a.csv").write_text("user,item,time\n1,2,3\n")
+        (path / "b.csv").write_text("user,item,time\n1,4,5\n")
+        with serve(self.folder, Store) as address:
+            host = address.partition("://")[2]
+            options = f"endpoint_override={host}&scheme=http&region=here"
+            for name, rows in (
+                ("a.csv", [("1", "2", 3)]),
+                ("", [("1", "2", 3), ("1", "4", 5)]),
+            ):
+                log = sources.read(
+                    f"s3://me:secret@bucket/logs/{name}?{options}"
+                )
+                self.assertEqual(_rows(log.interactions), rows)
+            self.assertEqual(
+                log.notes, ("2 files are read as one log, a.csv to b.csv",)
+            )
+            (path / "a.csv").write_text("user,item,time\n1,,3\n")
+            with self.assertRaisesRegex(
+                InputError, "^s3://bucket/logs/a.csv, line 2: .* item id"
+            ):
+                sources.read(f"s3://me:secret@bucket/logs/a.csv?{options}")
+            with self.assertRaisesRegex(InputError, "that exists. Received"):
+                sources.read(f"s3://me:secret@bucket/no.csv?{options}")
+
+    def test_a_store_that_cannot_be_reached(self):
+        options = "endpoint_override=127.0.0.1:9&scheme=http"
+        with self.assertRaisesRegex(
+            InputError,
+            "^gs://anonymous@bucket/log.csv: expected a readable file. "
+            "Received: .*[Cc]ould not connect",
+        ):
+            sources.read(
+                f"gs://anonymous@bucket/log.csv?{options}&retry_limit_seconds=1"
+            )
+
+    @parameterized.parameters(
+        ("gs://bucket/a.csv", "gs://bucket/a.csv?retry_limit_seconds=60"),
+        ("gs://b/a?scheme=http", "gs://b/a?scheme=http&retry_limit_seconds=60"),
+        ("gs://b/a?retry_limit_seconds=9", "gs://b/a?retry_limit_seconds=9"),
+        ("s3://bucket/a.csv", "s3://bucket/a.csv"),
+    )
+    def test_google_is_not_tried_for_a_quarter_of_an_hour(self, uri, expected):
+        with mock.patch.object(input_files, "fs") as fs:
+            fs.FileSystem.from_uri.return_value = (None, "path")
+            input_files.path_at(uri)
+        fs.FileSystem.from_uri.assert_called_once_with(expected)
+
     def test_without_fsspec(self):
         with (
             mock.patch.dict(sys.modules, {"fsspec": None}),
@@ -989,15 +1128,53 @@ class RemoteTest(TestCase):
             sources.read("https://example.org/log.csv")
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Store(Quiet):
+    """The part of S3 that reading needs: HEAD, GET of a range, and lists."""
+
+    def do_HEAD(self):
+        url = urllib.parse.urlsplit(self.path)
+        path = pathlib.Path(self.translate_path(url.path))
+        query = dict(urllib.parse.parse_qsl(url.query))
+        status, body = 200, b""
+        if "list-type" in query:
+            prefix = query["prefix"]
+            found = [
+                f"<Contents><Key>{prefix}{each.name}</Key>"
+                f"<Size>{each.stat().st_size}</Size></Contents>"
+                for each in sorted((path / prefix).glob("*"))
+            ]
+            body = (
+                f"<ListBucketResult><KeyCount>{len(found)}</KeyCount>"
+                f"{''.join(found)}</ListBucketResult>"
+            ).encode()
+        elif not path.is_file():
+            status = 404
+        else:
+            body = path.read_bytes()
+        if (part := self.headers.get("Range")) and status == 200:
+            first, last = map(int, part.removeprefix("bytes=").split("-"))
+            status, body = 206, body[first : last + 1]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD
+
+
 @contextlib.contextmanager
-def serve(folder: pathlib.Path) -> Iterator[str]:
+def serve(
+    folder: pathlib.Path,
+    kind: type[http.server.SimpleHTTPRequestHandler] = Quiet,
+) -> Iterator[str]:
     """Serves the files of a folder by HTTP."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
+    handler = functools.partial(kind, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import math
 import pathlib
 import tempfile
@@ -393,7 +395,12 @@ class ReadIdsTest(parameterized.TestCase):
     def test_parquet(self):
         path = self.folder / "ids.parquet"
         pq.write_table(pa.table({"n": [3, 5, 3], "other": [1, 2, 3]}), path)
-        self.assertEqual(read_ids(path, IDS.__contains__), ["3", "5"])
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            found = read_ids(path, IDS.__contains__)
+        self.assertEqual(found, ["3", "5"])
+        self.assertEqual(
+            said.getvalue(), f"{path}: 1 of 3 ids are repetitions, ignored\n"
+        )
 
     @parameterized.parameters(
         ("none.txt", None, "readable file. Received: .*No such file"),

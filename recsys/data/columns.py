@@ -462,24 +462,33 @@ def to_timestamps(
         if len(times) and times.max() > _HIGHEST_TIME:
             raise _too_large(times.max(), parts[0])
         times = times.astype(np.int64, copy=False)
-        return times, _units_per_second(times)
+        return times, _units_per_second(times, parts[0])
     seconds = _concatenate(columns).astype(np.float64, copy=False)
     if (seconds == np.floor(seconds)).all():
         times = to_whole(seconds, parts[0])
-        return times, _units_per_second(times)
+        return times, _units_per_second(times, parts[0])
     return to_whole(seconds, parts[0], 1e6), 1_000_000
 
 
-def _units_per_second(times: np.ndarray) -> int:
+def _units_per_second(times: np.ndarray, where: object) -> int:
     """Returns 1,000 if `[n]` int64 times are milliseconds since 1970, etc.
 
     They are if all of them are within the years 1990 to 2100 so.
+
+    Raises:
+        InputError: They are where they are not seconds since 1970.
     """
     if len(times):
         lowest, highest = int(times.min()), int(times.max())
         for per_second in (10**3, 10**6, 10**9):
             if lowest / per_second >= 63e7 and highest / per_second < 41e8:
                 return per_second
+        is_mixed = lowest >= 63e7 and 63e10 <= highest < 41e11
+        if is_mixed and not ((times >= 41e8) & (times < 63e10)).any():
+            raise InputError(
+                f"{where}: expected times of one unit. Received: {lowest} and "
+                f"{highest}, seconds and milliseconds since 1970"
+            )
     return 1
 
 

@@ -16,6 +16,7 @@ import lzma
 import os
 import pathlib
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -65,11 +66,21 @@ SEPARATORS = {
 _NO_DELIMITER = "\x1f"
 # Lines that tell what a file is, and a row of Netflix's, whose lines "1:" say
 # of which film the next ones are.
-_SAMPLE_LINES = 1_000
+_SAMPLE_LINES, _JSON_LINES = 1_000, 100
 _NETFLIX_ROW = re.compile(r"\d+,\d+,\d{4}-\d\d-\d\d")
 BLOCK_BYTES = 8 << 20
-# By default, csv refuses values above 131,072 characters, such as reviews.
-csv.field_size_limit(2**31 - 1)
+_CSV_LIMIT = threading.RLock()
+
+
+@contextlib.contextmanager
+def _long_values() -> Iterator[None]:
+    """Lets csv read values above 131,072 characters, such as reviews."""
+    with _CSV_LIMIT:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 @contextlib.contextmanager
@@ -238,6 +249,11 @@ def path_at(text: str) -> AnyPath:
     """
     if not re.match(r"[a-z][a-z0-9+.-]+://", text):
         return pathlib.Path(os.path.expanduser(text))
+    # Options and passwords are not part of names, nor of messages.
+    name = re.sub(r"(?<=://)[^/@]*:[^/@]*@|\?.*", "", text)
+    if text.startswith(("gs:", "gcs:")) and "retry_limit_seconds" not in text:
+        # Where there is no access, it would try for a quarter of an hour.
+        text += f"{'&' if '?' in text else '?'}retry_limit_seconds=60"
     try:
         try:
             system, path = fs.FileSystem.from_uri(text)
@@ -246,12 +262,12 @@ def path_at(text: str) -> AnyPath:
             system, path = _with_fsspec(text)
     except (ImportError, ValueError, OSError) as error:
         raise InputError(
-            f"{text}: expected a URI that Arrow (s3, gs, hdfs, abfs) or the "
+            f"{name}: expected a URI that Arrow (s3, gs, hdfs, abfs) or the "
             f"package fsspec (https; pip install '{DISTRIBUTION}[remote]') can "
             "open; or download the file first. "
             f"Received: {' '.join(str(error).split())}"
         ) from error
-    return _RemotePath(system, path, text)
+    return _RemotePath(system, path, name)
 
 
 def _with_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
@@ -285,7 +301,7 @@ def text_form(file: Traversable, options: TextOptions) -> TextForm:
     [first] = lines
     if first.lstrip().startswith(("{", "[")) and not options.columns:
         reject_options(file, options, "JSON")
-        return json_form(file, first.strip(), encoding)
+        return _json_form(file, encoding)
     if options.separator is None:
         separator = max(_DELIMITERS, key=first.count)
         if not first.count(separator):
@@ -397,7 +413,7 @@ def _split(file: Traversable, line: str, separator: str) -> list[str]:
     """Splits a line of a table."""
     if len(separator) != 1:
         return line.split(separator or None)
-    with readable(file):
+    with readable(file), _long_values():
         return next(csv.reader([line], delimiter=separator))
 
 
@@ -467,28 +483,35 @@ def _kind_of_value(value: str) -> str | None:
     return "rating" if 0 <= number <= 10 else "number"
 
 
-def json_form(file: Traversable, first: str, encoding: str | None) -> TextForm:
+def _json_form(file: Traversable, encoding: str | None) -> TextForm:
     """Returns the form of a file of JSON objects, one per line.
 
-    Lines may be Python's dictionaries, too, as in the Steam data.
-
-    Raises:
-        InputError: The first line is neither.
+    Lines may be Python's dictionaries, too, as in the Steam data, and need not
+    have all of the fields.
     """
+    lines = _sample(file, encoding, _JSON_LINES)
     layout = "json"
-    try:
-        found = json.loads(first)
-    except ValueError:
-        layout = "python"
+    decode: Callable[[str], Any] = json.loads
+    with contextlib.suppress(RecursionError):
         try:
-            found = ast.literal_eval(first)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            found = None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{file}: expected one JSON object per line. "
-            f"Received: {first[:80]!r}"
-        )
+            decode(lines[0])
+        except ValueError:
+            layout, decode = "python", ast.literal_eval
+    found: dict[str, Any] = {}
+    for number, line in enumerate(lines):
+        each = None
+        # Those behind the first are named when they are read.
+        with contextlib.suppress(
+            ValueError, SyntaxError, RecursionError, MemoryError
+        ):
+            each = decode(line.strip())
+        if isinstance(each, dict):
+            found |= {k: v for k, v in each.items() if v or k not in found}
+        elif not number:
+            raise InputError(
+                f"{file}: expected one JSON object per line. "
+                f"Received: {line.strip()[:80]!r}"
+            )
     inner = tuple(
         (key, tuple(value[0]))
         for key, value in found.items()
@@ -684,10 +707,13 @@ def check_quotes(file: Traversable, form: TextForm) -> None:
     reader = csv.reader(form.lines(file), delimiter=form.delimiter, strict=True)
     begin = 1
     try:
-        for row in reader:
-            if row and len(row) != len(form.header):
-                raise csv.Error(f"{len(row)} columns, not {len(form.header)}")
-            begin = reader.line_num + 1
+        with _long_values():
+            for row in reader:
+                if row and len(row) != len(form.header):
+                    raise csv.Error(
+                        f"{len(row)} columns, not {len(form.header)}"
+                    )
+                begin = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
             f"{file}, line {begin}: expected every quotation mark to be "
@@ -748,7 +774,7 @@ def line_of_row(file: Traversable, form: TextForm, row: int) -> int:
     else:
         numbers = (n for n, line in enumerate(lines, 1) if line.strip("\r\n"))
     row += form.has_header
-    with readable(file):
+    with readable(file), _long_values():
         return next(itertools.islice(numbers, row, None), row)
     raise AssertionError  # `readable` lets nothing pass.
 

@@ -311,14 +311,18 @@ class Source:
         )
 
     def _items(self, found: _FoundLog) -> pa.Table | None:
-        if self.items_file is None:
-            return found.items()
-        path = input_files.path_at(self.items_file)
-        if not path.is_file():
+        path = self.items_file and input_files.path_at(self.items_file)
+        if path and not path.is_file():
             raise InputError(
                 "`items_file` must be a CSV or Parquet file. "
                 f"Received: {self.items_file!r}"
             )
+        read = [*getattr(found, "full_parts", ()), *([path] if path else [])]
+        kinds = map(input_files.file_kind, read if self.encoding else ())
+        if {*kinds} == {"parquet"}:
+            self._reject("text, or `items_file`, not Parquet", ("encoding",))
+        if not path:
+            return found.items()
         return items_lib.read_items(path, found.item_column, self.encoding)
 
 
@@ -471,6 +475,11 @@ class _TablesLog(_FoundLog):
             found.append(
                 f"folders named {'=…, '.join(sorted(keys))}=… are read in the "
                 "order of their names; their values are not columns"
+            )
+        elif len(parts) > 1:
+            found.append(
+                f"{len(parts):,} files are read as one log, "
+                f"{parts[0].name} to {parts[-1].name}"
             )
         return found
 

@@ -154,7 +154,8 @@ def _understand(
         if flags is None:
             raise InputError(
                 f"{error}. If there is no header, name them all with --columns,"
-                " or add --layout=sequences"
+                " or add --layout=sequences; --separator says what stands "
+                "between two values"
             ) from error
         raise InputError(
             f"{file}: expected the names of the columns in the first line, "
@@ -331,7 +332,15 @@ def find_parts(files: Sequence[Traversable], given: ColumnNames) -> list[Part]:
         InputError: A part cannot be read or lacks a column, or its columns
             are not those of the first.
     """
-    parts = [understand(file, given) for file in files]
+    try:
+        parts = [understand(file, given) for file in files]
+    except InputError as error:
+        if len(files) == 1:
+            raise
+        raise InputError(
+            f"{error}. All {len(files):,} tables of a folder or a zip file are "
+            "read as one log: unpack it, and name one, if they are not"
+        ) from error
     first = parts[0]
     if given.event is None and len({part.names.event for part in parts}) > 1:
         # Nobody named it, and not all parts have it.
@@ -772,6 +781,13 @@ def _finish(
     items, num_empty = columns["item"], 0
     if part.has_lists and is_text(items.type):
         trimmed = pc.utf8_trim_whitespace(items)
+        odd = trimmed.filter(pc.match_substring_regex(trimmed, r"[\[\],;|]"))
+        if len(odd):
+            raise InputError(
+                f"{part.file}: expected items with blanks between them in "
+                f"column {names.item!r}, or lists in JSON lines or Parquet. "
+                f"Received: {odd[0].as_py()[:80]!r}"
+            )
         full = pc.if_else(pc.equal(trimmed, ""), _NO_TEXT, trimmed)
         columns["item"] = pc.utf8_split_whitespace(full)
     if is_list(columns["item"].type):
