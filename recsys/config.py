@@ -165,6 +165,11 @@ class TrainConfig:
     items_file: str | None = _source(
         None, "CSV or Parquet file with item titles, genres and other metadata."
     )
+    users_file: str | None = _source(
+        None,
+        "CSV or Parquet file with what is known of users, by user id. Default: "
+        "users.csv (or .tsv, .parquet) beside the log, or MovieLens's own.",
+    )
     tfds_data_dir: str | None = _source(
         None, "Where TensorFlow Datasets keeps prepared data."
     )
@@ -254,6 +259,35 @@ class TrainConfig:
         "separated by commas, each optionally with a kind: name:KIND, where "
         "KIND is categorical, multi, words, numeric or vector; or "
         "name:multi:SEPARATOR.",
+    )
+    event_features: str | None = _model(
+        None,
+        "What is known of each event of a history, added to its item: rating, "
+        "event, or other columns of the log, named as for item_features.",
+    )
+    time_features: str | None = _model(
+        None,
+        "What the times of a history tell, separated by commas: gap (since the "
+        "event before), hour, weekday and month (in UTC) of each event, and "
+        "age: attention by the time between two events.",
+    )
+    context_features: str | None = _model(
+        None,
+        "What is known when a recommendation is asked for: gap (since the last "
+        "event), hour, weekday, month, or columns of the log, which are then "
+        "read from the row of the target.",
+    )
+    user_features: str | None = _model(
+        None,
+        "Columns of the users file to use as user features, likewise: auto for "
+        "all, or names; users without any event get recommendations by them.",
+    )
+    feature_dropout: float = _model(
+        0.1,
+        "With features of events, times, context or users: share of the "
+        "histories that training sees without each of them.",
+        at_least=0,
+        below=1,
     )
     id_dropout: float = _model(
         0.2,
@@ -387,6 +421,7 @@ class TrainConfig:
                 "--loss=full_softmax",
             )
         check_events(self)
+        check_features(self)
         if self.jit_compile and self.strategy != "single":
             raise InputError(
                 "--jit_compile must be false with "
@@ -518,6 +553,17 @@ def _fields_that_read(*what: str) -> tuple[str, ...]:
 
 
 SOURCE_FIELDS = _fields_that_read("source")
+# What is known besides the items, in the order in which it is described.
+FEATURE_FIELDS = (
+    "event_features",
+    "time_features",
+    "context_features",
+    "user_features",
+)
+# What a time tells of an event, and of a request.
+CLOCK_FEATURES = ("gap", "hour", "weekday", "month")
+# Known of an event of the past only.
+_OUTCOMES = ("rating", "event")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
 EVENT_FIELDS = _fields_that_read("event")
@@ -633,6 +679,52 @@ def check_events(fields: Any) -> None:
         raise InputError(
             f"--max_rating must be below --min_rating={low}. Received: {high}"
         )
+
+
+def check_features(config: TrainConfig) -> None:
+    """Raises InputError for fields of `FEATURE_FIELDS` that cannot be used."""
+    for name in FEATURE_FIELDS:
+        text = getattr(config, name)
+        if text is not None and not parse_names(text):
+            raise InputError(f"--{name} must name features. Received: {text!r}")
+    times = parse_names(config.time_features)
+    known = (*CLOCK_FEATURES, "age")
+    if wrong := [n for n in times if n not in known]:
+        raise InputError(
+            f"--time_features must be among {', '.join(known)}. Received: "
+            f"{wrong[0]}"
+        )
+    if "age" in times and config.encoder != "self_attention":
+        raise InputError(
+            "--time_features=age must go with --encoder=self_attention, whose "
+            f"attention it changes. Received: --encoder={config.encoder}"
+        )
+    for name in parse_names(config.context_features):
+        if name.partition(":")[0] in (*_OUTCOMES, "age"):
+            raise InputError(
+                "--context_features must be known when a recommendation is "
+                "asked for, which a rating, a kind of event or an age is not. "
+                f"Received: {name}"
+            )
+    if config.users_file is not None and config.user_features is None:
+        raise InputError(
+            "--users_file must go with --user_features. Received: --users_file="
+            f"{config.users_file} alone"
+        )
+
+
+def other_columns(config: TrainConfig) -> tuple[str, ...]:
+    """Returns the columns of the log that features of events or context read.
+
+    Args:
+        config: The configuration.
+    """
+    named = (config.event_features, config.context_features)
+    names = [
+        part.partition(":")[0] for text in named for part in parse_names(text)
+    ]
+    special = (*_OUTCOMES, *CLOCK_FEATURES)
+    return tuple(dict.fromkeys(n for n in names if n not in special))
 
 
 @dataclasses.dataclass(frozen=True)

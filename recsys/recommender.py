@@ -14,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from recsys import workdir as workdir_lib
-from recsys.config import TrainConfig
+from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.prepare import train_counts
 from recsys.data.sequences import concatenated_ranges, offsets_of
+from recsys.data.side_information import Side, SideEncoder, history_side
+from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.files import num_usable_cores
@@ -75,6 +77,7 @@ class Recommender:
         vocabulary: The items.
         max_history_length: How many items of a history are read, its newest.
         name: The model's name in results.
+        side: Encodes what the model reads of events, requests and users.
 
     Raises:
         ValueError: The model's table and the vocabulary differ in size.
@@ -86,6 +89,7 @@ class Recommender:
         vocabulary: Vocabulary,
         max_history_length: int,
         name: str = "two-tower",
+        side: SideEncoder | None = None,
     ) -> None:
         rows = model.candidate_tower.embedding.vocabulary_size
         if rows != vocabulary.size:
@@ -99,9 +103,15 @@ class Recommender:
         self._max_length = max_history_length
         self._item_vectors: np.ndarray | None = None
         self._popularity = train_counts(vocabulary).astype(np.float32)
+        self.side = side
+        # Of features that are not known, entries are left out, or unknown.
+        spec = tf.TensorSpec([None, None], tf.int32)
         self._encode = tf.function(
-            model.history_tower,
-            input_signature=[tf.TensorSpec([None, None], tf.int32)],
+            lambda ids: model.history_tower(ids), input_signature=[spec]
+        )
+        self._encode_side = tf.function(
+            lambda ids, features: model.history_tower(ids, features=features),
+            reduce_retracing=True,
         )
 
     @property
@@ -119,7 +129,7 @@ class Recommender:
         self._item_vectors = None
 
     def user_vectors(
-        self, items: np.ndarray, offsets: np.ndarray
+        self, items: np.ndarray, offsets: np.ndarray, side: Side | None = None
     ) -> np.ndarray:
         """Encodes histories.
 
@@ -129,18 +139,21 @@ class Recommender:
             items: `[total]` int32 vocabulary indices, one history after the
                 other, each oldest first.
             offsets: `[num_queries + 1]` int64.
+            side: What is known of events, requests and users. Default:
+                nothing.
 
         Returns:
             `[num_queries, embedding_dim]` float32; zero for a history that is
-            empty or has only unknown items.
+            empty or has only unknown items, unless its user has features.
 
         Raises:
             FloatingPointError: A vector has a NaN or an infinite value.
         """
-        return self._encode_known(*_without_unknown(items, offsets))
+        items, offsets, side = _without_unknown(items, offsets, side)
+        return self._encode_known(items, offsets, side)
 
     def _encode_known(
-        self, items: np.ndarray, offsets: np.ndarray
+        self, items: np.ndarray, offsets: np.ndarray, side: Side | None = None
     ) -> np.ndarray:
         """Encodes histories of known items; see `user_vectors`."""
         dim = self.model.history_tower.embedding.embedding_dim
@@ -153,6 +166,8 @@ class Recommender:
         )
         # Traced here, once, rather than by whichever worker is first.
         encode = self._encode.get_concrete_function()
+        if side is not None:
+            encode = self._encode_side.get_concrete_function(*_side_specs(side))
         lock = threading.Lock()
 
         def encode_batches() -> None:
@@ -163,13 +178,23 @@ class Recommender:
                     batch = next(batches, None)
                 if batch is None:
                     return
-                rows, history_ids = batch
-                vectors[rows] = encode(tf.constant(history_ids)).numpy()
+                rows, history_ids, positions = batch
+                inputs = [tf.constant(history_ids)]
+                if side is not None:
+                    found = side.batch(rows, positions, offsets[rows + 1])
+                    inputs.append(
+                        {name: tf.constant(x) for name, x in found.items()}
+                    )
+                vectors[rows] = encode(*inputs).numpy()
 
         with futures.ThreadPoolExecutor(_NUM_WORKERS) as pool:
             workers = [pool.submit(encode_batches) for _ in range(_NUM_WORKERS)]
         for worker in workers:
             worker.result()  # Raises what the worker raised.
+        if side is None or "user" not in side.parts:
+            return _finite(vectors, "user")
+        # Without features either, there is nothing to tell users apart.
+        vectors[(np.diff(offsets) == 0) & ~side.knows_user] = 0
         return _finite(vectors, "user")
 
     def item_vectors(self) -> np.ndarray:
@@ -207,6 +232,39 @@ class Recommender:
             candidates.
         """
         return self.user_vectors(items, offsets) @ self.item_vectors().T
+
+    def query_scores(
+        self,
+        queries: Queries,
+        rows: np.ndarray,
+        indices: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Scores every item for queries, with what is known of them.
+
+        Args:
+            queries: The queries.
+            rows: `[n]` integers, the numbers of some of them.
+            indices: The index in the vocabulary for each item of the queries,
+                if they are of another one.
+
+        Returns:
+            `[n, vocabulary_size]` float32, as `scores`.
+        """
+        items, offsets = queries.histories(rows)
+        if indices is not None:
+            items = indices[items]
+        side = None
+        if self.side is not None:
+            side = history_side(
+                self.side,
+                queries.sequences,
+                queries.history_starts[rows],
+                queries.history_ends[rows],
+                queries.users[rows],
+                are_followed=True,
+            )
+        vectors = self.user_vectors(items, offsets, side)
+        return vectors @ self.item_vectors().T
 
     def recommend(
         self,
@@ -372,12 +430,13 @@ class Recommender:
         exclude_history: bool = True,
         dislikes: Lists | None = None,
         rules: Rules | None = None,
+        side: Side | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Recommends items for many histories.
 
-        A history that is empty or has only unknown items has no vector; its
-        recommendations are the items with the most training interactions,
-        scored by that number.
+        A history that is empty or has only unknown items has no vector, unless
+        its user has features that the model reads; its recommendations are the
+        items with the most training interactions, scored by that number.
 
         Args:
             items: As for `user_vectors`.
@@ -388,6 +447,7 @@ class Recommender:
                 none of them unknown. Default: none.
             rules: Which items may be recommended, and in which order.
                 Default: all, by score.
+            side: As for `user_vectors`.
 
         Returns:
             `[num_queries, min(k, num_items)]` int32 vocabulary indices, best
@@ -400,14 +460,16 @@ class Recommender:
         if k < 1:
             raise InputError(f"`k` must be positive. Received: {k}")
         rules = rules or Rules()
-        items, offsets = _without_unknown(items, offsets)
+        items, offsets, side = _without_unknown(items, offsets, side)
         has_history = np.diff(offsets) > 0
+        if side is not None:
+            has_history |= side.knows_user
         shape = (len(has_history), min(k, self.vocabulary.num_items))
         found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
         excluded = _joined(
             (items, offsets) if exclude_history else None, dislikes
         )
-        vectors = self._encode_known(items, offsets)
+        vectors = self._encode_known(items, offsets, side)
         candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
         counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]
         for asking, among, is_theirs in (
@@ -498,15 +560,26 @@ def _finite(vectors: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _without_unknown(
-    items: np.ndarray, offsets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    items: np.ndarray, offsets: np.ndarray, side: Side | None = None
+) -> tuple[np.ndarray, np.ndarray, Side | None]:
     """Drops unknown items, and padding, from histories."""
     known = items >= FIRST_ITEM_INDEX
     if known.all():
-        return items, offsets
+        return items, offsets, side
     before = np.zeros(len(items) + 1, np.int64)
     np.cumsum(known, out=before[1:])
-    return items[known], before[offsets]
+    return items[known], before[offsets], side and side.keep(known)
+
+
+def _side_specs(side: Side) -> tuple[Any, ...]:
+    """Returns the signature of a batch with what is known."""
+    none = np.zeros(0, np.int64)
+    entries = side.batch(none, none[:, np.newaxis], none)
+    specs = {
+        name: tf.TensorSpec([None] * array.ndim, array.dtype, name)
+        for name, array in entries.items()
+    }
+    return tf.TensorSpec([None, None], tf.int32), specs
 
 
 def restore(
@@ -559,4 +632,7 @@ def restore(
                 f"{folder.model}: expected finite weights. Received: NaN or "
                 f"infinite values in {variable.path}"
             )
-    return Recommender(model, vocabulary, config.max_history_length)
+    side = None
+    if any(getattr(config, name) for name in FEATURE_FIELDS):
+        side = SideEncoder.load(folder.side_information)
+    return Recommender(model, vocabulary, config.max_history_length, side=side)

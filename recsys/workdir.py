@@ -50,6 +50,11 @@ class Workdir:
         return self.path / "item_features.json"
 
     @property
+    def side_information(self) -> pathlib.Path:
+        """The fitted encoder of other features, JSON; missing without."""
+        return self.path / "side_information.json"
+
+    @property
     def model(self) -> pathlib.Path:
         """The model of the best epoch, in Keras format."""
         return self.path / "model.keras"

@@ -192,7 +192,7 @@ class HistoryBatchesTest(parameterized.TestCase):
         offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
         items = np.arange(2, offsets[-1] + 2, dtype=np.int32)
         seen = []
-        for rows, history_ids in pipeline.history_batches(
+        for rows, history_ids, _ in pipeline.history_batches(
             items,
             offsets,
             max_length=max_length,

@@ -228,7 +228,7 @@ class RecommenderTest(parameterized.TestCase):
 
     def test_an_error_of_a_batch_is_raised(self):
         def fail(*args, **kwargs):
-            yield np.array([0]), np.array([[2]], np.int32)
+            yield np.array([0]), np.array([[2]], np.int32), np.array([[0]])
             raise MemoryError("no batch")
 
         with (

@@ -1,4 +1,4 @@
-"""Item features: columns of an items table, and their encoding as arrays."""
+"""Features: columns of a table of items, users or events, as arrays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMMA = re.compile(r"(?<!:multi:),")
 
 @dataclasses.dataclass(frozen=True)
 class FeatureColumn:
-    """A column of an items table that is used as an item feature.
+    """A column of a table that is used as a feature.
 
     Attributes:
         name: The column. Without a column `year`, the year is taken from the
@@ -41,6 +41,7 @@ class FeatureColumn:
             "numeric" for a number; "vector" for an embedding (a list, or text
             with spaces or commas).
         separator: The separator of values in a "multi" column of text.
+        of: What a row is, for messages: "item", "user", "event" or "context".
 
     Raises:
         InputError: The kind is unknown, or the separator is empty.
@@ -49,29 +50,33 @@ class FeatureColumn:
     name: str
     kind: str
     separator: str = DEFAULT_SEPARATOR
+    of: str = "item"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(
-                f"the kind of item feature `{self.name}` must be one of "
+                f"the kind of {self.of} feature `{self.name}` must be one of "
                 f"{', '.join(KINDS)}. Received: {self.kind!r}"
             )
         if not self.separator:
             raise InputError(
-                f"the separator of item feature `{self.name}` must not be "
+                f"the separator of {self.of} feature `{self.name}` must not be "
                 "empty. Received: ''"
             )
 
 
-def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
-    """Parses the value of `--item_features`.
+def parse_columns(
+    text: str, items: pa.Table, of: str = "item"
+) -> list[FeatureColumn]:
+    """Parses the value of `--item_features` or another such flag.
 
     Args:
-        text: "auto" for those of genres, year and title that have values, or
-            column names separated by commas. A kind and a separator may follow
-            a name; by default the column's type and name decide:
-            `genres,year,tags:multi:;,brand:categorical`.
-        items: The items table.
+        text: "auto" for those of genres, year and title that have values (of
+            users, all that have), or column names separated by commas. A kind
+            and a separator may follow a name; by default the column's type and
+            name decide: `genres,year,tags:multi:;,brand:categorical`.
+        items: The items table, or a table of what `of` says.
+        of: What a row is.
 
     Returns:
         The columns.
@@ -81,7 +86,8 @@ def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
             there are no columns.
     """
     if text.strip() == "auto":
-        parts = [name for name in _USUAL if _has_values(items, name)]
+        usual = _USUAL if of == "item" else items.column_names
+        parts = [name for name in usual if _has_values(items, name)]
     else:
         parts = [part.strip() for part in _COMMA.split(text)]
     columns: list[FeatureColumn] = []
@@ -90,28 +96,30 @@ def parse_columns(text: str, items: pa.Table) -> list[FeatureColumn]:
         kind, _, separator = rest.partition(":")
         column = FeatureColumn(
             name,
-            kind or _usual_kind(name, raw_column(items, name)),
+            kind or _usual_kind(name, raw_column(items, name, of)),
             separator or DEFAULT_SEPARATOR,
+            of,
         )
         if name in (other.name for other in columns):
             raise InputError(
-                f"item features must name each column once. Received: {text!r}"
+                f"{of} features must name each column once. Received: {text!r}"
             )
         columns.append(column)
     if not columns:
         raise InputError(
-            "item features must name at least one column. Received: "
-            f"{text!r} for an items table of {', '.join(items.column_names)}"
+            f"{of} features must name at least one column. Received: "
+            f"{text!r} for a table of {', '.join(items.column_names)}"
         )
     return columns
 
 
-def raw_column(items: pa.Table, name: str) -> pa.Array:
-    """Returns a column of an items table without conversion.
+def raw_column(items: pa.Table, name: str, of: str = "item") -> pa.Array:
+    """Returns a column of a table without conversion.
 
     Args:
         items: The items table.
         name: The column, or `year`.
+        of: What a row is, for messages.
 
     Returns:
         One value per row.
@@ -125,10 +133,11 @@ def raw_column(items: pa.Table, name: str) -> pa.Array:
         titles = items.column("title").combine_chunks()
         found = pc.extract_regex(titles, _YEAR_IN_TITLE)
         return pc.struct_field(found, "year").cast(pa.float32())
-    known = [column for column in items.column_names if column != "item_id"]
+    known = [n for n in items.column_names if n not in ("item_id", "user_id")]
+    where = "log" if of in ("event", "context") else f"{of}s file"
     raise InputError(
-        "an item feature must be a column of the items file "
-        f"({', '.join(known) or 'which has ids only'}). "
+        f"{'an' if of[0] in 'aei' else 'a'} {of} feature must be a column of "
+        f"the {where} ({', '.join(known) or 'which has ids only'}). "
         f"Received: {name!r}"
     )
 
@@ -147,7 +156,7 @@ def text_values(items: pa.Table, column: FeatureColumn) -> pa.ListArray:
     Raises:
         InputError: The column's type does not match its kind.
     """
-    values = raw_column(items, column.name)
+    values = raw_column(items, column.name, column.of)
     try:
         if is_list(values.type) and column.kind == "multi":
             return values.cast(pa.list_(pa.string()))
@@ -180,7 +189,7 @@ def numbers(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     Raises:
         InputError: The column's type does not match its kind.
     """
-    values = raw_column(items, column.name)
+    values = raw_column(items, column.name, column.of)
     try:
         if pa.types.is_temporal(values.type):
             seconds = values.cast(pa.timestamp("s"), safe=False)
@@ -208,7 +217,7 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
         InputError: The column's type does not match its kind, or the vectors
             differ in length.
     """
-    raw = values = raw_column(items, column.name)
+    raw = values = raw_column(items, column.name, column.of)
     try:
         if pa.types.is_string(raw.type) or pa.types.is_large_string(raw.type):
             trimmed = pc.utf8_trim(values.cast(pa.string()), " []()")
@@ -220,7 +229,8 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     lengths = np.unique(pc.list_value_length(rows).to_numpy())
     if len(lengths) != 1 or not lengths[0] or flat.null_count:
         raise InputError(
-            f"item feature `{column.name}` must hold vectors of one length. "
+            f"{column.of} feature `{column.name}` must hold vectors of one "
+            "length. "
             f"Received lengths: {', '.join(map(str, lengths[:5])) or 'none'}"
         )
     found = np.full((len(values), lengths[0]), np.nan, np.float32)
@@ -262,7 +272,7 @@ def _usual_kind(name: str, values: pa.Array) -> str:
 
 def _wrong_type(column: FeatureColumn, found: pa.DataType) -> InputError:
     return InputError(
-        f"item feature `{column.name}` must be a column of kind "
+        f"{column.of} feature `{column.name}` must be a column of kind "
         f"`{column.kind}`; name another kind as `{column.name}:kind`. "
         f"Received: a column of {found}"
     )
@@ -387,12 +397,83 @@ class ItemEncoder:
             vectors=np.concatenate(vectors, axis=1),
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a JSON file."""
-        content = [
-            {**dataclasses.asdict(column), **state}
+    def encode_column(
+        self, number: int, values: pa.Array
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes one column as rows of a table and their weights.
+
+        A vector counts as its numbers, each the weight of a row of its own;
+        those rows come after the `num_values` of the other columns.
+
+        Args:
+            number: The position of the column in `columns`.
+            values: Its raw values.
+
+        Returns:
+            `[num_values, width]` int32 rows below `num_values + vector_dim`
+            and float32 weights, 0 where there is none.
+
+        Raises:
+            InputError: The values' type does not match.
+        """
+        column, state = self.columns[number], self._states[number]
+        table = pa.table({column.name: values})
+        before = self._states[:number]
+        if "mean" in state:
+            weights = _encode_vectors(table, column, state)
+            first = self.num_values
+            first += sum(len(other.get("mean", ())) for other in before)
+            rows = np.arange(first, first + weights.shape[1])
+            return np.tile(rows, (len(weights), 1)).astype(np.int32), weights
+        encode = _encode_numbers if "knots" in state else _encode_text
+        rows, weights = encode(table, column, state)
+        first = 1 + sum(map(_num_values, before))
+        rows = np.where(weights > 0, rows + first, 0).astype(np.int32)
+        return rows, weights.astype(np.float32)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Returns the columns and what was fitted, ready for JSON."""
+        fields = ("name", "kind", "separator")
+        return [
+            {**{f: getattr(column, f) for f in fields}, **state}
             for column, state in zip(self.columns, self._states, strict=True)
         ]
+
+    @classmethod
+    def from_json(
+        cls, content: Any, path: object, of: str = "item"
+    ) -> ItemEncoder:
+        """Returns the encoder that `to_json` described.
+
+        Args:
+            content: What it returned.
+            path: Where that was read, for messages.
+            of: What a row is.
+
+        Raises:
+            InputError: It is not such a description.
+        """
+        columns, states = [], []
+        try:
+            for entry in content:
+                fields = ("name", "kind", "separator")
+                given = {name: entry.pop(name) for name in fields}
+                column = FeatureColumn(**given, of=of)
+                for name, kind in _STATES.get(column.kind, _TEXT_STATE).items():
+                    if not isinstance(entry[name], kind):
+                        raise TypeError(f"`{name}` of column {column.name!r}")
+                columns.append(column)
+                states.append(entry)
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: expected the {of} features of a model, as JSON. "
+                f"Received: {error}"
+            ) from error
+        return cls(columns, states)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a JSON file."""
+        content = self.to_json()
         text = json.dumps({"columns": content}, ensure_ascii=False, indent=1)
         with atomic_path(pathlib.Path(path)) as temporary:
             temporary.write_text(text + "\n", "utf-8")
@@ -405,22 +486,7 @@ class ItemEncoder:
             InputError: The file is missing or invalid.
         """
         content = read_json_object(pathlib.Path(path), columns=list)
-        columns, states = [], []
-        try:
-            for entry in content["columns"]:
-                fields = ("name", "kind", "separator")
-                column = FeatureColumn(*(entry.pop(f) for f in fields))
-                for name, kind in _STATES.get(column.kind, _TEXT_STATE).items():
-                    if not isinstance(entry[name], kind):
-                        raise TypeError(f"`{name}` of column {column.name!r}")
-                columns.append(column)
-                states.append(entry)
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the item features of a model, as JSON. "
-                f"Received: {error}"
-            ) from error
-        return cls(columns, states)
+        return cls.from_json(content["columns"], path)
 
 
 # What is fitted of a column, by its kind.
@@ -456,9 +522,10 @@ def _fit(items: pa.Table, column: FeatureColumn) -> dict[str, Any]:
         )
         if len(kept):
             return {"values": sorted(kept.to_pylist())}
+    rows = {"item": "items", "user": "users"}.get(column.of, "events")
     raise InputError(
-        f"item feature `{column.name}` must have a value that several items "
-        f"share. Received: none among {len(items):,} items"
+        f"{column.of} feature `{column.name}` must have a value that several "
+        f"{rows} share. Received: none among {len(items):,} {rows}"
     )
 
 
@@ -523,7 +590,7 @@ def _encode_vectors(
     mean = np.array(state["mean"], np.float32)
     if found.shape[1] != len(mean):
         raise InputError(
-            f"item feature `{column.name}` must hold vectors of length "
+            f"{column.of} feature `{column.name}` must hold vectors of length "
             f"{len(mean)}. Received length: {found.shape[1]}"
         )
     scaled = (found - mean) / np.float32(state["scale"])

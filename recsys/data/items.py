@@ -1,4 +1,4 @@
-"""What is known of the items: titles, genres, and any further columns."""
+"""What is known of the items and of the users: columns by id."""
 
 from __future__ import annotations
 
@@ -40,22 +40,64 @@ def read_items(
         InputError: The file cannot be read, has no item column or names an
             item twice.
     """
+    return _with_roles(*_read(file, item_column, encoding, "item"), file)
+
+
+def read_users(
+    file: Traversable, user_column: str | None, encoding: str | None = None
+) -> pa.Table:
+    """Reads a users file, as `read_items` an items file.
+
+    Returns:
+        `user_id` (string), then the other columns.
+    """
+    return users_table(*_read(file, user_column, encoding, "user"), file)
+
+
+def users_from_frame(frame: Any, user_column: str | None) -> pa.Table:
+    """Takes what is known of users from a frame; see `read_users`."""
+    where = "users frame"
+    table = tables.frame_table(frame, where)
+    name = _id_column(table.column_names, user_column, where, "user")
+    return users_table(table, name, where)
+
+
+def users_table(table: pa.Table, name: str, file: object) -> pa.Table:
+    """Returns a users table with proper ids.
+
+    Args:
+        table: The columns.
+        name: The column of user ids.
+        file: Where it comes from, for messages.
+
+    Raises:
+        InputError: An id is missing or there twice.
+    """
+    ids = _checked_ids(as_ids(table[name], file), file, "user")
+    rest = table.drop_columns([name])
+    return rest.add_column(0, "user_id", ids)
+
+
+def _read(
+    file: Traversable, given: str | None, encoding: str | None, role: str
+) -> tuple[pa.Table, str]:
+    """Reads a file; returns its columns, and the name of that of ids."""
     with input_files.readable(file):
         if input_files.file_kind(file) == "parquet":
             with file.open("rb") as stream:
                 table = pq.ParquetFile(stream).read()
             table.validate(full=True)  # Text may not be UTF-8.
-            name = _item_column(table.column_names, item_column, file)
+            name = _id_column(table.column_names, given, file, role)
         else:
             form = input_files.text_form(file, TextOptions(encoding=encoding))
-            name = _item_column(form.header, item_column, file)
+            name = _id_column(form.header, given, file, role)
             if form.is_split_here:
                 raise InputError(
                     f"{file}: expected columns with commas or tabs between. "
                     f"Received: {' '.join(form.header)!r}"
                 )
             table = _read_text(file, form, name)
-    return _with_roles(table, name, file)
+    return table, name
 
 
 def from_frame(frame: Any, item_column: str, where: str) -> pa.Table:
@@ -67,7 +109,7 @@ def from_frame(frame: Any, item_column: str, where: str) -> pa.Table:
         where: What to call it in messages.
     """
     table = tables.frame_table(frame, where)
-    name = _item_column(table.column_names, item_column, where)
+    name = _id_column(table.column_names, item_column, where, "item")
     return _with_roles(table, name, where)
 
 
@@ -104,24 +146,7 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
     Raises:
         InputError: An id is missing or there twice.
     """
-    ids = pc.utf8_trim_whitespace(table["item_id"].combine_chunks())
-    row = pc.index(ids.fill_null(""), "").as_py()
-    if row >= 0:
-        raise InputError(
-            f"{file}: expected an item id in every row. "
-            f"Received: an empty one in row {row + 1}"
-        )
-    if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$")).as_py():
-        ids = pc.utf8_slice_codeunits(ids, 0, -2)
-    counts = pc.value_counts(ids)
-    repeated = counts.field("values").filter(
-        pc.greater(counts.field("counts"), 1)
-    )
-    if len(repeated):
-        raise InputError(
-            f"{file}: expected every item once. "
-            f"Received twice: {repeated[0].as_py()!r}"
-        )
+    ids = _checked_ids(table["item_id"], file, "item")
     columns = dict(zip(table.column_names, table.columns, strict=True))
     columns["item_id"] = ids
     for role, convert in (("title", _as_text), ("genres", _split)):
@@ -134,6 +159,31 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
                     f"Received: a column of {columns[role].type}"
                 ) from error
     return pa.table(columns)
+
+
+def _checked_ids(
+    column: pa.ChunkedArray, file: object, role: str
+) -> pa.ChunkedArray:
+    """Returns ids if every row has one of its own."""
+    ids = pc.utf8_trim_whitespace(column.combine_chunks())
+    row = pc.index(ids.fill_null(""), "").as_py()
+    if row >= 0:
+        raise InputError(
+            f"{file}: expected {'an' if role == 'item' else 'a'} {role} id in "
+            f"every row. Received: an empty one in row {row + 1}"
+        )
+    if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$")).as_py():
+        ids = pc.utf8_slice_codeunits(ids, 0, -2)
+    counts = pc.value_counts(ids)
+    repeated = counts.field("values").filter(
+        pc.greater(counts.field("counts"), 1)
+    )
+    if len(repeated):
+        raise InputError(
+            f"{file}: expected every {role} once. "
+            f"Received twice: {repeated[0].as_py()!r}"
+        )
+    return ids
 
 
 def as_ids(column: pa.ChunkedArray, file: object) -> pa.ChunkedArray:
@@ -170,12 +220,14 @@ def _split(genres: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(none, empty, lists)
 
 
-def _item_column(header: Sequence[str], given: str | None, file: object) -> str:
+def _id_column(
+    header: Sequence[str], given: str | None, file: object, role: str
+) -> str:
     if given in header:
         return str(given)
-    is_plain = any(is_usual(name, "item") for name in header)
+    is_plain = any(is_usual(name, role) for name in header)
     found = None if is_plain else _find(header, ("id",))
-    return found or find_column(header, "item", None, file)
+    return found or find_column(header, role, None, file)
 
 
 def _find(header: Sequence[str], spellings: tuple[str, ...]) -> str | None:
@@ -188,7 +240,7 @@ def _find(header: Sequence[str], spellings: tuple[str, ...]) -> str | None:
 
 
 def _read_text(
-    file: Traversable, form: input_files.TextForm, item_column: str
+    file: Traversable, form: input_files.TextForm, id_column: str
 ) -> pa.Table:
     table, _, reason = input_files.read_quoted(
         file,
@@ -197,7 +249,7 @@ def _read_text(
             form.read_options(),
             input_files.parse_options(form, quoting),
             # Ids stay as they are written: "007" is not "7".
-            pa_csv.ConvertOptions(column_types={item_column: pa.string()}),
+            pa_csv.ConvertOptions(column_types={id_column: pa.string()}),
         ),
     )
     if table is None:

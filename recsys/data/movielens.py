@@ -87,6 +87,45 @@ def _read_movies_dat(file: Traversable) -> pa.Table:
     return items_lib.tidy(table, file)
 
 
+# What is known of users, by the name of the file.
+_USERS = {
+    "users.dat": ("::", ("user_id", "gender", "age", "occupation", "zip")),
+    "u.user": ("|", ("user_id", "age", "gender", "occupation", "zip")),
+}
+
+
+def read_users(members: dict[str, Traversable], layout: str) -> pa.Table | None:
+    """Reads the users that go with a ratings file without a header.
+
+    Args:
+        members: The files of its folder by name, plain or gzip.
+        layout: "ratings.dat" or "u.data"; any other has no such file.
+
+    Returns:
+        `user_id`, `gender`, `age` (int64), `occupation` and `zip`, or None if
+        the file is missing.
+
+    Raises:
+        InputError: The file is damaged or a row malformed.
+    """
+    name = {"ratings.dat": "users.dat", "u.data": "u.user"}.get(layout, "")
+    file = member(members, name) if name else None
+    if file is None:
+        return None
+    delimiter, columns = _USERS[name]
+    rows = [row for _, row in _split_lines(file, delimiter, len(columns))]
+    table = pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
+    place = columns.index("age")
+    try:
+        ages = table["age"].cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{file}: expected whole numbers as ages. Received: {error}"
+        ) from error
+    table = table.set_column(place, "age", ages)
+    return items_lib.users_table(table, "user_id", file)
+
+
 def _films_table(
     ids: list[str], titles: list[str], genres: list[list[str]]
 ) -> pa.Table:
@@ -176,7 +215,7 @@ _PADDING = -1
 
 def read_tfds(
     name: str, data_dir: str | None = None, manual_dir: str | None = None
-) -> tuple[Interactions, pa.Table]:
+) -> tuple[Interactions, pa.Table, pa.Table | None]:
     """Reads the ratings of a configuration, preparing it if needed.
 
     TensorFlow Datasets shuffles the rows, in the same way each time. Their
@@ -189,7 +228,8 @@ def read_tfds(
             of a download.
 
     Returns:
-        The interactions, and the films with their titles and genres.
+        The interactions, the films with their titles and genres, and where
+        the set has them the users with gender, age, occupation and zip.
 
     Raises:
         InputError: TFDS is not installed or has no such configuration, or
@@ -218,8 +258,8 @@ def read_tfds(
     if columns is None:
         columns = _read_columns(builder, name)
         cache.write(*columns)
-    ratings, films = columns
-    return tables.assemble([ratings], [f"tfds:{name}"]), films
+    ratings, films, users = columns
+    return tables.assemble([ratings], [f"tfds:{name}"]), films, users
 
 
 class _Cache:
@@ -235,21 +275,30 @@ class _Cache:
     def __init__(self, folder: pathlib.Path) -> None:
         self._ratings = folder / "recsys-ratings.parquet"
         self._films = folder / "recsys-films.parquet"
+        self._users = folder / "recsys-users.parquet"
 
-    def read(self) -> tuple[pa.Table, pa.Table] | None:
-        """Returns ratings and films, or None if they are not cached."""
+    def read(self) -> tuple[pa.Table, pa.Table, pa.Table | None] | None:
+        """Returns ratings, films and users, or None if not cached."""
         try:
             ratings = pq.ParquetFile(
                 self._ratings, read_dictionary=["user", "item"]
             ).read()
-            return ratings, pq.ParquetFile(self._films).read()
+            users = pq.ParquetFile(self._users).read()
+            films = pq.ParquetFile(self._films).read()
+            return ratings, films, users if users.num_columns else None
         except (OSError, pa.ArrowException):
             return None
 
-    def write(self, ratings: pa.Table, films: pa.Table) -> None:
+    def write(
+        self, ratings: pa.Table, films: pa.Table, users: pa.Table | None
+    ) -> None:
         """Caches the columns, unless the folder is not writable."""
-        # The ratings last: if they are cached, so are the films.
-        for path, table in ((self._films, films), (self._ratings, ratings)):
+        # The ratings last: if they are cached, so are the others.
+        for path, table in (
+            (self._films, films),
+            (self._users, pa.table({}) if users is None else users),
+            (self._ratings, ratings),
+        ):
             try:
                 with atomic_path(path) as temporary:
                     pq.write_table(table, temporary, compression="zstd")
@@ -330,12 +379,16 @@ def _why_unreachable(url: str) -> str | None:
         return f"no connection to {parts.hostname} ({error})"
 
 
-def _read_columns(builder: Any, name: str) -> tuple[pa.Table, pa.Table]:
+def _read_columns(
+    builder: Any, name: str
+) -> tuple[pa.Table, pa.Table, pa.Table | None]:
     # pylint: disable-next=import-outside-toplevel
     import tensorflow as tf
 
     chunks: dict[str, list[pa.Array]] = {role: [] for role in _ROLES}
     films = _Films(builder.info.features["movie_genres"].feature.names)
+    known = [n for n in _USER_FIELDS if n in builder.info.features]
+    users: dict[str, list[Any]] = {}
     try:
         for batch in _batches(builder):
             for role in ("user", "item"):
@@ -346,13 +399,52 @@ def _read_columns(builder: Any, name: str) -> tuple[pa.Table, pa.Table]:
             for role in ("timestamp", "rating"):
                 chunks[role].append(pa.array(batch[_ROLES[role]].numpy()))
             films.add(ids.to_pylist(), codes, batch)
+            if known:
+                _add_users(users, known, batch)
     except tf.errors.OpError as error:
         raise InputError(
             f"{builder.data_dir}: expected what TFDS prepared for "
             f"'tfds:{name}'. Received: {' '.join(error.message.split())}"
         ) from error
     columns = {role: pa.chunked_array(chunks[role]) for role in _ROLES}
-    return pa.table(columns), films.table()
+    if not known:
+        return pa.table(columns), films.table(), None
+    rows = [[user_id, *row] for user_id, row in users.items()]
+    names = ["user_id", *(_USER_FIELDS[n] for n in known)]
+    found = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return pa.table(columns), films.table(), pa.table(found)
+
+
+# What TFDS repeats of the user with each rating, and our names.
+_USER_FIELDS = {
+    "user_gender": "gender",
+    "raw_user_age": "age",
+    "bucketized_user_age": "age_group",
+    "user_occupation_text": "occupation",
+    "user_zip_code": "zip",
+}
+
+
+def _add_users(
+    users: dict[str, list[Any]], known: list[str], batch: dict[str, Any]
+) -> None:
+    """Adds the users of a batch that are new."""
+    # pylint: disable-next=import-outside-toplevel
+    import tensorflow as tf
+
+    ids, codes = tf.unique(batch["user_id"])
+    first = tf.math.unsorted_segment_min(
+        tf.range(tf.size(codes)), codes, tf.size(ids)
+    )
+    columns = [tf.gather(batch[name], first).numpy().tolist() for name in known]
+    if "user_gender" in known:
+        place = known.index("user_gender")
+        columns[place] = ["FM"[is_male] for is_male in columns[place]]
+    for user_id, *row in zip(ids.numpy(), *columns, strict=True):
+        users.setdefault(
+            user_id.decode(),
+            [x.decode() if isinstance(x, bytes) else x for x in row],
+        )
 
 
 class _Films:
@@ -405,6 +497,7 @@ def _batches(builder: Any) -> Iterator[dict[str, Any]]:
 
     specs = builder.info.features.tf_example_spec
     fields = [*_ROLES.values(), "movie_title"]
+    fields += [name for name in _USER_FIELDS if name in specs]
     spec = {field: specs[field] for field in fields}
     # The default padding, 0, is a genre.
     spec["movie_genres"] = tf.io.FixedLenSequenceFeature(

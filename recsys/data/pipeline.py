@@ -31,6 +31,7 @@ from recsys.data.sequences import (
     offsets_of,
 )
 from recsys.data.sequences import Part as Part
+from recsys.data.side_information import SideEncoder
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -276,6 +277,7 @@ def train_dataset(
     *,
     first_step: int = 0,
     part: Part | None = None,
+    side: SideEncoder | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
@@ -288,6 +290,7 @@ def train_dataset(
         first_step: The number of batches to skip; groups that end before it
             are not read.
         part: The process, if each of several makes some rows of every batch.
+        side: Encodes what is known of events, requests and users.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
@@ -296,7 +299,8 @@ def train_dataset(
         only. Where there are kinds of events, also `target_weights`, of the
         same shape, float32. Where there may be dislikes, also `dislike_ids`,
         `[rows, num_dislikes]` int32, padded with 0: those of the user in the
-        time of the row's targets, at most the newest 200. With `part`, also
+        time of the row's targets, at most the newest 200. With `side`, also
+        the entries that `feature_signature` lists. With `part`, also
         `places`, `[rows]` int64, the positions of these rows in the whole
         batch, and `num_rows`, int64, the number of rows in it.
     """
@@ -309,6 +313,8 @@ def train_dataset(
                 batches = plan.plan_group(number, group.offsets)
                 arrays = _group_arrays(group, batches, num_skipped, part)
                 arrays |= _event_arrays(sequences.kinds, group, batches)
+                if side is not None:
+                    arrays |= _side_arrays(side, group, batches)
                 yield arrays
             num_skipped = max(0, num_skipped - num_batches)
 
@@ -319,11 +325,17 @@ def train_dataset(
         signature["dislikes"] = tf.TensorSpec([None], tf.int32)
         for name in ("dislike_starts", "dislike_ends"):
             signature[name] = tf.TensorSpec([None], tf.int64)
+    if side is not None:
+        signature |= _side_signature(side)
     groups_ds = tf.data.Dataset.from_generator(
         groups, output_signature=signature
     )
     train_ds = groups_ds.prefetch(1).flat_map(
-        lambda group: _batches_of_group(group, with_places=part is not None)
+        lambda group: _batches_of_group(
+            group,
+            with_places=part is not None,
+            reads_request_time=side is not None and side.reads_request_time,
+        )
     )
     return without_autotune(train_ds.prefetch(8))
 
@@ -409,8 +421,119 @@ def _event_arrays(
     return arrays
 
 
+def _side_signature(side: SideEncoder) -> dict[str, tf.TensorSpec]:
+    signature = {}
+    for part in side.encoders:
+        for name, dtype in (
+            ("codes", tf.int32),
+            ("values", tf.int32),
+            ("weights", tf.float32),
+        ):
+            signature[f"{part}_{name}"] = tf.TensorSpec([None, None], dtype)
+    if side.reads_times:
+        signature["times"] = tf.TensorSpec([None], tf.int64)
+    if "user" in side.encoders:
+        signature["users"] = tf.TensorSpec([None], tf.int64)
+    return signature
+
+
+def _side_arrays(
+    side: SideEncoder, group: Group, plan: GroupPlan
+) -> dict[str, np.ndarray]:
+    """Returns what is known of a group's events, and of its windows' users."""
+    arrays = {}
+    for part, found in side.code(group).items():
+        for name in ("codes", "values", "weights"):
+            arrays[f"{part}_{name}"] = getattr(found, name)
+    if side.reads_times:
+        arrays["times"] = side.times(group)
+    if "user" in side.encoders:
+        earliest = plan.windows.earliest
+        users = np.searchsorted(group.offsets, earliest, "right") - 1
+        arrays["users"] = np.append(users, 0)
+    return arrays
+
+
+def feature_signature(
+    side: SideEncoder | None, with_kinds: bool
+) -> dict[str, tf.TensorSpec]:
+    """Returns the entries that features add to a training batch.
+
+    Args:
+        side: Their encoder.
+        with_kinds: Whether there are kinds of events.
+
+    Returns:
+        `<part>_features` (int32) and `<part>_weights` (float32), `[rows,
+        length, width]` of "history" and "context" and `[rows, width]` of
+        "user"; with the latter `first_ids`, `[rows]` int32, and where there
+        are kinds `first_weights`; and `history_times` and `request_times`,
+        `[rows, length]` int64.
+    """
+    entries = {}
+    for part in side.encoders if side is not None else ():
+        shape = [None] * (2 if part == "user" else 3)
+        entries[f"{part}_features"] = tf.TensorSpec(shape, tf.int32)
+        entries[f"{part}_weights"] = tf.TensorSpec(shape, tf.float32)
+        if part == "user":
+            entries["first_ids"] = tf.TensorSpec([None], tf.int32)
+            if with_kinds:
+                entries["first_weights"] = tf.TensorSpec([None], tf.float32)
+    if side is not None and side.reads_times:
+        for name in ("history_times", "request_times"):
+            entries[name] = tf.TensorSpec([None, None], tf.int64)
+    return entries
+
+
+def _side_entries(
+    group: dict[str, tf.Tensor],
+    rows: tf.Tensor,
+    position: tf.Tensor,
+    inside: tf.Tensor,
+    reads_request_time: bool,
+) -> dict[str, tf.Tensor]:
+    """Returns what is known of a batch; see `feature_signature`."""
+    entries = {}
+
+    def add(part: str, places: tf.Tensor, known: tf.Tensor | None) -> None:
+        codes = tf.gather(group[f"{part}_codes"], places)
+        if known is not None:
+            codes = tf.where(known[..., tf.newaxis], codes, 0)
+        shape = tf.concat([tf.shape(places), [-1]], axis=0)
+        for name, entry in (("values", "features"), ("weights", "weights")):
+            found = tf.gather(group[f"{part}_{name}"], codes)
+            entries[f"{part}_{entry}"] = tf.reshape(found, shape)
+
+    if "history_codes" in group:
+        add("history", position, inside)
+    if "context_codes" in group:
+        add("context", position + 1, inside)
+    if "user_codes" in group:
+        add("user", tf.gather(group["users"], rows), None)
+        # The first event is a target in the window that begins with it.
+        earliest = tf.gather(group["earliest"], rows)
+        starts_here = inside[:, 0] & (position[:, 0] == earliest)
+        starts_here &= tf.gather(group["first_targets"], rows) == earliest + 1
+        first = tf.gather(group["items"], earliest)
+        entries["first_ids"] = tf.where(starts_here, first, 0)
+        if "target_weights" in group:
+            weights = tf.gather(group["target_weights"], earliest)
+            weights = tf.where(starts_here, weights, 0.0)
+            entries["first_weights"] = weights
+            entries["first_ids"] *= tf.cast(weights > 0, tf.int32)
+    if "times" in group:
+        unknown = tf.constant(-1, tf.int64)
+        for name, places in (
+            ("history_times", position),
+            ("request_times", position + 1 if reads_request_time else position),
+        ):
+            found = tf.gather(group["times"], places)
+            entries[name] = tf.where(inside, found, unknown)
+    return entries
+
+
 def _batches_of_group(
-    group: dict[str, tf.Tensor], with_places: bool
+    group: dict[str, tf.Tensor], with_places: bool, reads_request_time: bool
 ) -> tf.data.Dataset:
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         items, length = group["items"], group["lengths"][step]
@@ -444,6 +567,9 @@ def _batches_of_group(
                 tf.gather(dislikes, tf.where(place < end, place, 0)),
                 0,
             )
+        batch |= _side_entries(
+            group, rows, position, inside, reads_request_time
+        )
         if with_places:
             batch["places"] = group["places"][own]
             batch["num_rows"] = group["sizes"][step]
@@ -460,7 +586,7 @@ def history_batches(
     *,
     max_length: int,
     positions_per_batch: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pads histories into batches of rows of similar length.
 
     Args:
@@ -470,8 +596,9 @@ def history_batches(
         positions_per_batch: Approximate number of positions in a batch.
 
     Yields:
-        `rows`, `[n]` int64, the numbers of the queries, and `history_ids`,
-        `[n, length]` int32, padded with 0 on the right. Every query is in
+        `rows`, `[n]` int64, the numbers of the queries; `history_ids`,
+        `[n, length]` int32, padded with 0 on the right; and the `[n, length]`
+        int64 positions of these in `items`, -1 at padding. Every query is in
         exactly one batch.
     """
     lengths = np.minimum(np.diff(offsets), max_length)
@@ -486,8 +613,7 @@ def history_batches(
             position = np.arange(length)[np.newaxis]
             inside = position < lengths[rows][:, np.newaxis]
             starts = offsets[rows + 1] - lengths[rows]
+            position = np.where(inside, starts[:, np.newaxis] + position, -1)
             history_ids = np.zeros((len(rows), length), np.int32)
-            history_ids[inside] = items[
-                (starts[:, np.newaxis] + position)[inside]
-            ]
-            yield rows, history_ids
+            history_ids[inside] = items[position[inside]]
+            yield rows, history_ids, position

@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,7 +21,9 @@ from recsys.config import (
     SAMPLING_FIELDS,
     TrainConfig,
     auto_fields,
+    other_columns,
     parse_cutoff,
+    parse_names,
 )
 from recsys.data import shards, sources, splits
 from recsys.data.events import (
@@ -81,6 +84,14 @@ class PreparedData:
     num_dropped: int
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def sample(self, seed: int) -> Sequences:
+        """Returns training sequences of a random sample of the users.
+
+        Args:
+            seed: Draws the users.
+        """
+        return self.split.train.sample(np.random.default_rng(seed))
 
     def example_history(self, length: int = 2) -> list[str]:
         """Returns names of the items with the most training interactions."""
@@ -164,7 +175,11 @@ def read_log(config: TrainConfig) -> Log:
     Raises:
         InputError: It cannot be read.
     """
-    return sources.read(**config.source())
+    return sources.read(
+        **config.source(),
+        other_columns=other_columns(config),
+        with_users=config.user_features is not None,
+    )
 
 
 def filter_log(
@@ -235,7 +250,12 @@ def user_histories(
         if EventRules.of(config).has_dislikes:
             dislikes = _dislikes(log, labels, config.repeats)
         sequences = build_sequences(
-            interactions, vocabulary, dislikes=dislikes, strict=False
+            interactions,
+            vocabulary,
+            labels.kinds,
+            dislikes,
+            strict=False,
+            **_features_of(log, config),
         )
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
@@ -279,7 +299,11 @@ def prepare_log(
     if rules.has_dislikes:
         dislikes = _dislikes(log, labels, config.repeats)
     sequences = build_sequences(
-        interactions, vocabulary, labels.kinds, dislikes
+        interactions,
+        vocabulary,
+        labels.kinds,
+        dislikes,
+        **_features_of(log, config),
     )
     if sequences.dislikes is not None:
         num_dislikes = int(np.sum(labels.codes == DISLIKE))
@@ -303,6 +327,30 @@ def prepare_log(
         dropped=dropped,
         notes=tuple(notes),
     )
+
+
+def _features_of(log: Log, config: TrainConfig) -> dict[str, Any]:
+    """Returns the arguments of `build_sequences` for what features read.
+
+    Raises:
+        InputError: The log does not have it.
+    """
+    if config.user_features is not None and log.users is None:
+        raise InputError(
+            "--user_features needs a users file; name it with --users_file. "
+            f"Received: {log.name} without one"
+        )
+    names = parse_names(config.event_features)
+    rated = "rating" in (name.partition(":")[0] for name in names)
+    if "event" in (name.partition(":")[0] for name in names) and not (
+        EventRules.of(config).keeps_kinds
+    ):
+        raise InputError(
+            "--event_features=event needs the kinds of events by name: "
+            "--events=view,purchase or --target_events. Received: neither"
+        )
+    users = log.users if config.user_features is not None else None
+    return {"with_ratings": rated, "users": users}
 
 
 def item_totals(

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.columns import is_list
 from recsys.data.events import EventKinds
-from recsys.data.interactions import Interactions
+from recsys.data.interactions import EVENT, Interactions
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX
 
@@ -40,6 +41,9 @@ class Group:
         shard_ends: `[num_shards]` int64, the end of each shard in `items`, if
             each process reads shards of its own; None if all read everything.
         columns: As in `Sequences`, likewise.
+        levels: As in `Sequences`.
+        timestamps: As in `Sequences`, likewise; None where not asked for.
+        users: As in `Sequences`.
         dislikes: As in `Sequences`; none in place of another process's.
     """
 
@@ -47,6 +51,9 @@ class Group:
     offsets: np.ndarray
     shard_ends: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    levels: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
+    timestamps: np.ndarray | None = None
+    users: pa.Table | None = None
     dislikes: Group | None = None
 
 
@@ -168,8 +175,13 @@ class Sequences(TrainingSequences):
             (2 and above).
         timestamps: `[num_interactions]` int64 in the log's own unit,
             non-decreasing within a user.
-        columns: `[num_interactions]` arrays, what else is known of each
-            interaction; "event" is its position in `kinds`, int32.
+        columns: `[num_interactions]` int32 arrays, what else is known of each
+            interaction; "event" is its position in `kinds`, any other column
+            that in its `levels`, -1 where it is missing.
+        levels: The distinct values of the columns, but "event".
+        timestamps_per_second: As in `Interactions`.
+        users: `[num_users]` rows, what is known of the users; null where
+            nothing is. None without a users file.
         kinds: The kinds of events, if `columns` has them.
         dislikes: The known negatives of the same users. Their column "place",
             int64, is the number of the user's interactions up to their time.
@@ -184,6 +196,9 @@ class Sequences(TrainingSequences):
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     kinds: EventKinds | None = None
     dislikes: Sequences | None = None
+    levels: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
+    timestamps_per_second: int = 1
+    users: pa.Table | None = None
 
     @property
     def num_users(self) -> int:
@@ -250,7 +265,13 @@ class Sequences(TrainingSequences):
         if self.dislikes is not None:
             dislikes = self.dislikes.read_group(group)
         return Group(
-            self.items, self.offsets, columns=self.columns, dislikes=dislikes
+            self.items,
+            self.offsets,
+            columns=self.columns,
+            levels=self.levels,
+            timestamps=self.timestamps,
+            users=self.users,
+            dislikes=dislikes,
         )
 
     def sample(self, rng: np.random.Generator) -> Sequences:
@@ -337,6 +358,7 @@ class Sequences(TrainingSequences):
             positions,
             lengths,
             user_ids=self.user_ids[users],
+            users=None if self.users is None else self.users.take(users),
             dislikes=self.dislikes and self.dislikes.select(users),
         )
 
@@ -361,6 +383,8 @@ def build_sequences(
     dislikes: Interactions | None = None,
     *,
     strict: bool = True,
+    with_ratings: bool = False,
+    users: pa.Table | None = None,
 ) -> Sequences:
     """Sorts a log by user and time.
 
@@ -375,6 +399,8 @@ def build_sequences(
             not, it gets the unknown index.
         kinds: The kinds of events, where the log has `event_codes`.
         dislikes: Known negatives; those of other users or items are left out.
+        with_ratings: Whether ratings become a column.
+        users: What is known of users, with their `user_id`; in any order.
 
     Returns:
         The sequences, one per user of the log.
@@ -388,20 +414,86 @@ def build_sequences(
     counts = np.bincount(
         interactions.users, minlength=len(interactions.user_ids)
     )
-    codes = interactions.event_codes
+    columns, levels = _coded_columns(interactions, order, with_ratings)
+    if users is not None:
+        rows = pc.index_in(
+            pa.array(interactions.user_ids, pa.string()),
+            value_set=users["user_id"],
+        )
+        users = users.drop_columns(["user_id"]).take(rows)
     sequences = Sequences(
         user_ids=interactions.user_ids,
         offsets=offsets_of(counts),
         items=indices[interactions.items[order]],
         timestamps=interactions.timestamps[order],
-        columns={} if codes is None else {"event": codes[order]},
+        columns=columns,
         kinds=kinds,
+        levels=levels,
+        timestamps_per_second=interactions.timestamps_per_second,
+        users=users,
     )
     if dislikes is None:
         return sequences
     return dataclasses.replace(
         sequences, dislikes=_dislikes(dislikes, sequences, vocabulary)
     )
+
+
+def _coded_columns(
+    interactions: Interactions, order: np.ndarray, with_ratings: bool
+) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+    """Returns columns as codes, in some order, and the distinct values."""
+    found: dict[str, pa.Array] = {}
+    columns = {}
+    if interactions.columns is not None:
+        for name in interactions.columns.column_names:
+            found[name] = interactions.columns[name].combine_chunks()
+    if (codes := interactions.event_codes) is not None:
+        columns[EVENT] = codes[order]
+    found.pop(EVENT, None)
+    if with_ratings and interactions.ratings is not None:
+        found["rating"] = pa.array(interactions.ratings, from_pandas=True)
+    levels = {}
+    for name, values in found.items():
+        codes, levels[name] = coded(values)
+        columns[name] = codes[order]
+    return columns, levels
+
+
+def coded(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Returns each value's position among the distinct ones, and those.
+
+    Text that is numbers throughout becomes numbers.
+
+    Args:
+        values: Of any type.
+
+    Returns:
+        `[n]` int32, -1 for null; the distinct values.
+    """
+    if is_list(values.type):
+        # Arrow has no dictionaries of lists.
+        keys: dict[Any, int] = {}
+        rows = [
+            -1 if row is None else keys.setdefault(tuple(row), len(keys))
+            for row in values.to_pylist()
+        ]
+        distinct = pa.array([list(key) for key in keys], values.type)
+        return np.array(rows, np.int32), distinct
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    codes = pc.fill_null(values.indices, -1).to_numpy(zero_copy_only=False)
+    distinct = values.dictionary
+    if pa.types.is_string(distinct.type):
+        text = pc.utf8_trim_whitespace(distinct)
+        try:
+            numbers = pc.if_else(pc.equal(text, ""), None, text).cast("double")
+        except pa.ArrowInvalid:
+            return codes.astype(np.int32), distinct
+        whole = numbers.cast(pa.int64(), safe=False)
+        is_whole = pc.all(pc.equal(whole.cast("double"), numbers)).as_py()
+        distinct = whole if is_whole else numbers
+    return codes.astype(np.int32), distinct
 
 
 def _dislikes(

@@ -35,6 +35,7 @@ _OTHER_SUFFIXES = tuple(
 _ITEMS_NAMES = tuple(
     stem + suffix for stem in ("movies", "items") for suffix in _PART_SUFFIXES
 )
+_USERS_NAMES = tuple(f"users{suffix}" for suffix in _PART_SUFFIXES)
 # Parts as other tools compress them, which are not read.
 _PACKED = re.compile(
     r".+\.(csv|tsv|parquet)\.(7z|br|bz2|lz4|lzma|xz|z|zip|zst)"
@@ -107,6 +108,10 @@ class Source:
         items_file: CSV or Parquet file with a column of item ids and titles,
             genres (separated by "|") or any other columns. Default:
             `movies.csv` or `items.csv` (or .tsv, .parquet) beside the log.
+        users_file: CSV or Parquet file with a column of user ids and any
+            others. Default: `users.csv` (or .tsv, .parquet) beside the log, or
+            the users of MovieLens.
+        with_users: Whether to read what is known of users.
         tfds_data_dir: Where TensorFlow Datasets keeps prepared data.
             Default: its own default.
         tfds_manual_dir: A folder with the original archive, which is used
@@ -132,6 +137,8 @@ class Source:
     rating_column: str | None = None
     event_column: str | None = None
     items_file: str | None = None
+    users_file: str | None = None
+    with_users: bool = False
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
     datasets_dir: str | None = None
@@ -155,6 +162,7 @@ class Source:
                 self._items(found),
                 self,
                 tuple(found.notes()),
+                self._users(found) if self.with_users else None,
             )
 
     def notes(self) -> list[str]:
@@ -263,7 +271,8 @@ class Source:
                     left_out=_others_in(folder, suffixes),
                 )
         archives = [name for name in members if name.lower().endswith(".zip")]
-        if len(members) == 1 and not {*archives, *_ITEMS_NAMES} & {*members}:
+        known = {*archives, *_ITEMS_NAMES, *_USERS_NAMES}
+        if len(members) == 1 and not known & {*members}:
             [(name, only)] = members.items()
             others = _others_in(folder, (name.lower(),))
             return _TablesLog([only], {}, self._columns, left_out=others)
@@ -325,6 +334,17 @@ class Source:
             return found.items()
         return items_lib.read_items(path, found.item_column, self.encoding)
 
+    def _users(self, found: _FoundLog) -> pa.Table | None:
+        if self.users_file is None:
+            return found.users()
+        path = input_files.path_at(self.users_file)
+        if not path.is_file():
+            raise InputError(
+                "`users_file` must be a CSV or Parquet file. "
+                f"Received: {self.users_file!r}"
+            )
+        return items_lib.read_users(path, self.user_column, self.encoding)
+
 
 @dataclasses.dataclass(frozen=True)
 class Log:
@@ -340,6 +360,8 @@ class Log:
             `interactions.item_ids`.
         source: Where the log was read from; None for a log in memory.
         notes: What the user should know of how it was understood.
+        users: What is known of the users, or None: one row per user, with
+            `user_id` (string), then any other columns.
     """
 
     name: str
@@ -347,6 +369,7 @@ class Log:
     items: pa.Table | None = None
     source: Source | None = None
     notes: tuple[str, ...] = ()
+    users: pa.Table | None = None
 
     @staticmethod
     def read(data: str | os.PathLike[str], **options: Any) -> Log:
@@ -366,7 +389,9 @@ class Log:
         return Source(os.fspath(data), **options).read()
 
     @staticmethod
-    def from_frame(frame: Any, *, items: Any = None, **options: Any) -> Log:
+    def from_frame(
+        frame: Any, *, items: Any = None, users: Any = None, **options: Any
+    ) -> Log:
         """Takes a log from a DataFrame, by the rules for Parquet files.
 
         Args:
@@ -376,6 +401,7 @@ class Log:
                 count as their values, NaN as missing.
             items: One row per item, likewise, with a column of item ids and
                 titles, genres or any other columns. Default: none.
+            users: One row per user, likewise, with a column of user ids.
             **options: The attributes of `Source` that name columns, such as
                 `user_column`, and `time_format`. Ids are text or whole
                 numbers. Without a column of times, the order of the rows is
@@ -402,7 +428,10 @@ class Log:
             item_column = part.names.by_role["item"]
             items = items_lib.from_frame(items, item_column, "items frame")
         notes = tuple(tables.notes(part, given))
-        return Log("frame", interactions, items, notes=notes)
+        if users is not None:
+            user_column = part.names.by_role["user"]
+            users = items_lib.users_from_frame(users, user_column)
+        return Log("frame", interactions, items, notes=notes, users=users)
 
 
 class _FoundLog(abc.ABC):
@@ -419,6 +448,10 @@ class _FoundLog(abc.ABC):
 
     def items(self) -> pa.Table | None:
         """Reads the item metadata that comes with the log."""
+        return None
+
+    def users(self) -> pa.Table | None:
+        """Reads what is known of the users, if that comes with the log."""
         return None
 
     def notes(self) -> list[str]:
@@ -501,6 +534,20 @@ class _TablesLog(_FoundLog):
             return None
         return items_lib.read_items(found[0], self.item_column)
 
+    def users(self) -> pa.Table | None:
+        if found := movielens.read_users(self.members, self.grouplens):
+            return found
+        files = [self.members[n] for n in _USERS_NAMES if n in self.members]
+        if len(files) > 1:
+            raise InputError(
+                f"{self.parts[0]}: expected one users file beside it; choose "
+                "one with --users_file. "
+                f"Received: {', '.join(file.name for file in files)}"
+            )
+        if not files:
+            return None
+        return items_lib.read_users(files[0], self.first.names.user)
+
     def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
         # Other processes cannot read from an archive that is open in this one.
         parts = self.full_parts
@@ -532,7 +579,7 @@ class _TfdsLog(_FoundLog):
     manual_dir: str | None
 
     @functools.cached_property
-    def _log(self) -> tuple[Interactions, pa.Table]:
+    def _log(self) -> tuple[Interactions, pa.Table, pa.Table | None]:
         return movielens.read_tfds(self.name, self.data_dir, self.manual_dir)
 
     def interactions(self) -> Interactions:
@@ -540,6 +587,9 @@ class _TfdsLog(_FoundLog):
 
     def items(self) -> pa.Table | None:
         return self._log[1]
+
+    def users(self) -> pa.Table | None:
+        return self._log[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -638,7 +688,7 @@ def _visible(folder: Traversable) -> list[Traversable]:
                 child
                 for child in folder.iterdir()
                 if not child.name.startswith((".", "_"))
-                and child.name not in _ITEMS_NAMES
+                and child.name not in (*_ITEMS_NAMES, *_USERS_NAMES)
             ),
             key=lambda child: child.name,
         )

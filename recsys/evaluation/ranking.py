@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -134,7 +134,15 @@ class _Ranking:
         """Ranks for some queries, without their history if `exclude`."""
         items, offsets = self._queries.histories(rows)
         names = self.names[rows]
-        scores = _scores(scorer, items, offsets, names)
+        # A model that reads more than items takes it from the queries.
+        score_queries = getattr(scorer, "query_scores", None)
+        scores = _checked(
+            scorer,
+            scorer.scores(items, offsets)
+            if score_queries is None
+            else score_queries(self._queries, rows),
+            names,
+        )
         size = self.vocabulary_size = scores.shape[1]
         relevant = self.relevant_items[rows]
         largest = max(items.max(initial=0), relevant.max())
@@ -216,11 +224,9 @@ def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _scores(
-    scorer: Scorer, items: np.ndarray, offsets: np.ndarray, names: np.ndarray
-) -> np.ndarray:
-    """Returns the checked `[batch_size, vocabulary_size]` scores."""
-    scores = np.asarray(scorer.scores(items, offsets))
+def _checked(scorer: Scorer, found: Any, names: np.ndarray) -> np.ndarray:
+    """Returns `[batch_size, vocabulary_size]` scores if they are in order."""
+    scores = np.asarray(found)
     if scores.ndim != 2 or len(scores) != len(names):
         raise ValueError(
             f"`scores` of {scorer.name!r} must have the shape "

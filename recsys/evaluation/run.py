@@ -172,6 +172,16 @@ class OtherCatalog:
             items that the recommender does not know.
         """
         scores = self._recommender.scores(self._indices[items], offsets)
+        return self._of_other(scores)
+
+    def query_scores(self, queries: Queries, rows: np.ndarray) -> np.ndarray:
+        """Scores them for queries, with what is known of these."""
+        score = getattr(self._recommender, "query_scores", None)
+        if score is None:
+            return self.scores(*queries.histories(rows))
+        return self._of_other(score(queries, rows, self._indices))
+
+    def _of_other(self, scores: np.ndarray) -> np.ndarray:
         scores = scores[:, self._indices]
         scores[:, self._indices == UNKNOWN_INDEX] = -np.inf
         return scores

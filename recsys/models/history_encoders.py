@@ -14,7 +14,13 @@ import keras
 import tensorflow as tf
 
 from recsys.models.shared_item_embedding import keep_frozen, traced_spec
-from recsys.models.transformer_block import Dropout, RMSNorm, TransformerBlock
+from recsys.models.transformer_block import (
+    NUM_TIME_BUCKETS,
+    Dropout,
+    RMSNorm,
+    TransformerBlock,
+    time_bias,
+)
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -177,6 +183,8 @@ class SelfAttentionEncoder(keras.layers.Layer):
         dropout: Share of the entries dropped in training, from the input
             and from the output of each branch.
         max_distance: Distances in positions from this on share one bias.
+        reads_times: Whether attention has a learned bias by the time between
+            two events as well, the same in all blocks.
         **kwargs: Keras's own layer arguments.
 
     Raises:
@@ -190,6 +198,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         num_heads: int = 2,
         dropout: float = 0.2,
         max_distance: int = 200,
+        reads_times: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -205,6 +214,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.max_distance = max_distance
+        self.reads_times = reads_times
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
@@ -226,6 +236,12 @@ class SelfAttentionEncoder(keras.layers.Layer):
             setattr(self, block.name, block)
         self.norm = RMSNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build(input_shape)
+        if self.reads_times:
+            self.time_bias = self.add_weight(
+                name="time_bias",
+                shape=(self.num_heads, NUM_TIME_BUCKETS),
+                initializer="zeros",
+            )
         self.built = True
         keep_frozen(self)
 
@@ -235,6 +251,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
         only_positions: tf.Tensor | None = None,
+        times: tuple[tf.Tensor, tf.Tensor] | None = None,
     ) -> tf.Tensor:
         """Encodes histories.
 
@@ -245,6 +262,9 @@ class SelfAttentionEncoder(keras.layers.Layer):
             only_positions: `[batch]` int32, the one position of each row that
                 is wanted, which spares most of the last block; -1 where none
                 is. Default: all.
+            times: With `reads_times`, when each position attends, and when
+                its event was; both `[batch, length]` int64 seconds, -1 for
+                unknown. Default: all are unknown.
 
         Returns:
             `[batch, length, dim]`, normalized; `[batch, dim]` with
@@ -254,10 +274,24 @@ class SelfAttentionEncoder(keras.layers.Layer):
         scale = tf.sqrt(tf.cast(tf.shape(vectors)[-1], vectors.dtype))
         hidden = self.dropout(vectors * scale, training=training)
         *first_blocks, last_block = self.blocks
+        bias: dict[str, Any] = {}
+        if self.reads_times and times is not None:
+            bias["pair_bias"] = time_bias(self.time_bias, *times)
         for block in first_blocks:
-            hidden = block(hidden, mask=mask, training=training)
+            hidden = block(hidden, mask=mask, training=training, **bias)
+        if bias and only_positions is not None:
+            bias["pair_bias"] = tf.gather(
+                bias["pair_bias"],
+                tf.maximum(only_positions, 0),
+                axis=2,
+                batch_dims=1,
+            )
         hidden = last_block(
-            hidden, mask=mask, training=training, only_positions=only_positions
+            hidden,
+            mask=mask,
+            training=training,
+            only_positions=only_positions,
+            **bias,
         )
         return self.norm(hidden)
 
@@ -277,4 +311,5 @@ class SelfAttentionEncoder(keras.layers.Layer):
             "num_heads": self.num_heads,
             "dropout": self.dropout.rate,
             "max_distance": self.max_distance,
+            "reads_times": self.reads_times,
         }

@@ -1,4 +1,4 @@
-"""Item features as vectors, also for items that were never trained."""
+"""Features as vectors: of items, and of events, requests and users."""
 
 from __future__ import annotations
 
@@ -199,34 +199,12 @@ class ItemFeatures(keras.layers.Layer):
         """
         parts = []
         if self.values_per_item:
-            parts.append(self._weighted_sum(values, weights))
+            parts.append(weighted_sum(self.embeddings, values, weights))
         if self.vector_dim:
             projection = tf.convert_to_tensor(self.projection)
             vectors = tf.cast(vectors, projection.dtype)
             parts.append(tf.einsum("...x,xd->...d", vectors, projection))
         return tf.cast(self.scale * tf.add_n(parts), self.compute_dtype)
-
-    def _weighted_sum(self, values: Any, weights: Any) -> tf.Tensor:
-        """`[..., embedding_dim]` of `[..., width]` values and weights."""
-        # Most items have far fewer values than the one with the most.
-        # The product makes the gradient dense. It would be a list of many
-        # repeated rows, which Adam is slow on, and squares before it adds them.
-        table = tf.convert_to_tensor(self.embeddings) * 1.0
-        weights = tf.cast(weights, table.dtype)
-        shape = tf.shape(weights)
-        flat = tf.reshape(weights, [-1])
-        # In 32 bits, which LiteRT can divide.
-        places = tf.cast(tf.where(flat != 0)[:, 0], tf.int32)
-        rows = tf.gather(table, tf.gather(tf.reshape(values, [-1]), places))
-        rows *= tf.gather(flat, places)[:, tf.newaxis]
-        sums = tf.math.unsorted_segment_sum(
-            rows,
-            places // shape[-1],
-            tf.reduce_prod(shape[:-1]),
-        )
-        dim = self.embedding_dim
-        sums = tf.reshape(sums, tf.concat([shape[:-1], [dim]], 0))
-        return tf.ensure_shape(sums, [*weights.shape[:-1], dim])
 
     def extended(
         self, values: Any = None, weights: Any = None, vectors: Any = None
@@ -298,6 +276,110 @@ class ItemFeatures(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
+
+
+def weighted_sum(table: Any, values: Any, weights: Any) -> tf.Tensor:
+    """Adds up rows of a table.
+
+    Args:
+        table: `[num_values, dim]`.
+        values: `[..., width]` int, rows of the table.
+        weights: `[..., width]` float, 0 where there is none.
+
+    Returns:
+        `[..., dim]`.
+    """
+    # Most items have far fewer values than the one with the most.
+    # The product makes the gradient dense. It would be a list of many
+    # repeated rows, which Adam is slow on, and squares before it adds them.
+    table = tf.convert_to_tensor(table) * 1.0
+    weights = tf.cast(weights, table.dtype)
+    shape = tf.shape(weights)
+    flat = tf.reshape(weights, [-1])
+    # In 32 bits, which LiteRT can divide.
+    places = tf.cast(tf.where(flat != 0)[:, 0], tf.int32)
+    rows = tf.gather(table, tf.gather(tf.reshape(values, [-1]), places))
+    rows *= tf.gather(flat, places)[:, tf.newaxis]
+    sums = tf.math.unsorted_segment_sum(
+        rows,
+        places // shape[-1],
+        tf.reduce_prod(shape[:-1]),
+    )
+    dim = table.shape[-1]
+    sums = tf.reshape(sums, tf.concat([shape[:-1], [dim]], 0))
+    return tf.ensure_shape(sums, [*weights.shape[:-1], dim])
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class FeatureSum(keras.layers.Layer):
+    """Adds up the vectors of the features of events, requests or users.
+
+    With values vₖ and weights wₖ the answer is s Σₖ wₖ E[vₖ]; see
+    `ItemFeatures`. What the values mean is the caller's matter; unknown
+    features have weights of 0, and no features the vector 0.
+
+    Args:
+        num_values: Rows of E, row 0, which stands for no value, included.
+        embedding_dim: Length of the vectors.
+        scale: The factor s of the answer.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ValueError: A size or the scale is not positive.
+    """
+
+    def __init__(
+        self,
+        num_values: int,
+        embedding_dim: int,
+        scale: float = 4.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, size in (
+            ("num_values", num_values),
+            ("embedding_dim", embedding_dim),
+            ("scale", scale),
+        ):
+            if not size > 0:
+                raise ValueError(f"`{name}` must be positive. Received: {size}")
+        self.num_values = num_values
+        self.embedding_dim = embedding_dim
+        self.scale = scale
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates E, small."""
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.num_values, self.embedding_dim),
+            initializer=keras.initializers.RandomNormal(
+                stddev=0.02 / self.scale
+            ),
+            autocast=False,
+        )
+        self.built = True
+
+    def call(self, values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Adds up vectors.
+
+        Args:
+            values: `[..., width]` int from 0 to `num_values - 1`.
+            weights: `[..., width]` float.
+
+        Returns:
+            `[..., embedding_dim]`.
+        """
+        found = weighted_sum(self.embeddings, values, weights)
+        return tf.cast(self.scale * found, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "num_values": self.num_values,
+            "embedding_dim": self.embedding_dim,
+            "scale": self.scale,
+        }
 
 
 def _stacked(table: keras.Variable, rows: Any) -> np.ndarray:

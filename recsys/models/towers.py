@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ from recsys.models.shared_item_embedding import (
     traced_spec,
 )
 from recsys.models.transformer_block import pick
+
+# What features may be of.
+PARTS = ("history", "context", "user")
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -36,12 +40,22 @@ class HistoryTower(keras.layers.Layer):
         item_dropout: The share of positions whose whole vector training hides
             from the encoder, so that no single item decides alone. What is
             left is not scaled up.
+        history_features: A layer from values and weights, `[..., width]`, to
+            `[..., embedding_dim]`, such as `FeatureSum`: what is known of each
+            event, added to its item's vector. None: the tower reads none.
+        context_features: Likewise, what is known when what follows an event
+            is asked for, added to the same vector.
+        user_features: Likewise, what is known of the user: a position before
+            the history, so that there is a vector without any event.
+        feature_dropout: The share of the histories that training sees without
+            the features of the history, of the context and of the user, each
+            drawn by itself.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
-        ValueError: `id_dropout` or `item_dropout` is not within [0, 1), or
-            `id_dropout` is without features.
+        ValueError: A share is not within [0, 1), or `id_dropout` is without
+            item features.
     """
 
     def __init__(
@@ -51,6 +65,10 @@ class HistoryTower(keras.layers.Layer):
         item_features: keras.layers.Layer | None = None,
         id_dropout: float = 0.0,
         item_dropout: float = 0.0,
+        history_features: keras.layers.Layer | None = None,
+        context_features: keras.layers.Layer | None = None,
+        user_features: keras.layers.Layer | None = None,
+        feature_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,7 +77,13 @@ class HistoryTower(keras.layers.Layer):
         self.item_features = item_features
         self.id_dropout = _checked_dropout(id_dropout, item_features)
         self.item_dropout = _checked_share("item_dropout", item_dropout)
-        if id_dropout or item_dropout:
+        self.history_features = history_features
+        self.context_features = context_features
+        self.user_features = user_features
+        self.feature_dropout = _checked_share(
+            "feature_dropout", feature_dropout
+        )
+        if id_dropout or item_dropout or feature_dropout:
             self._seeds = keras.random.SeedGenerator()
         self._encoder_arguments = set(
             inspect.signature(self.encoder.call).parameters
@@ -73,6 +97,14 @@ class HistoryTower(keras.layers.Layer):
         """Creates the weights of the table, features and encoder."""
         _build_once(self.embedding, (None, None))
         _build_once(self.item_features, (None, None))
+        for part in PARTS:
+            _build_once(getattr(self, f"{part}_features"), (None, None))
+        if self.user_features is not None and not self.built:
+            self.start = self.add_weight(
+                name="start",
+                shape=(self.embedding.embedding_dim,),
+                initializer="zeros",
+            )
         _build_once(self.encoder, (None, None, self.embedding.embedding_dim))
         self.built = True
         keep_frozen(self)
@@ -82,6 +114,8 @@ class HistoryTower(keras.layers.Layer):
         ids: tf.Tensor | tf.RaggedTensor,
         training: bool | None = None,
         return_sequences: bool = False,
+        features: Mapping[str, tf.Tensor] | None = None,
+        with_start: bool = False,
     ) -> tf.Tensor:
         """Encodes histories.
 
@@ -90,14 +124,29 @@ class HistoryTower(keras.layers.Layer):
                 with 0 on either side, or ragged; the answer is the same.
             training: Whether dropout is active.
             return_sequences: Return the vector at every position.
+            features: What is known besides, each entry where the tower reads
+                it; what is missing is unknown, and other entries are ignored:
+                `history_features`, `[batch, length, width]` int rows of the
+                layer's table, with `history_weights` of the same shape, float
+                (default 1, and 0 for row 0); `context_features` and
+                `context_weights`, likewise, of what was asked for after each
+                event, or `[batch, width]` for that after the last one;
+                `user_features` and `user_weights`, `[batch, width]`;
+                `history_times`, `[batch, length]` int64 seconds, and
+                `request_times`, likewise, of what was asked for (default: the
+                times of the history), -1 for unknown.
+            with_start: With `return_sequences` and `user_features`: return
+                the vector before the first event as well, first.
 
         Returns:
             `[batch, embedding_dim]`, the vector at each history's last item
-            (zero for an empty history); with `return_sequences`
-            `[batch, length, embedding_dim]`, zero at padding.
+            (without any, zero, or with `user_features` the vector at the
+            start); with `return_sequences` `[batch, length, embedding_dim]`,
+            zero at padding, or `[batch, 1 + length, embedding_dim]`.
 
         Raises:
-            ValueError: `ids` or the encoder's output have another shape.
+            ValueError: `ids`, features or the encoder's output have another
+                shape.
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_tensor()
@@ -114,8 +163,12 @@ class HistoryTower(keras.layers.Layer):
         vectors = _with_features(self, vectors, ids, training)
         if training and self.item_dropout:
             vectors *= _kept(self, ids, self.item_dropout)
+        found = _Known(self, features or {}, mask, training)
+        vectors, mask, times = found.added(vectors)
         last = last_positions(mask)
         arguments: dict[str, Any] = {"mask": mask, "training": training}
+        if times is not None:
+            arguments["times"] = times
         if not return_sequences:
             # Some encoders make little of all other positions.
             arguments["only_positions"] = last
@@ -131,7 +184,16 @@ class HistoryTower(keras.layers.Layer):
         has_one = "only_positions" in self._encoder_arguments & arguments.keys()
         _check_encoded(vectors, outputs, has_one)
         if return_sequences:
-            return outputs * tf.cast(mask, outputs.dtype)[..., tf.newaxis]
+            outputs *= tf.cast(mask, outputs.dtype)[..., tf.newaxis]
+            if self.user_features is None:
+                return outputs
+            events = outputs[:, 1:]
+            if not with_start:
+                return events * tf.cast(
+                    found.mask[..., tf.newaxis], outputs.dtype
+                )
+            start = pick(found.start_position, outputs)[:, tf.newaxis]
+            return tf.concat([start, events], axis=1)
         if "only_positions" not in self._encoder_arguments:
             return pick(last, outputs)
         return tf.where(last[:, tf.newaxis] >= 0, outputs, 0)
@@ -161,12 +223,18 @@ class HistoryTower(keras.layers.Layer):
             "item_features": serialize(self.item_features),
             "id_dropout": self.id_dropout,
             "item_dropout": self.item_dropout,
+            **{
+                f"{part}_features": serialize(getattr(self, f"{part}_features"))
+                for part in PARTS
+            },
+            "feature_dropout": self.feature_dropout,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HistoryTower:
         """Makes a tower from `get_config`'s answer."""
-        nested = ("embedding", "encoder", "item_features")
+        parts = [f"{p}_features" for p in PARTS if f"{p}_features" in config]
+        nested = ("embedding", "encoder", "item_features", *parts)
         return super().from_config(_with_layers(config, nested))
 
 
@@ -332,6 +400,116 @@ def _kept(
     """Draws `[..., 1]`, 0 for the share of the ids to drop and 1 for others."""
     drawn = keras.random.uniform(tf.shape(ids), seed=tower._seeds)
     return tf.cast(drawn >= dropout, tower.compute_dtype)[..., tf.newaxis]
+
+
+class _Known:
+    """What is known of the histories in a call of a `HistoryTower`."""
+
+    def __init__(
+        self,
+        tower: HistoryTower,
+        features: Mapping[str, tf.Tensor],
+        mask: tf.Tensor,
+        training: bool | None,
+    ) -> None:
+        self.mask = mask
+        self._tower = tower
+        self._features = features
+        self._training = training
+        # Of the start, the place before the first event.
+        first = tf.where(mask, tf.range(tf.shape(mask)[1]), tf.int32.max)
+        first = tf.reduce_min(first, axis=1)
+        self.start_position = tf.where(first == tf.int32.max, 0, first)
+        self._sees_context: tf.Tensor | None = None
+
+    def added(
+        self, vectors: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
+        """Adds features to the vectors of the items.
+
+        Args:
+            vectors: `[batch, length, dim]`.
+
+        Returns:
+            The vectors that the encoder reads and their mask, with a start if
+            the tower has one, and the times that it reads, if any.
+        """
+        tower, mask = self._tower, self.mask
+        for part in ("history", "context"):
+            found = self._vectors(part)
+            if found is None:
+                continue
+            if len(found.shape) == 2:
+                last = tf.one_hot(
+                    last_positions(mask), tf.shape(mask)[1], dtype=found.dtype
+                )
+                found = last[..., tf.newaxis] * found[:, tf.newaxis]
+            vectors += found
+        times = self._times()
+        if tower.user_features is None:
+            return vectors, mask, times
+        start = tf.cast(tower.start, vectors.dtype)[tf.newaxis]
+        found = self._vectors("user")
+        if found is not None:
+            start += found
+        place = tf.one_hot(
+            self.start_position, tf.shape(mask)[1] + 1, dtype=vectors.dtype
+        )
+        # Beside the first event, wherever that is, as distances count.
+        vectors = tf.pad(vectors, [[0, 0], [1, 0], [0, 0]])
+        mask = tf.pad(mask, [[0, 0], [1, 0]])
+        vectors *= tf.cast(mask, vectors.dtype)[..., tf.newaxis]
+        vectors += place[..., tf.newaxis] * start[:, tf.newaxis]
+        if times is not None:
+            asked, known = (
+                tf.pad(each, [[0, 0], [1, 0]], constant_values=-1)
+                for each in times
+            )
+            times = asked, known
+        return vectors, mask | (place > 0), times
+
+    def _vectors(self, part: str) -> tf.Tensor | None:
+        """Returns the vectors of a part, None where nothing is known."""
+        layer = getattr(self._tower, f"{part}_features")
+        values = self._features.get(f"{part}_features")
+        if layer is None or values is None:
+            return None
+        values = tf.convert_to_tensor(values)
+        weights = self._features.get(f"{part}_weights")
+        if weights is None:
+            weights = tf.cast(values != 0, tf.float32)
+        ranks = {"history": (3,), "context": (2, 3), "user": (2,)}[part]
+        if values.shape.rank not in (None, *ranks):
+            shapes = {2: "[batch, width]", 3: "[batch, length, width]"}
+            raise ValueError(
+                f"`{part}_features` must be "
+                f"{' or '.join(shapes[rank] for rank in ranks)}. Received "
+                f"shape: {values.shape}"
+            )
+        found = tf.cast(layer(values, weights), self._tower.compute_dtype)
+        if self._training and self._tower.feature_dropout:
+            rows = tf.zeros(
+                [tf.shape(values)[0], *[1] * (len(found.shape) - 2)]
+            )
+            kept = _kept(self._tower, rows, self._tower.feature_dropout)
+            if part == "context":
+                self._sees_context = tf.reshape(kept, [-1, 1]) > 0
+            found *= kept
+        return found
+
+    def _times(self) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Returns when each position asks, and when its event was."""
+        known = self._features.get("history_times")
+        if known is None:
+            return None
+        known = tf.where(self.mask, tf.cast(known, tf.int64), -1)
+        asked = self._features.get("request_times")
+        if asked is None:
+            return known, known
+        asked = tf.where(self.mask, tf.cast(asked, tf.int64), -1)
+        if self._sees_context is not None:
+            asked = tf.where(self._sees_context, asked, known)
+        return asked, known
 
 
 def _build_once(layer: keras.layers.Layer | None, shape: Any) -> None:

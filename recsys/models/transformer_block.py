@@ -8,6 +8,7 @@ because the automatic one of a slice is as large as the whole array.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,12 +80,13 @@ def causal_attention(
     values: tf.Tensor,
     distance_bias: tf.Tensor,
     mask: tf.Tensor | None = None,
+    pair_bias: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Softmax attention of every position over itself and those before it.
 
-    The logit of query t and key s is qₜ·kₛ / √head_dim + bias[t − s]; the
-    bias of the largest known distance serves all greater ones. The gradient
-    of the gradient is not available.
+    The logit of query t and key s is qₜ·kₛ / √head_dim + bias[t − s], and the
+    bias of the pair if there is one; the bias of the largest known distance
+    serves all greater ones. The gradient of the gradient is not available.
 
     Args:
         queries: `[batch, heads, length, head_dim]` float.
@@ -93,6 +95,7 @@ def causal_attention(
         distance_bias: `[heads, max_distance]` float.
         mask: `[batch, length]` boolean, false where a key is not to be read;
             None reads all.
+        pair_bias: `[batch, heads, length, length]` float, row the query.
 
     Returns:
         `[batch, heads, length, head_dim]`. Positions before the first true
@@ -101,6 +104,8 @@ def causal_attention(
     length = tf.shape(queries)[2]
     queries *= tf.cast(queries.shape[-1], queries.dtype) ** -0.5
     bias = _bias_matrix(tf.cast(distance_bias, queries.dtype), length)
+    if pair_bias is not None:
+        bias += tf.cast(pair_bias, bias.dtype)
     if mask is None:
         mask = tf.ones([tf.shape(queries)[0], length], tf.bool)
     return _attend(queries, keys, values, bias, mask)
@@ -143,7 +148,7 @@ def _attend(
         logits = tf.matmul(
             queries[:, :, start:end], keys[:, :, :end], transpose_b=True
         )
-        logits += bias[:, start:end, :end]
+        logits += bias[..., start:end, :end]
         logits = _maybe_add(masked, logits, barrier[..., :end])
         weights.append(tf.nn.softmax(logits))
         outputs.append(tf.matmul(weights[-1], values[:, :, :end]))
@@ -170,18 +175,89 @@ def _attend(
                 rows = slice(starts[part], ends[part])
                 key_gradients[part].append(key_parts[:, :, rows])
                 value_gradients[part].append(value_parts[:, :, rows])
-            total = tf.reduce_sum(below, axis=0)
-            padding = [[0, 0], [0, 0], [0, length - end]]
-            bias_gradients.append(tf.pad(total, padding))
+            if len(bias.shape) == 3:
+                below = tf.reduce_sum(below, axis=0)
+            padding = [[0, 0]] * (len(bias.shape) - 1) + [[0, length - end]]
+            bias_gradients.append(tf.pad(below, padding))
         return (
             tf.concat(query_gradients, axis=2),
             tf.concat([tf.add_n(parts) for parts in key_gradients], axis=2),
             tf.concat([tf.add_n(parts) for parts in value_gradients], axis=2),
-            tf.concat(bias_gradients, axis=1),
+            tf.concat(bias_gradients, axis=-2),
             None,
         )
 
     return output, gradient
+
+
+# Of the time between two events: unknown, 0, then two for each doubling.
+NUM_TIME_BUCKETS = 64
+
+
+def time_bias(
+    bias: tf.Tensor, query_times: tf.Tensor, key_times: tf.Tensor
+) -> tf.Tensor:
+    """Looks up a bias by the time from one event to another.
+
+    After HSTU (Zhai et al. 2024, https://arxiv.org/abs/2402.17152), with a
+    bucket for each factor of √2. Times of one row are within 68 years.
+
+    Args:
+        bias: `[heads, NUM_TIME_BUCKETS]`.
+        query_times: `[batch, queries]` int64 seconds, below 0 for unknown.
+        key_times: `[batch, keys]` int64 seconds, likewise.
+
+    Returns:
+        `[batch, heads, queries, keys]`: the bias 0 where a time is unknown, 1
+        for no time or less, else 2 + ⌊2 log₂ seconds⌋.
+    """
+    lowest = tf.reduce_min(
+        tf.where(key_times < 0, key_times.dtype.max, key_times),
+        axis=1,
+        keepdims=True,
+    )
+    queries, keys = (
+        tf.where(
+            times < 0,
+            -1,
+            tf.cast(tf.clip_by_value(times - lowest, 0, 2**31 - 1), tf.int32),
+        )
+        for times in (query_times, key_times)
+    )
+    queries, keys = queries[:, :, tf.newaxis], keys[:, tf.newaxis]
+    seconds = tf.cast(tf.maximum(queries - keys, 0), tf.float32)
+    doublings = tf.math.log(tf.maximum(seconds, 1.0)) * (2 / math.log(2))
+    # The root of two is no float: its power is taken for the whole number.
+    buckets = tf.cast(doublings + 1e-4, tf.int32) + 2
+    buckets = tf.minimum(buckets, NUM_TIME_BUCKETS - 1)
+    buckets = tf.where(seconds > 0, buckets, 1)
+    buckets = tf.where((queries < 0) | (keys < 0), 0, buckets)
+    return _look_up(tf.convert_to_tensor(bias), buckets)
+
+
+@tf.custom_gradient
+def _look_up(
+    table: tf.Tensor, buckets: tf.Tensor
+) -> tuple[tf.Tensor, Callable]:
+    """`[batch, heads, n, m]` of `[heads, size]` by `[batch, n, m]`."""
+    heads = tf.unstack(table)
+    found = tf.stack([tf.gather(head, buckets) for head in heads], axis=1)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # An eighth of the time of the gather's own gradient.
+        flat = tf.reshape(buckets, [-1])
+        sums = [
+            tf.math.bincount(
+                flat,
+                tf.reshape(tf.cast(each, tf.float32), [-1]),
+                minlength=table.shape[1],
+                maxlength=table.shape[1],
+            )
+            for each in tf.unstack(upstream, num=len(heads), axis=1)
+        ]
+        return tf.cast(tf.stack(sums), table.dtype), None
+
+    return found, gradient
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -283,6 +359,7 @@ class TransformerBlock(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
         only_positions: tf.Tensor | None = None,
+        pair_bias: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Runs the block.
 
@@ -293,6 +370,9 @@ class TransformerBlock(keras.layers.Layer):
             only_positions: `[batch]` int32, the one position of each row to
                 compute, for a sixth of the products; -1 where none is wanted.
                 Default: all.
+            pair_bias: `[batch, heads, length, length]` float to add to the
+                logits of attention, row the query; `[batch, heads, length]`
+                with `only_positions`. Default: none.
 
         Returns:
             `[batch, length, dim]`; `[batch, dim]` with `only_positions`.
@@ -303,9 +383,11 @@ class TransformerBlock(keras.layers.Layer):
             queries, keys, values, gate = tf.split(
                 _product(normed, self.attention_in), 4, axis=-1
             )
-            attended = self._attend(queries, keys, values, mask)
+            attended = self._attend(queries, keys, values, mask, pair_bias)
         else:
-            attended, gate = self._attend_at(only_positions, normed, mask)
+            attended, gate = self._attend_at(
+                only_positions, normed, mask, pair_bias
+            )
             inputs = pick(only_positions, inputs)
         attended = _product(attended, self.attention_out)
         attended = self.dropout(attended, training=training)
@@ -345,6 +427,7 @@ class TransformerBlock(keras.layers.Layer):
         keys: tf.Tensor,
         values: tf.Tensor,
         mask: tf.Tensor | None,
+        pair_bias: tf.Tensor | None,
     ) -> tf.Tensor:
         """Causal multi-head attention, `[batch, length, dim]` each."""
         shape = tf.shape(queries)
@@ -355,12 +438,21 @@ class TransformerBlock(keras.layers.Layer):
             return tf.transpose(tf.reshape(x, heads), [0, 2, 1, 3])
 
         attended = causal_attention(
-            split(queries), split(keys), split(values), self.distance_bias, mask
+            split(queries),
+            split(keys),
+            split(values),
+            self.distance_bias,
+            mask,
+            pair_bias,
         )
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
 
     def _attend_at(
-        self, positions: tf.Tensor, normed: tf.Tensor, mask: tf.Tensor | None
+        self,
+        positions: tf.Tensor,
+        normed: tf.Tensor,
+        mask: tf.Tensor | None,
+        pair_bias: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The same at one position of each row, `[batch]`, with its gate."""
         shape, dim = tf.shape(normed), normed.shape[-1]
@@ -389,11 +481,12 @@ class TransformerBlock(keras.layers.Layer):
             tf.clip_by_value(distance, 0, self.max_distance - 1),
             axis=1,
         )
+        bias = tf.transpose(bias, [1, 0, 2])
+        if pair_bias is not None:
+            bias += tf.cast(pair_bias, bias.dtype)
         logits = tf.einsum("bhd,blhd->bhl", query * head_dim**-0.5, keys)
         logits = tf.where(
-            readable[:, tf.newaxis],
-            logits + tf.transpose(bias, [1, 0, 2]),
-            logits.dtype.min / 2,
+            readable[:, tf.newaxis], logits + bias, logits.dtype.min / 2
         )
         attended = tf.einsum("bhl,blhd->bhd", tf.nn.softmax(logits), values)
         return tf.reshape(attended, [shape[0], dim]), gate

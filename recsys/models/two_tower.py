@@ -17,6 +17,7 @@ from recsys.models.shared_item_embedding import (
     serialize,
 )
 from recsys.models.towers import (
+    PARTS,
     CandidateTower,
     HistoryTower,
     last_positions,
@@ -24,6 +25,12 @@ from recsys.models.towers import (
 from recsys.negatives import Negatives, NegativeSampler
 from recsys.optimizers import merge_rows
 
+# The entries of the inputs that the history tower reads besides ids.
+FEATURE_ENTRIES = (
+    *(f"{part}_{kind}" for part in PARTS for kind in ("features", "weights")),
+    "history_times",
+    "request_times",
+)
 _HISTORIES = {
     "history_ids": tf.TensorSpec([None, None], tf.int32, "history_ids")
 }
@@ -44,6 +51,10 @@ class TwoTower(keras.Model):
     num_dislikes]` int, 0 at padding: items that each row's user is known not to
     like, which are pushed down at every target of the row; see
     `next_item_loss`.
+
+    Where the history tower reads features, their entries are those that it
+    describes; with `user_features` also `first_ids`, `[batch]` int: the first
+    item of each user, a target by the user's features alone, 0 for none.
 
     Example:
 
@@ -186,7 +197,9 @@ class TwoTower(keras.Model):
                 "`inputs` must be a dictionary with `history_ids`. Received: "
                 f"{list(inputs) if isinstance(inputs, dict) else type(inputs)}"
             )
-        queries = self.history_tower(inputs["history_ids"], training=training)
+        queries = self.history_tower(
+            inputs["history_ids"], training=training, **self._features(inputs)
+        )
         if "candidate_ids" in inputs:
             ids = _dense(inputs["candidate_ids"])
             if ids.shape.rank not in (None, 2):
@@ -200,6 +213,15 @@ class TwoTower(keras.Model):
         scores = tf.matmul(queries, candidates, transpose_b=True)
         never = tf.fill([tf.shape(scores)[0], 2], scores.dtype.min)
         return tf.concat([never, scores[:, 2:]], axis=1)
+
+    def _features(self, inputs: dict[str, tf.Tensor]) -> dict[str, Any]:
+        """Returns what the history tower reads besides ids, if anything."""
+        found = {
+            name: inputs[name]
+            for name in FEATURE_ENTRIES
+            if inputs.get(name) is not None
+        }
+        return {"features": found} if found else {}
 
     def next_item_loss(
         self,
@@ -238,15 +260,32 @@ class TwoTower(keras.Model):
         weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
         if "target_weights" in inputs:
             weights *= _per_position(_dense(inputs["target_weights"]))
+        features = self._features(inputs)
+        if "first_ids" in inputs and self.history_tower.user_features:
+            first = tf.cast(inputs["first_ids"], targets.dtype)[:, tf.newaxis]
+            targets = tf.concat([first, targets], axis=1)
+            first = tf.cast(first >= FIRST_ITEM_INDEX, tf.float32)
+            if "first_weights" in inputs:
+                first *= _per_position(inputs["first_weights"])
+            weights = tf.concat([first, weights], axis=1)
+            features["with_start"] = True
         count = tf.reduce_sum(weights)
         if sample_weight is not None:
-            weights *= _per_position(sample_weight)
+            sample_weight = _per_position(sample_weight)
+            if "with_start" in features and sample_weight.shape[1] != 1:
+                sample_weight = tf.pad(
+                    sample_weight, [[0, 0], [1, 0]], constant_values=1
+                )
+            weights *= sample_weight
         if negatives is None:
             candidates, places = self._candidates_of(targets, training)
         else:
             candidates = self.candidate_tower(negatives.ids, training=training)
         queries = self.history_tower(
-            inputs["history_ids"], training=training, return_sequences=True
+            inputs["history_ids"],
+            training=training,
+            return_sequences=True,
+            **features,
         )
         dislikes = None
         if "dislike_ids" in inputs:

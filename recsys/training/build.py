@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import pyarrow as pa
 
-from recsys.config import TrainConfig
+from recsys.config import TrainConfig, parse_names
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import TRAIN_TARGETS, PreparedData, train_counts
+from recsys.data.side_information import SideEncoder
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import (
@@ -18,7 +19,7 @@ from recsys.models.history_encoders import (
     MeanPooling,
     SelfAttentionEncoder,
 )
-from recsys.models.item_features import ItemFeatures
+from recsys.models.item_features import FeatureSum, ItemFeatures
 from recsys.models.shared_item_embedding import SharedItemEmbedding
 from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
@@ -34,19 +35,36 @@ def build_model(
     config: TrainConfig,
     vocabulary_size: int,
     item_features: ItemFeatures | None = None,
+    side: SideEncoder | None = None,
 ) -> TwoTower:
-    """Returns a built model, whose towers share table and item features."""
+    """Returns a built model, whose towers share table and item features.
+
+    Args:
+        config: The configuration.
+        vocabulary_size: Rows of the item table.
+        item_features: The layer of item features, if any.
+        side: The encoder of other features, if any.
+    """
     table = SharedItemEmbedding(vocabulary_size, config.embedding_dim)
     features: dict[str, Any] = {}
     if item_features is not None:
         features["item_features"] = item_features
         features["id_dropout"] = config.id_dropout
+    known: dict[str, Any] = {}
+    if side is not None:
+        for part in side.encoders:
+            known[f"{part}_features"] = FeatureSum(
+                side.num_values(part), config.embedding_dim
+            )
+        if known:
+            known["feature_dropout"] = config.feature_dropout
     model = TwoTower(
         HistoryTower(
             table,
             encoder=_build_encoder(config),
             item_dropout=config.item_dropout,
             **features,
+            **known,
         ),
         CandidateTower(table, **features),
     )
@@ -216,6 +234,7 @@ def _build_encoder(config: TrainConfig) -> keras.layers.Layer:
             num_heads=config.num_heads,
             dropout=config.dropout,
             max_distance=config.max_history_length,
+            reads_times="age" in parse_names(config.time_features),
         )
     raise ValueError(
         "`encoder` must be mean_pooling, gru or self_attention. Received: "

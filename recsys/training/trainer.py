@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from recsys import files
-from recsys.config import TrainConfig
+from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import (
@@ -21,6 +21,7 @@ from recsys.data.prepare import (
     fit_item_encoder,
     train_counts,
 )
+from recsys.data.side_information import SideEncoder, fit_side_encoder
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -89,6 +90,9 @@ def run_training(
             if trainer.item_encoder is not None:
                 with folder.writing(folder.item_features) as path:
                     trainer.item_encoder.save(path)
+            if trainer.side is not None:
+                with folder.writing(folder.side_information) as path:
+                    trainer.side.save(path)
             files.write_json(folder.config, config.to_dict())
         return trainer.run()
 
@@ -130,6 +134,14 @@ class Trainer:
             if config.item_features and saved.is_file()
             else fit_item_encoder(config, data.vocabulary)
         )
+        saved = folder.side_information
+        self.side: SideEncoder | None = None
+        if any(getattr(config, name) for name in FEATURE_FIELDS):
+            self.side = (
+                SideEncoder.load(saved)
+                if saved.is_file()
+                else fit_side_encoder(config, data.sample(config.seed))
+            )
         num_targets, weight = (
             train_counts(data.vocabulary, total).sum()
             for total in (TRAIN_TARGETS, TRAIN_WEIGHT)
@@ -152,7 +164,7 @@ class Trainer:
                 config.embedding_dim,
             )
         self.model: TwoTower = build_model(
-            config, data.vocabulary.size, features
+            config, data.vocabulary.size, features, self.side
         )
         if features is not None:
             self.model.trained_items = trained_items(data.vocabulary)
@@ -161,7 +173,10 @@ class Trainer:
         )
         self.optimizer.build(self.model.trainable_variables)
         self._recommender = Recommender(
-            self.model, data.vocabulary, config.max_history_length
+            self.model,
+            data.vocabulary,
+            config.max_history_length,
+            side=self.side,
         )
         sampler = build_negative_sampler(
             config, train_counts(data.vocabulary, TRAIN_TARGETS)
@@ -185,7 +200,8 @@ class Trainer:
             signature["target_weights"] = spec
         if train.has_dislikes:
             signature["dislike_ids"] = tf.TensorSpec([None, None], tf.int32)
-        return signature
+        with_kinds = train.kinds is not None
+        return signature | pipeline.feature_signature(self.side, with_kinds)
 
     def run(self) -> Progress:
         """Trains from the run's last checkpoint to its end."""
@@ -203,6 +219,8 @@ class Trainer:
                 lines.append(
                     describe_method(config, self._data.vocabulary.num_items)
                 )
+                if self.side is not None:
+                    lines.append(self.side.describe())
                 if self._replicas is not None:
                     lines.append(self._replicas.summary())
             for line in filter(None, lines):
@@ -362,6 +380,7 @@ class Trainer:
             plan,
             first_step=first_step,
             part=self._replicas.part if self._replicas else None,
+            side=self.side,
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
