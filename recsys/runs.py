@@ -185,7 +185,10 @@ class TrainedModel(recommender.Recommender):
         config: TrainConfig,
     ) -> None:
         super().__init__(
-            trained.model, trained.vocabulary, trained.max_history_length
+            trained.model,
+            trained.vocabulary,
+            trained.max_history_length,
+            side=trained.side,
         )
         self.workdir = workdir
         self.config = config
