@@ -318,17 +318,8 @@ def train_dataset(
                 yield arrays
             num_skipped = max(0, num_skipped - num_batches)
 
-    signature = dict(_GROUP_SIGNATURE)
-    if sequences.kinds is not None:
-        signature["target_weights"] = tf.TensorSpec([None], tf.float32)
-    if sequences.has_dislikes:
-        signature["dislikes"] = tf.TensorSpec([None], tf.int32)
-        for name in ("dislike_starts", "dislike_ends"):
-            signature[name] = tf.TensorSpec([None], tf.int64)
-    if side is not None:
-        signature |= _side_signature(side)
     groups_ds = tf.data.Dataset.from_generator(
-        groups, output_signature=signature
+        groups, output_signature=_group_signature(sequences, side)
     )
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(
@@ -338,6 +329,21 @@ def train_dataset(
         )
     )
     return without_autotune(train_ds.prefetch(8))
+
+
+def _group_signature(
+    sequences: TrainingSequences, side: SideEncoder | None
+) -> dict[str, tf.TensorSpec]:
+    signature = dict(_GROUP_SIGNATURE)
+    if sequences.kinds is not None:
+        signature["target_weights"] = tf.TensorSpec([None], tf.float32)
+    if sequences.has_dislikes:
+        signature["dislikes"] = tf.TensorSpec([None], tf.int32)
+        for name in ("dislike_starts", "dislike_ends"):
+            signature[name] = tf.TensorSpec([None], tf.int64)
+    if side is not None:
+        signature |= _side_signature(side)
+    return signature
 
 
 _GROUP_SIGNATURE = {

@@ -416,10 +416,8 @@ def build_sequences(
     )
     columns, levels = _coded_columns(interactions, order, with_ratings)
     if users is not None:
-        rows = pc.index_in(
-            pa.array(interactions.user_ids, pa.string()),
-            value_set=users["user_id"],
-        )
+        ids = pa.array(interactions.user_ids, pa.string())
+        rows = pc.index_in(ids, value_set=users["user_id"])
         users = users.drop_columns(["user_id"]).take(rows)
     sequences = Sequences(
         user_ids=interactions.user_ids,

@@ -359,15 +359,6 @@ class SideEncoder:
             users=pa.table(users) if users else None,
         )
         parts = self.code(sequences)
-        unseen: dict[str, int] = {}
-        for part, encoded in parts.items():
-            is_empty = ~(encoded.weights != 0).any(axis=1)
-            of_part = {"history": ~is_request, "context": is_request}
-            taken = encoded.codes[of_part.get(part, slice(None))]
-            for number, name in enumerate(self.column_names(part)):
-                codes = taken[:, number]
-                if num := int(np.sum((codes > 0) & is_empty[codes])):
-                    unseen[f"{PARTS[part]} feature `{name}`"] = num
         everything = np.arange(len(rows))
         side = Side(
             parts,
@@ -377,7 +368,22 @@ class SideEncoder:
             everything[is_request],
             np.arange(len(requests)),
         )
-        return side, unseen
+        return side, self._unseen(parts, is_request)
+
+    def _unseen(
+        self, parts: Mapping[str, Coded], is_request: np.ndarray
+    ) -> dict[str, int]:
+        """Counts the values that mean nothing, by the feature."""
+        found: dict[str, int] = {}
+        rows = {"history": ~is_request, "context": is_request}
+        for part, encoded in parts.items():
+            is_empty = ~(encoded.weights != 0).any(axis=1)
+            taken = encoded.codes[rows.get(part, slice(None))]
+            for number, name in enumerate(self.column_names(part)):
+                codes = taken[:, number]
+                if num := int(np.sum((codes > 0) & is_empty[codes])):
+                    found[f"{PARTS[part]} feature `{name}`"] = num
+        return found
 
     def _check_names(self, requests: Sequence[Request]) -> None:
         """Raises InputError for a name that means nothing."""
