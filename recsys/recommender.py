@@ -443,10 +443,8 @@ class Recommender:
             offsets: As for `user_vectors`.
             k: How many items for each history.
             exclude_history: Whether items of a history are excluded.
-            dislikes: Items that are excluded anyway, by the same two arrays;
-                none of them unknown. Default: none.
-            rules: Which items may be recommended, and in which order.
-                Default: all, by score.
+            dislikes: Items to exclude, by the same two arrays, all known.
+            rules: Which items, in which order. Default: all, by score.
             side: As for `user_vectors`.
 
         Returns:
@@ -466,9 +464,8 @@ class Recommender:
             has_history |= side.knows_user
         shape = (len(has_history), min(k, self.vocabulary.num_items))
         found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        excluded = _joined(
-            (items, offsets) if exclude_history else None, dislikes
-        )
+        seen = (items, offsets) if exclude_history else None
+        excluded = _joined(seen, dislikes)
         vectors = self._encode_known(items, offsets, side)
         candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
         counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]

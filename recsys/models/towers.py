@@ -99,7 +99,7 @@ class HistoryTower(keras.layers.Layer):
         _build_once(self.item_features, (None, None))
         for part in PARTS:
             _build_once(getattr(self, f"{part}_features"), (None, None))
-        if self.user_features is not None and not self.built:
+        if self.user_features is not None and not hasattr(self, "start"):
             self.start = self.add_weight(
                 name="start",
                 shape=(self.embedding.embedding_dim,),
