@@ -466,11 +466,10 @@ class Recommender:
         found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
         seen = (items, offsets) if exclude_history else None
         excluded = _joined(seen, dislikes)
-        vectors = self._encode_known(items, offsets, side)
         candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
         counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]
         for asking, among, is_theirs in (
-            (vectors, candidates, has_history),
+            (self._encode_known(items, offsets, side), candidates, has_history),
             (np.ones((len(found), 1), np.float32), counts, ~has_history),
         ):
             queries = np.flatnonzero(is_theirs)

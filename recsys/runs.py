@@ -51,9 +51,8 @@ def fit(
 ) -> TrainedModel:
     """Trains a model, as `python -m recsys.train` does.
 
-    A log without a path is written into the workdir, so that the commands can
-    use it, too. The same call with the same log resumes a run that was
-    stopped, and loads one that is finished.
+    A log without a path is written into the workdir, for the commands. The same
+    call with the same log resumes a run, or loads one that is finished.
 
     Args:
         log: The log, or what `--data` takes, such as a path.
