@@ -194,7 +194,7 @@ class Recommender:
         if side is None or "user" not in side.parts:
             return _finite(vectors, "user")
         # Without features either, there is nothing to tell users apart.
-        vectors[(np.diff(offsets) == 0) & ~side.knows_user] = 0
+        vectors[~_are_known(offsets, side)] = 0
         return _finite(vectors, "user")
 
     def item_vectors(self) -> np.ndarray:
@@ -459,17 +459,16 @@ class Recommender:
             raise InputError(f"`k` must be positive. Received: {k}")
         rules = rules or Rules()
         items, offsets, side = _without_unknown(items, offsets, side)
-        has_history = np.diff(offsets) > 0
-        if side is not None:
-            has_history |= side.knows_user
+        has_history = _are_known(offsets, side)
         shape = (len(has_history), min(k, self.vocabulary.num_items))
         found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
         seen = (items, offsets) if exclude_history else None
         excluded = _joined(seen, dislikes)
+        vectors = self._encode_known(items, offsets, side)
         candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
         counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]
         for asking, among, is_theirs in (
-            (self._encode_known(items, offsets, side), candidates, has_history),
+            (vectors, candidates, has_history),
             (np.ones((len(found), 1), np.float32), counts, ~has_history),
         ):
             queries = np.flatnonzero(is_theirs)
@@ -565,6 +564,12 @@ def _without_unknown(
     before = np.zeros(len(items) + 1, np.int64)
     np.cumsum(known, out=before[1:])
     return items[known], before[offsets], side and side.keep(known)
+
+
+def _are_known(offsets: np.ndarray, side: Side | None) -> np.ndarray:
+    """`[num_queries]` bool: whether anything tells a query apart."""
+    has_history = np.diff(offsets) > 0
+    return has_history if side is None else has_history | side.knows_user
 
 
 def _side_specs(side: Side) -> tuple[Any, ...]:
