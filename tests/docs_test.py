@@ -9,13 +9,16 @@ import io
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from concurrent import futures
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
+from commands import run
 
 import recsys
 from recsys.config import auto_fields
@@ -61,6 +64,13 @@ def each_page(*paths: pathlib.Path):
 def examples(path: pathlib.Path) -> list[str]:
     """Returns the blocks of a page that are marked as Python."""
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+def commands(path: pathlib.Path) -> list[list[str]]:
+    """Returns the commands in the indented blocks of a page."""
+    text = path.read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^ {4}python -m (.*)", text, re.M)
+    return list(map(shlex.split, lines))
 
 
 @functools.cache
@@ -177,6 +187,34 @@ class ExamplesTest(parameterized.TestCase):
         with self.quickly(), contextlib.redirect_stdout(io.StringIO()):
             for block in examples(path):
                 exec(compile(block, page_name(path), "exec"), names)
+
+    def test_commands_of_the_page_on_events_run(self):
+        rng = np.random.default_rng(0)
+        kinds = ["view"] * 6 + ["cart"] * 2 + ["purchase"] * 2 + ["hide"]
+        columns = {
+            "shop": ("event", rng.choice(kinds, 600)),
+            "ratings": ("rating", rng.integers(1, 6, 600)),
+        }
+        said = {
+            "weighted": "purchase (weight 5)",
+            "purchases": "view (weight 1, history only)",
+            "liked": "kept as negatives of their users",
+            "rated": "kept as negatives of their users",
+        }
+        with self.quickly():
+            for name, (column, values) in columns.items():
+                items = rng.integers(30, size=len(values))
+                lines = [f"user,item,timestamp,{column}"] + [
+                    f"u{time % 20},i{items[time]},{time},{value}"
+                    for time, value in enumerate(values)
+                ]
+                pathlib.Path(f"{name}.csv").write_text("\n".join(lines) + "\n")
+            for module, *flags in commands(ROOT / "docs" / "events.md"):
+                code, out, err = run(importlib.import_module(module), *flags)
+                self.assertEqual(code, 0, err)
+                name = flags[-1].removeprefix("--workdir=runs/")
+                self.assertIn(said.pop(name), out + err)
+        self.assertEmpty(said)
 
     def test_the_notebook_runs(self):
         path = ROOT / "examples" / "your_own_frame.ipynb"
