@@ -311,7 +311,7 @@ class Recommender:
             dislikes=disliked if dislikes else None,
             rules=self._rules(rules, filters),
         )
-        return self._named(items[0], scores[0])
+        return self.named(items[0], scores[0])
 
     def _rules(
         self, rules: Rules | None, filters: Mapping[str, Any]
@@ -355,7 +355,7 @@ class Recommender:
         rows, scores = top_columns(
             cosines[np.newaxis], min(k, self.vocabulary.num_items)
         )
-        return self._named(_indices(rows)[0], scores[0])
+        return self.named(_indices(rows)[0], scores[0])
 
     def explain(self, history: Sequence[str], item: str) -> list[Influence]:
         """Computes how each item of a history changes the score of an item.
@@ -431,6 +431,7 @@ class Recommender:
         dislikes: Lists | None = None,
         rules: Rules | None = None,
         side: Side | None = None,
+        vectors: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Recommends items for many histories.
 
@@ -446,6 +447,7 @@ class Recommender:
             dislikes: Items to exclude, by the same two arrays, all known.
             rules: Which items, in which order. Default: all, by score.
             side: As for `user_vectors`.
+            vectors: What `user_vectors` returns for these, if it was called.
 
         Returns:
             `[num_queries, min(k, num_items)]` int32 vocabulary indices, best
@@ -464,7 +466,8 @@ class Recommender:
         found, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
         seen = (items, offsets) if exclude_history else None
         excluded = _joined(seen, dislikes)
-        vectors = self._encode_known(items, offsets, side)
+        if vectors is None:
+            vectors = self._encode_known(items, offsets, side)
         candidates = self.item_vectors()[FIRST_ITEM_INDEX:]
         counts = self._popularity[FIRST_ITEM_INDEX:, np.newaxis]
         for asking, among, is_theirs in (
@@ -481,10 +484,15 @@ class Recommender:
                 found[queries], scores[queries] = ranked
         return _indices(found), scores
 
-    def _named(
+    def named(
         self, items: np.ndarray, scores: np.ndarray
     ) -> list[Recommendation]:
-        """Looks up the ids and titles of a list of indices."""
+        """Looks up the ids and titles of a list.
+
+        Args:
+            items: `[k]` int32 vocabulary indices, 0 for none.
+            scores: `[k]` float32.
+        """
         found = items > 0
         ids = self.vocabulary.decode(items[found])
         return [

@@ -40,8 +40,7 @@ from recsys.evaluation import (
 from recsys.evaluation.comparison import Results
 from recsys.evaluation.run import EvaluationRun, check_report
 from recsys.metrics import parse_metric
-from recsys.report import ReportData, check_packages
-from recsys.report.figures import map_points
+from recsys.report import ReportData, check_packages, map_points
 from recsys.report.page import render_page
 from recsys.workdir import Workdir
 

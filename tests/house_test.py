@@ -32,6 +32,7 @@ FLOORS = (
         "export",
         "extend",
         "prepare_shards",
+        "serve",
     },
     {"__main__"},
 )

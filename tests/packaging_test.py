@@ -66,7 +66,7 @@ class ImportTest(parameterized.TestCase):
             self.assertStartsWith(value.__module__, "recsys.")
 
     @parameterized.parameters(
-        "train", "evaluate", "recommend", "export", "extend"
+        "train", "evaluate", "recommend", "export", "extend", "serve"
     )
     def test_no_public_name_shadows_a_command(self, command):
         self.assertIsNotNone(importlib.util.find_spec(f"recsys.{command}"))
@@ -226,6 +226,12 @@ class ContentsTest(absltest.TestCase):
                 "recsys/data/public_sets.json",
                 "recsys/report/page.css",
                 "recsys/report/template.html.j2",
+                *(
+                    f"recsys/serving/page/{name}"
+                    for name in (
+                        "docs.html docs.js icon.svg index.html page.css page.js"
+                    ).split()
+                ),
             },
         )
 
@@ -252,7 +258,7 @@ class RepositoryTest(absltest.TestCase):
         )
         for name in listed.stdout.split("\0"):
             path = ROOT / name
-            if not path.is_file() or path.suffix in (".gz", ".png"):
+            if not path.is_file() or path.suffix in (".gif", ".gz", ".png"):
                 continue
             if path != pathlib.Path(__file__).resolve():
                 text = path.read_text("utf-8")

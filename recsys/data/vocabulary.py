@@ -399,6 +399,19 @@ class Vocabulary:
         flat = pa.array(rows.ravel().astype(np.int64) - FIRST_ITEM_INDEX)
         return _as_objects(self._ids.take(flat)).reshape(rows.shape)
 
+    def matching(self, text: str) -> list[int]:
+        """Returns the indices of all items that an id or title names.
+
+        Args:
+            text: As for `find`.
+        """
+        index = int(self.encode([text])[0])
+        if index != UNKNOWN_INDEX:
+            return [index]
+        titles = self._title_index
+        rows = [] if titles is None else titles.find(text)
+        return [row + FIRST_ITEM_INDEX for row in rows]
+
     def find(self, text: str) -> int:
         """Returns the index of an item by its id or title.
 
@@ -416,22 +429,20 @@ class Vocabulary:
             InputError: No item matches (similar titles are suggested), or
                 several do (they are listed with their ids).
         """
-        index = int(self.encode([text])[0])
-        if index != UNKNOWN_INDEX:
-            return index
+        found = self.matching(text)
+        if len(found) == 1:
+            return found[0]
         titles = self._title_index
         if titles is None:
             raise InputError(
                 f"an item must be named by one of the {self.num_items} known "
                 f"ids (no titles are known). Received: {text!r}"
             )
-        rows = titles.find(text)
-        if len(rows) == 1:
-            return rows[0] + FIRST_ITEM_INDEX
-        if rows:
+        if found:
+            rows = [index - FIRST_ITEM_INDEX for index in found[:10]]
             raise InputError(
                 f"a title must name one item; name one of these by its id: "
-                f"{self._list(rows[:10])}. Received: {text!r}"
+                f"{self._list(rows)}. Received: {text!r}"
             )
         close = titles.suggest(text)
         raise InputError(

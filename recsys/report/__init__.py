@@ -143,6 +143,35 @@ def average(evaluation: Evaluation, metric: Metric) -> float:
     return evaluation.metrics([metric])[str(metric)]
 
 
+def map_points(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Projects item vectors onto their two principal components.
+
+    The vectors get unit length first and lose what a parabola in the logarithm
+    of their popularity explains: otherwise popularity would be most of what
+    one sees.
+
+    Args:
+        vectors: `[n, dim]` float.
+        counts: `[n]` int, positive: how popular each item is.
+
+    Returns:
+        `[n, 2]` float64. The position furthest from 0 on each axis is positive.
+    """
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.where(norms > 0, norms, 1)
+    powers = np.log(counts)[:, np.newaxis] ** np.arange(3)
+    vectors -= powers @ np.linalg.lstsq(powers, vectors)[0]
+    left, sizes, _ = np.linalg.svd(
+        vectors - vectors.mean(axis=0), full_matrices=False
+    )
+    points = np.zeros((len(vectors), 2))
+    found = min(2, len(sizes))
+    points[:, :found] = (left * sizes)[:, :found]
+    furthest = points[np.abs(points).argmax(axis=0), [0, 1]]
+    return points * np.where(furthest < 0, -1, 1)
+
+
 def check_packages() -> None:
     """Raises InputError unless the packages of the extra are installed."""
     for package in ("matplotlib", "jinja2"):

@@ -20,7 +20,13 @@ from matplotlib.figure import Figure
 from recsys.evaluation.results import bootstrap_interval
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.metrics import Metric
-from recsys.report import K, ReportData, average, validation_measures
+from recsys.report import (
+    K,
+    ReportData,
+    average,
+    map_points,
+    validation_measures,
+)
 
 # Colors of Okabe and Ito, which color-blind readers tell apart; the first is
 # the model's.
@@ -353,35 +359,6 @@ def item_map(data: ReportData) -> DrawnFigure | None:
             f"The {len(items):,} most popular items. An item of several "
             "genres has the color of the rarest one shown.",
         )
-
-
-def map_points(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Projects item vectors onto their two principal components.
-
-    The vectors get unit length first and lose what a parabola in the logarithm
-    of their popularity explains: otherwise popularity would be most of what
-    one sees.
-
-    Args:
-        vectors: `[n, dim]` float.
-        counts: `[n]` int, positive: how popular each item is.
-
-    Returns:
-        `[n, 2]` float64. The position furthest from 0 on each axis is positive.
-    """
-    vectors = vectors.astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors /= np.where(norms > 0, norms, 1)
-    powers = np.log(counts)[:, np.newaxis] ** np.arange(3)
-    vectors -= powers @ np.linalg.lstsq(powers, vectors)[0]
-    left, sizes, _ = np.linalg.svd(
-        vectors - vectors.mean(axis=0), full_matrices=False
-    )
-    points = np.zeros((len(vectors), 2))
-    found = min(2, len(sizes))
-    points[:, :found] = (left * sizes)[:, :found]
-    furthest = points[np.abs(points).argmax(axis=0), [0, 1]]
-    return points * np.where(furthest < 0, -1, 1)
 
 
 def _genres(data: ReportData, items: np.ndarray) -> list[tuple[str, list[int]]]:
