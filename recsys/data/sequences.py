@@ -509,23 +509,25 @@ def _dislikes(
     times = dislikes.timestamps[known]
     order = _chronological(users, times)
     users, times = users[order], times[order]
-    owners = np.repeat(np.arange(sequences.num_users), sequences.lengths)
-    # At the same time, interactions come first: a dislike must not be taken
-    # to precede what a query asks for.
-    both = np.lexsort(
-        (
-            np.repeat([0, 1], [len(owners), len(users)]),
-            np.append(sequences.timestamps, times),
-            np.append(owners, users),
+    # By bisection within each user's times. At the same time, interactions come
+    # first: a dislike must not be taken to precede what a query asks for.
+    starts = sequences.offsets[users]
+    low, high = starts, sequences.offsets[users + 1]
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        is_past = is_open & (
+            times < sequences.timestamps.take(middle, mode="clip")
         )
-    )
-    num_before = np.cumsum(both < len(owners))[both >= len(owners)]
+        low, high = (
+            np.where(is_open & ~is_past, middle + 1, low),
+            np.where(is_past, middle, high),
+        )
     return Sequences(
         user_ids=sequences.user_ids,
         offsets=offsets_of(np.bincount(users, minlength=sequences.num_users)),
         items=items[order],
         timestamps=times,
-        columns={"place": num_before - sequences.offsets[users]},
+        columns={"place": low - starts},
     )
 
 

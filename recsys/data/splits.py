@@ -198,14 +198,18 @@ def last_targets(sequences: Sequences, from_end: int = 1) -> np.ndarray:
     Returns:
         `[num_users]` int64.
     """
-    can_be_asked = sequences.are_targets.copy()
+    none = np.iinfo(np.int64).min // 2
     # The first interaction has no history.
+    if sequences.kinds is None:
+        last = sequences.offsets[1:] - from_end
+        return np.where(last > sequences.offsets[:-1], last, none)
+    can_be_asked = sequences.are_targets.copy()
     can_be_asked[sequences.offsets[:-1][sequences.lengths > 0]] = False
     positions = np.flatnonzero(can_be_asked)
     counts = offsets_of(can_be_asked)[sequences.offsets]
     wanted = counts[1:] - from_end
     found = wanted >= counts[:-1]
-    result = np.full(sequences.num_users, np.iinfo(np.int64).min // 2)
+    result = np.full(sequences.num_users, none)
     result[found] = positions[wanted[found]]
     return result
 
