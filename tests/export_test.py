@@ -780,7 +780,7 @@ class CardTest(parameterized.TestCase):
             "- ease: too many items",
             "- 3 of 30 items are unknown to the model.",
             "By popularity of the relevant item:",
-            "| tail | 40 | 0.2500 | 0.1250 |",
+            "| tail (40 queries) | 0.2500 | 0.1250 |",
             "- Evaluated with other settings: {'protocol': 'temporal'}",
             "- Warning of the evaluation: the lists have collapsed.",
             "- Nothing in training happened at or after the time of any query.",
@@ -793,7 +793,7 @@ class CardTest(parameterized.TestCase):
         ):
             self.assertIn(line, text.split("\n"))
         self.assertIn("1,200 test queries, each ranking all 30 items", text)
-        self.assertIn("the best of 3 epochs by ndcg@10", text)
+        self.assertIn("epoch 2, the best of 3 by validation ndcg@10", text)
         self.assertIn("show 50.0% of the catalog (Gini index 0.75)", text)
 
     def test_a_model_that_was_not_evaluated(self):
