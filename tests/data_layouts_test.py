@@ -1,6 +1,6 @@
 """Logs as people have them: small files after the form of real ones.
 
-`LAYOUTS` is also the table in docs/input.md, which `test_the_table_of_the_docs`
+`LAYOUTS` is also the table in docs/logs.md, which `test_the_table_of_the_docs`
 compares; `python tests/data_layouts_test.py --print` prints it.
 """
 
@@ -543,7 +543,7 @@ class LayoutsTest(parameterized.TestCase):
 
     def test_the_table_of_the_docs(self):
         self.assertGreaterEqual(len(LAYOUTS), 25)
-        self.assertIn(table(), (DOCS / "input.md").read_text("utf-8"))
+        self.assertIn(table(), (DOCS / "logs.md").read_text("utf-8"))
 
 
 class TestCase(parameterized.TestCase):

@@ -346,13 +346,12 @@ class SharedItemEmbedding(keras.layers.Embedding):
     Σwv, `mean` is Σwv / Σw and `sqrtn` is Σwv / √Σw². Where nothing is left
     to pool, the result is zero.
 
-    Example:
-
-    >>> table = SharedItemEmbedding(vocabulary_size=10, embedding_dim=4)
-    >>> table(np.array([[5, 2, 0]])).shape
-    TensorShape([1, 3, 4])
-    >>> table(np.array([[5, 2, 0]]), pooling="mean").shape
-    TensorShape([1, 4])
+    Examples:
+        >>> table = SharedItemEmbedding(vocabulary_size=10, embedding_dim=4)
+        >>> table(np.array([[5, 2, 0]])).shape
+        TensorShape([1, 3, 4])
+        >>> table(np.array([[5, 2, 0]]), pooling="mean").shape
+        TensorShape([1, 4])
 
     Args:
         vocabulary_size: Rows of the table, padding and unknown included.

@@ -56,12 +56,11 @@ class TwoTower(keras.Model):
     describes; with `user_features` also `first_ids`, `[batch]` int: the first
     item of each user, a target by the user's features alone, 0 for none.
 
-    Example:
-
-    >>> table = SharedItemEmbedding(vocabulary_size=10, embedding_dim=4)
-    >>> model = TwoTower(HistoryTower(table), CandidateTower(table))
-    >>> model.compile(optimizer="adam")
-    >>> history = model.fit(train_ds)                       # doctest: +SKIP
+    Examples:
+        >>> table = SharedItemEmbedding(vocabulary_size=10, embedding_dim=4)
+        >>> model = TwoTower(HistoryTower(table), CandidateTower(table))
+        >>> model.compile(optimizer="adam")
+        >>> history = model.fit(train_ds)                       # doctest: +SKIP
 
     Args:
         history_tower: The query tower.
