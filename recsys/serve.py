@@ -138,6 +138,8 @@ def main(values: dict[str, Any]) -> int:
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Longer than the pools of clients and proxies keep connections.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=values["max_seconds"],
         )
         polling = (list(folders.values()), values["poll_seconds"])

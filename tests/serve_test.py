@@ -577,7 +577,7 @@ class BatcherTest(absltest.TestCase):
 
     def test_requests_of_any_kind_are_answered_together(self):
         model = recsys.load(WORKDIR)
-        rules = Rules.make(model.vocabulary, where="genres has x")
+        rules = Rules.make(model.vocabulary, items=["20", "50"])
         with mock.patch.object(
             model, "user_vectors", wraps=model.user_vectors
         ) as encode:
@@ -593,10 +593,10 @@ class BatcherTest(absltest.TestCase):
             )
         self.assertEqual(encode.call_count, 1)
         self.assertEqual(
-            [[each.item_id for each in some] for some in found],
+            [model.vocabulary.decode(items).tolist() for items, _ in found],
             [
                 ["30", "50", "10"],
-                ["20"],
+                ["50", "20"],
                 ["40", "60"],
                 [item for item, _ in listed(["60"], 3)],
                 ["20"],

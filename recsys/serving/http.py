@@ -24,7 +24,6 @@ from starlette.exceptions import HTTPException
 import recsys
 from recsys.command_line import printable
 from recsys.errors import InputError
-from recsys.recommender import Recommendation
 from recsys.serving.batching import predictions
 from recsys.serving.live import Asked as Read
 from recsys.serving.live import Folder, LiveModel, NotFoundError, read_asked
@@ -131,9 +130,20 @@ class Recommend(pydantic.BaseModel):
     context: dict[str, Any] | None = None
 
 
+_OPTIONS = Recommend.model_fields.keys() - {"history", "k", "explain"}
+
+
 class Predict(pydantic.BaseModel):
     """A request in the form of TensorFlow Serving."""
 
+    model_config = pydantic.ConfigDict(
+        json_schema_extra={
+            "example": {
+                "signature_name": "recommend",
+                "instances": [{"history": ["1"], "exclude": [""], "k": 3}],
+            }
+        }
+    )
     signature_name: Text | None = None
     instances: list[Any] | None = None
     inputs: Any = None
@@ -246,20 +256,6 @@ Live = Annotated[LiveModel, fastapi.Depends(_live)]
 router = fastapi.APIRouter()
 
 
-def _listed(live: LiveModel, found: Sequence[Recommendation]) -> list[dict]:
-    """Describes recommendations."""
-    items = [
-        {"item_id": e.item_id, "title": e.title, "metadata": {}} for e in found
-    ]
-    if live.catalog is not None:
-        encode = live.catalog.vocabulary.encode
-        items = live.catalog.about(encode([each.item_id for each in found]))
-    return [
-        {**item, "score": each.score}
-        for item, each in zip(items, found, strict=True)
-    ]
-
-
 def _answer(live: LiveModel, items: list[dict], **others: Any) -> Response:
     version = live.place.version
     return JSONResponse(
@@ -282,10 +278,15 @@ async def recommend(
         items=len(asked.items),
         exclude=len(asked.exclude),
     )
-    options = asked.model_dump(exclude={"history", "k", "explain"})
-    # Conditions take a while on many items.
-    read = await asyncio.to_thread(live.request, history, asked.k, **options)
-    items = _listed(live, await live.recommend(read))
+    options = {name: getattr(asked, name) for name in _OPTIONS}
+    if asked.where or asked.at_most or asked.items or asked.exclude:
+        # These take a while on many items.
+        read = await asyncio.to_thread(
+            live.request, history, asked.k, **options
+        )
+    else:
+        read = live.request(history, asked.k, **options)
+    items = await live.recommend(read)
     if not isinstance(read, Read):
         return _answer(live, items)
     if asked.explain and items:
@@ -306,7 +307,7 @@ def similar(
 ) -> Response:
     """Finds the items whose vectors are most similar, by their cosine."""
     _state(request).limits.check(k=k)
-    return _answer(live, _listed(live, live.similar(item, k)))
+    return _answer(live, live.similar(item, k))
 
 
 @router.post("/api/explain", response_model=list[Influence])
@@ -509,13 +510,7 @@ def make_app(
     app.add_api_route("/metrics", metrics.text, include_in_schema=False)
     for kind in (InputError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _as_json)
-    schemas = app.openapi()["components"]["schemas"]
-    for name in ("Recommend", "Explain"):
-        for key, value in schemas[name]["properties"].items():
-            if value.get("type") == "array":
-                value["maxItems"] = limits.history
-            elif key == "k":
-                value["maximum"] = limits.k
+    _complete(app.openapi(), folders, limits)
     guard = _Guard(app, limits, token, log, metrics)
     if not origins:
         return guard
@@ -525,6 +520,29 @@ def make_app(
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
     )
+
+
+def _complete(
+    schema: Any, folders: Mapping[str, Folder], limits: Limits
+) -> None:
+    """Adds limits, names of models and an item to the description."""
+    for name in ("Recommend", "Explain"):
+        found = schema["components"]["schemas"][name]["properties"]
+        for key, value in found.items():
+            if value.get("type") == "array":
+                value["maxItems"] = limits.history
+            elif key == "k":
+                value["maximum"] = limits.k
+    catalog = next(iter(folders.values())).model.catalog
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for each in operation.get("parameters", ()):
+                if each["name"] in ("name", "model"):
+                    each["schema"] = {"type": "string", "enum": [*folders]}
+                elif each["name"] in ("k", "limit"):
+                    each["schema"]["maximum"] = limits.k
+                elif each["name"] in ("item", "item_id") and catalog:
+                    each["example"] = catalog.vocabulary.item_ids[0]
 
 
 class Metrics:

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from recsys.data.sequences import concatenated_ranges, offsets_of
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
-from recsys.recommender import Recommendation, Recommender, restore
+from recsys.recommender import Recommender, restore
 from recsys.report import map_points
 from recsys.reranking import Rules, item_columns
 from recsys.serving.batching import Batcher, Call, Signatures
@@ -38,6 +38,8 @@ from recsys.workdir import Workdir
 # Similarity of spelling, of 100, from which a word stands in for another.
 _CLOSE = 65
 _NUM_CLOSE = 5
+# Items whose columns are kept as JSON needs them.
+_NUM_ITEMS_KEPT = 2**14
 # What JSON shows of an item's columns.
 _PLAIN = (
     pa.types.is_string,
@@ -151,6 +153,7 @@ class Catalog:
             )
         }
         self._columns = pa.table(columns) if columns else None
+        self._item = functools.lru_cache(_NUM_ITEMS_KEPT)(self._read)
         names = [vocabulary.describe(i + FIRST_ITEM_INDEX) for i in range(size)]
         self._texts = pa.array([f" {_plain(name)}" for name in names])
         words = pc.list_flatten(pc.split_pattern(self._texts, " "))
@@ -162,26 +165,35 @@ class Catalog:
         schema = [] if self._columns is None else self._columns.schema
         return {field.name: str(field.type) for field in schema}
 
-    def about(
-        self, indices: Sequence[int] | np.ndarray
-    ) -> list[dict[str, Any]]:
+    def about(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Returns the id, the title and the other columns of items.
 
         Args:
             indices: `[n]` vocabulary indices.
         """
-        rows = np.asarray(indices, np.int64) - FIRST_ITEM_INDEX
-        others: list[dict[str, Any]] = [{} for _ in rows]
-        if self._columns is not None:
-            others = self._columns.take(rows).to_pylist()
-        return [
-            {
-                "item_id": self.vocabulary.item_ids[row],
-                "title": self.vocabulary.describe(int(row) + FIRST_ITEM_INDEX),
-                "metadata": other,
-            }
-            for row, other in zip(rows, others, strict=True)
-        ]
+        return [self._item(int(index)) for index in indices]
+
+    def listed(
+        self, indices: np.ndarray, scores: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Returns what `about` does for a list, with scores.
+
+        Args:
+            indices: `[n]` vocabulary indices, 0 where no item is left.
+            scores: `[n]` float32.
+        """
+        items = self.about(indices[indices > 0])
+        pairs = zip(items, scores.tolist(), strict=False)
+        return [{**item, "score": score} for item, score in pairs]
+
+    def _read(self, index: int) -> dict[str, Any]:
+        row = index - FIRST_ITEM_INDEX
+        others = self._columns and self._columns.slice(row, 1).to_pylist()[0]
+        return {
+            "item_id": self.vocabulary.item_ids[row],
+            "title": self.vocabulary.describe(index),
+            "metadata": others or {},
+        }
 
     def search(self, text: str, limit: int) -> np.ndarray:
         """Finds items by the beginnings of the words of their titles.
@@ -333,6 +345,10 @@ class UserLog:
         return history, targets, ranks
 
 
+# A list of items, best first: each as `Catalog.listed` describes it.
+Answer = list[dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What one request for recommendations asks for.
@@ -402,7 +418,7 @@ def read_asked(
 
 def answer_together(
     recommender: Recommender, asked: Sequence[Asked]
-) -> list[list[Recommendation]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Answers requests of any kinds, whose histories are encoded at once.
 
     Args:
@@ -410,7 +426,7 @@ def answer_together(
         asked: The requests.
 
     Returns:
-        The list of each, best first.
+        Of each, `[n]` indices, best first, 0 where none is left, and scores.
     """
     items = np.concatenate([each.items for each in asked])
     offsets = offsets_of(np.array([len(each.items) for each in asked]))
@@ -422,7 +438,7 @@ def answer_together(
     for place, each in enumerate(asked):
         key = (each.k, each.exclude_history, id(each.rules))
         alike.setdefault(key, []).append(place)
-    answers: dict[int, list[Recommendation]] = {}
+    answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for (k, exclude_history, _), places in alike.items():
         lengths = np.diff(offsets)[places]
         taken = concatenated_ranges(offsets[places], lengths)
@@ -435,8 +451,7 @@ def answer_together(
             side=side and side.select(np.array(places), taken),
             vectors=vectors[places],
         )
-        lists = map(recommender.named, *found)
-        answers.update(zip(places, lists, strict=True))
+        answers.update(zip(places, zip(*found, strict=True), strict=True))
     return [answers[place] for place in range(len(asked))]
 
 
@@ -475,8 +490,12 @@ class LiveModel:
             functions = self._held.signatures()
             vectors = recommender.item_vectors()[FIRST_ITEM_INDEX:]
             counts = recommender.popularity[FIRST_ITEM_INDEX:]
-            self.catalog = Catalog(vocabulary, vectors, counts)
-            answer: Callable = functools.partial(answer_together, recommender)
+            catalog = self.catalog = Catalog(vocabulary, vectors, counts)
+
+            def answer(asked: list[Any]) -> list[Answer]:
+                found = answer_together(recommender, asked)
+                return [catalog.listed(*each) for each in found]
+
             answer([read_asked(recommender, vocabulary.item_ids[:1].tolist())])
         else:
             self._held = tf.saved_model.load(str(place.saved_model))
@@ -491,13 +510,15 @@ class LiveModel:
                     table["item_id"].combine_chunks(), table
                 )
                 self.catalog = Catalog(vocabulary, vectors, None)
-            answer = self._answer_from_export
         if self.catalog is not None:
             num_items = self.catalog.vocabulary.num_items
             self.catalog.vocabulary.matching("")  # Makes the index of titles.
         self.signatures = Signatures(functions)
-        self.recommend: Batcher[Any, list[Recommendation]] = Batcher(
-            answer, lambda _: 1, num_items, observe
+        self.recommend: Batcher[Any, Answer] = Batcher(
+            answer if self._recommender else self._answer_from_export,
+            lambda _: 1,
+            num_items,
+            observe,
         )
         self.predict: Batcher[Call, dict[str, np.ndarray]] = Batcher(
             self.signatures.answer,
@@ -556,14 +577,17 @@ class LiveModel:
         except InputError as error:
             raise NotFoundError(str(error)) from error
 
-    def similar(self, item: str, k: int) -> list[Recommendation]:
+    def similar(self, item: str, k: int) -> Answer:
         """Returns the items most similar to one, given by id or title."""
-        if self._recommender is not None:
-            index = self.find(item)
-            item = self.items.vocabulary.decode([index])[0]
-            return self._recommender.similar(item, k)
-        columns = {"item_ids": np.array([item], object), "k": np.array([k])}
-        return self._answer_from_export([Call("similar_items", columns)])[0]
+        if self._recommender is None:
+            columns = {"item_ids": np.array([item], object), "k": np.array([k])}
+            return self._answer_from_export([Call("similar_items", columns)])[0]
+        vocabulary = self.items.vocabulary
+        item_id = vocabulary.decode([self.find(item)])[0]
+        found = self._recommender.similar(item_id, k)
+        indices = vocabulary.encode([each.item_id for each in found])
+        scores = np.array([each.score for each in found])
+        return self.items.listed(indices, scores)
 
     def request(
         self,
@@ -628,21 +652,22 @@ class LiveModel:
                 del self._rules[next(iter(self._rules))]
         return rules
 
-    def _answer_from_export(
-        self, calls: list[Call]
-    ) -> list[list[Recommendation]]:
+    def _answer_from_export(self, calls: list[Any]) -> list[Answer]:
         """Answers calls of one row each that give lists."""
         answers = []
         for found in self.signatures.answer(calls):
             ids = [each.decode() for each in found["item_ids"][0] if each]
-            titles = ids
+            scores = found["scores"][0]
             if self.catalog is not None:
-                vocabulary = self.catalog.vocabulary
-                titles = [
-                    vocabulary.describe(i) for i in vocabulary.encode(ids)
+                indices = self.catalog.vocabulary.encode(ids)
+                answers.append(self.catalog.listed(indices, scores))
+                continue
+            answers.append(
+                [
+                    {"item_id": i, "title": i, "metadata": {}, "score": s}
+                    for i, s in zip(ids, scores.tolist(), strict=False)
                 ]
-            scores = found["scores"][0].tolist()
-            answers.append(list(map(Recommendation, ids, titles, scores)))
+            )
         return answers
 
 
