@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import hmac
 import json
 import pathlib
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 import fastapi
+import numpy as np
 import prometheus_client
 import pydantic
 import tensorflow as tf
@@ -25,8 +27,13 @@ import recsys
 from recsys.command_line import printable
 from recsys.errors import InputError
 from recsys.serving.batching import predictions
-from recsys.serving.live import Asked as Read
-from recsys.serving.live import Folder, LiveModel, NotFoundError, read_asked
+from recsys.serving.live import (
+    Asked,
+    Folder,
+    LiveModel,
+    NotFoundError,
+    read_asked,
+)
 
 PAGE = pathlib.Path(__file__).parent / "page"
 # What anyone may fetch: the page has no data of its own.
@@ -68,8 +75,8 @@ class Limits:
                 )
 
 
-Text = pydantic.StrictStr
 Id = pydantic.StrictStr | pydantic.StrictInt
+Features = dict[str, Any] | None
 Model = Annotated[
     str | None,
     fastapi.Query(description="Name of a model. Default: the first."),
@@ -77,60 +84,74 @@ Model = Annotated[
 Count = Annotated[int, fastapi.Query(ge=1, description="How many, at most.")]
 
 
-class Event(pydantic.BaseModel):
+class _Body(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        extra="forbid", use_attribute_docstrings=True
+    )
+
+
+class Event(_Body, extra="allow"):
     """An item of a history, with what else the model reads of the event."""
 
-    model_config = pydantic.ConfigDict(extra="allow")
-    item: Id = pydantic.Field(description="The id or the title.")
+    item: Id
+    """The id or the title."""
 
 
-class Explain(pydantic.BaseModel):
+class History(_Body):
+    """A history, and what else the model reads."""
+
+    history: list[Id | Event] = []
+    """Ids or titles, oldest first."""
+    user: Features = None
+    """Features of the user."""
+    context: Features = None
+    """Features of the request."""
+
+    def known(self) -> tuple[list[Any], Features, Features]:
+        """Returns the parts as `read_asked` takes them."""
+        history = [
+            each.model_dump() if isinstance(each, Event) else each
+            for each in self.history
+        ]
+        return history, self.user, self.context
+
+
+class Explain(History):
     """An item whose score is explained by a history."""
 
-    history: list[Id | Event] = pydantic.Field(
-        [], description="Ids or titles, oldest first.", examples=[["1214"]]
-    )
-    item: Id = pydantic.Field(description="Its id or title.")
+    item: Id
+    """Its id or title."""
 
 
-class Recommend(pydantic.BaseModel):
+class Recommend(History):
     """What to recommend, and after which history."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
-    history: list[Id | Event] = pydantic.Field(
-        [], description="Ids or titles, oldest first.", examples=[["1214"]]
-    )
-    k: pydantic.StrictInt = pydantic.Field(
-        10, ge=1, description="How many items, at most."
-    )
+    k: Annotated[pydantic.StrictInt, pydantic.Field(ge=1)] = 10
+    """How many items, at most."""
     exclude_history: pydantic.StrictBool = True
-    items: list[Id] = pydantic.Field(
-        [], description="Ids of the only items to recommend; none for all."
+    """Whether items of the history are excluded."""
+    items: list[Id] = []
+    """Ids of the only items to recommend; none for all."""
+    exclude: list[Id] = []
+    """Ids of items that are not recommended."""
+    where: pydantic.StrictStr | None = pydantic.Field(
+        None, examples=["genres has Comedy and year >= 1990"]
     )
-    exclude: list[Id] = pydantic.Field(
-        [], description="Ids of items that are not recommended."
+    """A condition on the items' columns."""
+    at_most: dict[str, pydantic.StrictInt] = pydantic.Field(
+        {}, examples=[{"genres": 3}]
     )
-    where: Text | None = pydantic.Field(
-        None,
-        description="A condition on the items' columns.",
-        examples=["genres has Comedy and year >= 1990"],
-    )
-    at_most: dict[Text, pydantic.StrictInt] = pydantic.Field(
-        {},
-        description="By column, how many items may have the same value.",
-        examples=[{"genres": 3}],
-    )
-    diversity: float = pydantic.Field(
-        0.0, ge=0, le=1, description="How much similar items are avoided."
-    )
-    explain: pydantic.StrictBool = pydantic.Field(
-        False, description="Whether each item gets its influences."
-    )
-    user: dict[str, Any] | None = None
-    context: dict[str, Any] | None = None
+    """By column, how many items may have the same value."""
+    diversity: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    """How much similar items are avoided."""
+    explain: pydantic.StrictBool = False
+    """Whether each item gets its influences."""
 
 
-_OPTIONS = Recommend.model_fields.keys() - {"history", "k", "explain"}
+# What `LiveModel.request` reads besides the history.
+_OPTIONS = (
+    Recommend.model_fields.keys() - History.model_fields.keys() - {"explain"}
+)
 
 
 class Predict(pydantic.BaseModel):
@@ -144,7 +165,7 @@ class Predict(pydantic.BaseModel):
             }
         }
     )
-    signature_name: Text | None = None
+    signature_name: str | None = None
     instances: list[Any] | None = None
     inputs: Any = None
 
@@ -268,36 +289,29 @@ async def recommend(
     asked: Recommend, live: Live, request: fastapi.Request
 ) -> Response:
     """Recommends items after a history, which may be empty."""
-    history = [
-        each.model_dump() if isinstance(each, Event) else each
-        for each in asked.history
-    ]
     _state(request).limits.check(
-        history=len(history),
+        history=len(asked.history),
         k=asked.k,
         items=len(asked.items),
         exclude=len(asked.exclude),
     )
     options = {name: getattr(asked, name) for name in _OPTIONS}
-    if asked.where or asked.at_most or asked.items or asked.exclude:
-        # These take a while on many items.
-        read = await asyncio.to_thread(
-            live.request, history, asked.k, **options
-        )
-    else:
-        read = live.request(history, asked.k, **options)
-    items = await live.recommend(read)
-    if not isinstance(read, Read):
+    read = functools.partial(live.request, *asked.known(), **options)
+    # Conditions take a while on many items.
+    is_slow = asked.where or asked.at_most or asked.items or asked.exclude
+    found = await asyncio.to_thread(read) if is_slow else read()
+    items = await live.recommend(found)
+    if not isinstance(found, Asked):
         return _answer(live, items)
     if asked.explain and items:
         indices = live.items.vocabulary.encode([e["item_id"] for e in items])
         explained = await asyncio.to_thread(
-            live.recommender.explain_indices, read.items, indices
+            live.recommender.explain_indices, found.items, indices
         )
         for item, influences in zip(items, explained, strict=True):
             item["influences"] = list(map(dataclasses.asdict, influences))
     return _answer(
-        live, items, unknown=read.unknown, notes=list(read.rules.notes)
+        live, items, unknown=found.unknown, notes=list(found.rules.notes)
     )
 
 
@@ -314,14 +328,9 @@ def similar(
 def explain(asked: Explain, live: Live, request: fastapi.Request) -> Response:
     """Computes how each item of a history changes the score of an item."""
     _state(request).limits.check(history=len(asked.history))
-    history = [
-        e.model_dump() if isinstance(e, Event) else e for e in asked.history
-    ]
-    read = read_asked(live.recommender, history)
+    read = read_asked(live.recommender, *asked.known())
     index = live.find(str(asked.item))
-    [found] = live.recommender.explain_indices(
-        read.items, tf.constant([index]).numpy()
-    )
+    [found] = live.recommender.explain_indices(read.items, np.array([index]))
     return JSONResponse(list(map(dataclasses.asdict, found)))
 
 

@@ -592,21 +592,21 @@ class LiveModel:
     def request(
         self,
         history: Sequence[str | int | Mapping[str, Any]],
-        k: int,
-        *,
-        exclude_history: bool,
         user: Mapping[str, Any] | None,
         context: Mapping[str, Any] | None,
+        *,
+        k: int,
+        exclude_history: bool,
         **filters: Any,
     ) -> Asked | Call:
         """Reads a request for recommendations.
 
         Args:
             history: As for `read_asked`.
-            k: Likewise.
-            exclude_history: Likewise.
             user: Likewise.
             context: Likewise.
+            k: How many items.
+            exclude_history: Whether items of the history are excluded.
             **filters: Arguments of `Rules.make`.
 
         Returns:
