@@ -563,7 +563,7 @@ FEATURE_FIELDS = (
 # What a time tells of an event, and of a request.
 CLOCK_FEATURES = ("gap", "hour", "weekday", "month")
 # Known of an event of the past only.
-_OUTCOMES = ("rating", "event")
+OUTCOMES = ("rating", "event")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
 EVENT_FIELDS = _fields_that_read("event")
@@ -700,12 +700,19 @@ def check_features(config: TrainConfig) -> None:
             f"attention it changes. Received: --encoder={config.encoder}"
         )
     for name in parse_names(config.context_features):
-        if name.partition(":")[0] in (*_OUTCOMES, "age"):
+        if name.partition(":")[0] in (*OUTCOMES, "age"):
             raise InputError(
                 "--context_features must be known when a recommendation is "
                 "asked for, which a rating, a kind of event or an age is not. "
                 f"Received: {name}"
             )
+    if "event" in read_names(config) and not (
+        config.events or config.target_events
+    ):
+        raise InputError(
+            "--event_features=event needs the kinds of events by name: "
+            "--events=view,purchase or --target_events. Received: neither"
+        )
     if config.users_file is not None and config.user_features is None:
         raise InputError(
             "--users_file must go with --user_features. Received: --users_file="
@@ -713,18 +720,29 @@ def check_features(config: TrainConfig) -> None:
         )
 
 
-def other_columns(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the columns of the log that features of events or context read.
+def read_names(fields: Any) -> tuple[str, ...]:
+    """Returns the names, without kinds, that events or context read.
 
     Args:
-        config: The configuration.
+        fields: A configuration, or other rules with those of its fields.
     """
-    named = (config.event_features, config.context_features)
-    names = [
-        part.partition(":")[0] for text in named for part in parse_names(text)
-    ]
-    special = (*_OUTCOMES, *CLOCK_FEATURES)
-    return tuple(dict.fromkeys(n for n in names if n not in special))
+    texts = (fields.event_features, fields.context_features)
+    return tuple(dict.fromkeys(n for text in texts for n in bare_names(text)))
+
+
+def bare_names(text: str | None) -> tuple[str, ...]:
+    """Returns the names in the value of a flag of features, without kinds."""
+    return tuple(part.partition(":")[0] for part in parse_names(text))
+
+
+def other_columns(fields: Any) -> tuple[str, ...]:
+    """Returns the columns of the log, without a role, that features read.
+
+    Args:
+        fields: As for `read_names`.
+    """
+    special = (*OUTCOMES, *CLOCK_FEATURES)
+    return tuple(n for n in read_names(fields) if n not in special)
 
 
 @dataclasses.dataclass(frozen=True)

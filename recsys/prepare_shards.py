@@ -15,11 +15,18 @@ from recsys.command_line import (
     add_config_flags,
     given_beam_options,
 )
-from recsys.config import EVENT_FIELDS, HELD_OUT_BY_USER, SOURCE_FIELDS
+from recsys.config import (
+    EVENT_FIELDS,
+    FEATURE_FIELDS,
+    HELD_OUT_BY_USER,
+    SOURCE_FIELDS,
+    TrainConfig,
+    other_columns,
+)
 from recsys.errors import InputError
 
 # Fields of a configuration that shards are prepared with, besides the split.
-_FIELDS = ("min_rating", "repeats", *EVENT_FIELDS)
+_FIELDS = ("min_rating", "repeats", *EVENT_FIELDS, *FEATURE_FIELDS)
 
 COMMAND = Command(
     "recsys.prepare_shards",
@@ -96,8 +103,10 @@ def main(values: dict[str, Any]) -> int:
         num_queries=values["num_queries"],
         **given,
     )
+    located = {name: values[name] for name in SOURCE_FIELDS}
+    config = TrainConfig(**{**located, **given})  # Checks what goes together.
     source = recsys.data.sources.Source(
-        **{name: values[name] for name in SOURCE_FIELDS}
+        **located, other_columns=other_columns(config)
     )
     beam_options = given_beam_options(values)
     num_workers = values["num_workers"]

@@ -209,13 +209,27 @@ class ReplicasTest(parameterized.TestCase):
         self.assertEqual(metrics["protocol"], "leave_last_out")
 
     def test_three_processes_with_shards_of_their_own_equal_one(self):
-        log = "synthetic:users=80,items=70,interactions=900,seed=4"
-        options = Options(num_shards=7, num_queries=20)
+        log = self.folder / "log.csv"
+        header, *rows = log.read_text().splitlines()
+        rows = [f"{row},{number % 5}" for number, row in enumerate(rows)]
+        log.write_text("\n".join([f"{header},rating", *rows]) + "\n")
+        users = [f"u{user},{'abc'[user % 3]}" for user in range(0, 60, 2)]
+        text = "\n".join(["user,job", *users])
+        (self.folder / "users.csv").write_text(text + "\n")
+        features = {
+            "event_features": "rating",
+            "time_features": "gap",
+            "context_features": "gap",
+            "user_features": "job",
+        }
+        options = Options(num_shards=7, num_queries=20, **features)
         shards = self.folder / "shards"
         shard_preparation.prepare_shards(
-            sources.Source(log), shards, options, 1
+            sources.Source(str(log)), shards, options, 1
         )
         self.fields.update(
+            **features,
+            feature_dropout=0.0,
             data=str(shards),
             encoder="mean_pooling",
             loss="sampled_softmax",

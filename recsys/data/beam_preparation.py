@@ -57,6 +57,7 @@ def prepare_shards(
     """
     check_new(output)
     units, items = source.units()
+    users = steps.kept_users(source, options)
     preparation = steps.Preparation(
         source.data, options, functools.partial(create, output)
     )
@@ -64,7 +65,7 @@ def prepare_shards(
         input_errors(),
         beam.Pipeline(options=PipelineOptions(list(beam_options))) as root,
     ):
-        _build(root, preparation, units, items)
+        _build(root, preparation, units, items, users)
     with FileSystems.open(FileSystems.join(output, shards.MANIFEST)) as stream:
         return shards.parse_manifest(stream.read().decode(), output)
 
@@ -82,6 +83,7 @@ def _build(
     preparation: steps.Preparation,
     units: Sequence[Unit],
     items: pa.Table | None,
+    users: pa.Table | None,
 ) -> None:
     """Adds all steps to a pipeline."""
     dealt = (
@@ -106,7 +108,8 @@ def _build(
         [dealt.pieces, every_shard]
         | "Pieces and shards" >> beam.Flatten()
         | "By shard" >> beam.GroupByKey()
-        | "Write shards" >> beam.Map(_write_shard, preparation, vocabulary)
+        | "Write shards"
+        >> beam.Map(_write_shard, preparation, vocabulary, users)
     )
     counts = dealt[_COUNTS] | beam.CombineGlobally(_sum)
     _ = (
@@ -158,6 +161,7 @@ def _write_shard(
     grouped: tuple[int, Iterable[_Piece | None]],
     preparation: steps.Preparation,
     vocabulary: bytes,
+    users: pa.Table | None,
 ) -> steps.ShardSummary:
     shard, found = grouped
     # Runners return them in any order.
@@ -165,7 +169,9 @@ def _write_shard(
     batches = (
         batch for _, data in pieces for batch in _from_bytes(data).to_batches()
     )
-    return preparation.write_shard(shard, batches, _load_vocabulary(vocabulary))
+    return preparation.write_shard(
+        shard, batches, _load_vocabulary(vocabulary), users
+    )
 
 
 def _write_manifest(

@@ -156,6 +156,25 @@ class ColumnNames:
         return dataclasses.replace(found, others=self.others)
 
 
+def concat(tables: Sequence[pa.Table], where: object) -> pa.Table:
+    """Returns the rows of all tables; null in a column that one lacks.
+
+    Args:
+        tables: The tables.
+        where: Where they are from, for messages.
+
+    Raises:
+        InputError: A column has types that do not go together.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{where}: expected columns of one type. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+
+
 def find_column(
     header: Sequence[str], role: str, given: str | None, file: object
 ) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config import EVENT_FIELDS, parse_events, parse_names
+from recsys.config import parse_events, parse_names
 from recsys.data.interactions import EVENT, Interactions, take
 from recsys.errors import InputError
 
@@ -59,9 +59,10 @@ class EventRules:
     max_rating: float | None = None
 
     @classmethod
-    def of(cls, fields: Any) -> EventRules:
+    def of(cls, fields: Any) -> Self:
         """Returns the rules among the attributes of a configuration."""
-        return cls(**{name: getattr(fields, name) for name in EVENT_FIELDS})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(fields, name) for name in names})
 
     @property
     def is_empty(self) -> bool:

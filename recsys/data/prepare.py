@@ -16,14 +16,17 @@ import numpy as np
 import pyarrow.compute as pc
 
 from recsys.config import (
+    CLOCK_FEATURES,
     DEFAULTS,
     EVENT_FIELDS,
+    FEATURE_FIELDS,
     SAMPLING_FIELDS,
     TrainConfig,
     auto_fields,
+    bare_names,
     other_columns,
     parse_cutoff,
-    parse_names,
+    read_names,
 )
 from recsys.data import shards, sources, splits
 from recsys.data.events import (
@@ -129,7 +132,7 @@ def build_data(config: TrainConfig) -> PreparedData:
     folder = pathlib.Path(os.path.expanduser(config.data))
     if shards.is_sharded(config.data):
         _check_shards(config, shards.read_manifest(folder))
-        data = open_shards(folder)
+        data = open_shards(folder, config)
     else:
         data = prepare_log(read_log(config), config)
     if config.item_features:
@@ -255,14 +258,14 @@ def user_histories(
             labels.kinds,
             dislikes,
             strict=False,
-            **_features_of(log, config),
+            **features_of(log, config),
         )
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
     manifest = shards.read_manifest(folder)
     indices = vocabulary.indices_of(Vocabulary.load(folder / shards.VOCABULARY))
     return [
-        functools.partial(shards.read_users, folder, shard, indices)
+        functools.partial(shards.read_users, folder, shard, indices, manifest)
         for shard in range(len(manifest.num_users))
     ]
 
@@ -303,7 +306,7 @@ def prepare_log(
         vocabulary,
         labels.kinds,
         dislikes,
-        **_features_of(log, config),
+        **features_of(log, config),
     )
     if sequences.dislikes is not None:
         num_dislikes = int(np.sum(labels.codes == DISLIKE))
@@ -329,28 +332,31 @@ def prepare_log(
     )
 
 
-def _features_of(log: Log, config: TrainConfig) -> dict[str, Any]:
+def features_of(log: Log, config: TrainConfig) -> dict[str, Any]:
     """Returns the arguments of `build_sequences` for what features read.
+
+    Args:
+        log: The log.
+        config: The configuration.
 
     Raises:
         InputError: The log does not have it.
     """
-    if config.user_features is not None and log.users is None:
+    has_users = config.user_features is not None
+    if has_users and log.users is None:
+        raise no_users(log.name)
+    columns = log.interactions.columns
+    known = {"rating"} if log.interactions.ratings is not None else set()
+    known |= set(columns.column_names if columns is not None else ())
+    wanted = [n for n in read_names(config) if n not in CLOCK_FEATURES]
+    if missing := [n for n in wanted if n not in known]:
         raise InputError(
-            "--user_features needs a users file; name it with --users_file. "
-            f"Received: {log.name} without one"
+            f"{log.name}: expected a column of the log for every name in "
+            "--event_features and --context_features. "
+            f"Received: none for {missing[0]!r}"
         )
-    names = parse_names(config.event_features)
-    rated = "rating" in (name.partition(":")[0] for name in names)
-    if "event" in (name.partition(":")[0] for name in names) and not (
-        EventRules.of(config).keeps_kinds
-    ):
-        raise InputError(
-            "--event_features=event needs the kinds of events by name: "
-            "--events=view,purchase or --target_events. Received: neither"
-        )
-    users = log.users if config.user_features is not None else None
-    return {"with_ratings": rated, "users": users}
+    users = log.users if has_users else None
+    return {"with_ratings": "rating" in wanted, "users": users}
 
 
 def item_totals(
@@ -430,11 +436,26 @@ def no_training_pairs(name: str, target_events: str | None) -> InputError:
     )
 
 
-def open_shards(folder: pathlib.Path) -> PreparedData:
+def no_users(name: str) -> InputError:
+    """Returns the error for a log without what is known of users.
+
+    Args:
+        name: The name of the log.
+    """
+    return InputError(
+        "--user_features needs a users file; name it with --users_file. "
+        f"Received: {name} without one"
+    )
+
+
+def open_shards(
+    folder: pathlib.Path, config: TrainConfig | None = None
+) -> PreparedData:
     """Opens a folder that `recsys.prepare_shards` wrote.
 
     Args:
         folder: The folder.
+        config: The features to read. Default: all that it has.
 
     Returns:
         The data; `split.train` are `ShardedSequences`.
@@ -443,6 +464,9 @@ def open_shards(folder: pathlib.Path) -> PreparedData:
         InputError: A file is missing or damaged.
     """
     manifest = shards.read_manifest(folder)
+    if config is not None:
+        asked = {name: getattr(config, name) for name in FEATURE_FIELDS}
+        manifest = dataclasses.replace(manifest, **asked)
     vocabulary = Vocabulary.load(folder / shards.VOCABULARY)
     queried = BY_USER[manifest.split](shards.read_queried(folder, manifest))
     train = shards.open_sequences(
@@ -474,6 +498,21 @@ def _check_shards(config: TrainConfig, manifest: shards.Manifest) -> None:
             raise InputError(
                 f"{config.data}: expected the flags that these shards were "
                 f"prepared with, {flag}. Received: --{name}={asked}"
+            )
+    times = manifest.timestamps_per_second is not None
+    of_log = [*manifest.columns, "event", *("age", *CLOCK_FEATURES) * times]
+    of_users = manifest.user_features
+    for name in FEATURE_FIELDS:
+        asked = bare_names(getattr(config, name))
+        kept = of_log
+        if name == "user_features":
+            kept = list(bare_names(of_users) + ("auto",) * bool(of_users))
+            kept += asked * (of_users == "auto")
+        if missing := [each for each in asked if each not in kept]:
+            raise InputError(
+                f"{config.data}: expected --{name} among those that these "
+                f"shards were prepared with ({', '.join(kept) or 'none'}); "
+                f"name it for recsys.prepare_shards. Received: {missing[0]}"
             )
     for name in ("min_item_count", "min_user_count"):
         if getattr(config, name) > 1:

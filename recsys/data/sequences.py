@@ -461,8 +461,6 @@ def _coded_columns(
 def coded(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Returns each value's position among the distinct ones, and those.
 
-    Text that is numbers throughout becomes numbers.
-
     Args:
         values: Of any type.
 
@@ -481,17 +479,7 @@ def coded(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     codes = pc.fill_null(values.indices, -1).to_numpy(zero_copy_only=False)
-    distinct = values.dictionary
-    if pa.types.is_string(distinct.type):
-        text = pc.utf8_trim_whitespace(distinct)
-        try:
-            numbers = pc.if_else(pc.equal(text, ""), None, text).cast("double")
-        except pa.ArrowInvalid:
-            return codes.astype(np.int32), distinct
-        whole = numbers.cast(pa.int64(), safe=False)
-        is_whole = pc.all(pc.equal(whole.cast("double"), numbers)).as_py()
-        distinct = whole if is_whole else numbers
-    return codes.astype(np.int32), distinct
+    return codes.astype(np.int32), values.dictionary
 
 
 def _dislikes(

@@ -28,11 +28,20 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from recsys import files
-from recsys.config import HELD_OUT_BY_USER, REPEATS, check_events
+from recsys.config import (
+    EVENT_FIELDS,
+    FEATURE_FIELDS,
+    HELD_OUT_BY_USER,
+    REPEATS,
+    TrainConfig,
+)
 from recsys.data import shards
-from recsys.data.events import DISLIKE, EventRules, label
+from recsys.data.columns import concat
+from recsys.data.events import DISLIKE, label
+from recsys.data.features import parse_columns
 from recsys.data.interactions import (
     DROPPED,
     EVENT,
@@ -42,11 +51,12 @@ from recsys.data.interactions import (
 from recsys.data.prepare import (
     item_totals,
     no_training_pairs,
+    no_users,
     odd_notes,
     odd_rows,
 )
 from recsys.data.sequences import Sequences, build_sequences
-from recsys.data.shards import Manifest
+from recsys.data.shards import FEATURE, Manifest, ShardRules
 from recsys.data.sources import Source, Unit
 from recsys.data.splits import last_targets, train_lengths
 from recsys.data.vocabulary import Vocabulary, string_hashes
@@ -75,7 +85,7 @@ Opener = Callable[[str], IO[bytes]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(EventRules):
+class Options(ShardRules):
     """How to prepare shards.
 
     With `target_events`, `events` must be given: rows are labeled before all
@@ -121,7 +131,8 @@ class Options(EventRules):
                     f"--{name} of shards must be one of {', '.join(choices)}. "
                     f"Received: {getattr(self, name)!r}"
                 )
-        check_events(self)
+        names = (*EVENT_FIELDS, *FEATURE_FIELDS, "min_rating")
+        TrainConfig(**{name: getattr(self, name) for name in names})
         if self.target_events and not self.events:
             raise InputError(
                 "--target_events of shards needs --events, which lists all "
@@ -140,7 +151,8 @@ class Dealt:
             and `row`.
         counts: The number of rows removed by `min_rating`, "low_ratings", of
             dislikes, of each kind of event, by "kind:" and its name, and of
-            odd rows, by "odd:" and what is odd.
+            odd rows, by "odd:" and what is odd, and of units of time, by
+            "unit:" and the number in a second.
     """
 
     pieces: list[pa.RecordBatch]
@@ -225,6 +237,7 @@ class Preparation:
             counts["dislikes"] = int(np.sum(codes == DISLIKE))
             liked = np.flatnonzero(is_liked & is_rated)
             rows = np.flatnonzero((is_liked & is_rated) | (codes == DISLIKE))
+        counts[f"unit:{block.timestamps_per_second}"] = len(block)
         for what, number in odd_rows(block).items():
             counts[f"odd:{what}"] = number
         num_shards = self.options.num_shards
@@ -244,6 +257,7 @@ class Preparation:
         }
         if codes is not None:
             columns[EVENT] = pa.array(codes[in_order])
+        columns |= self._raw_columns(block, in_order, source)
         table = pa.record_batch(columns).replace_schema_metadata(
             {_SOURCE: source.encode()}
         )
@@ -264,11 +278,34 @@ class Preparation:
             counts=counts,
         )
 
+    def _raw_columns(
+        self, block: Interactions, rows: np.ndarray, source: str
+    ) -> dict[str, pa.Array]:
+        """Returns what features read of some rows, text in full."""
+        if "rating" in self.options.columns and block.ratings is None:
+            raise InputError(
+                f"{source}: expected a rating column, which "
+                "--event_features=rating keeps. Received: none"
+            )
+        found = {}
+        for name in self.options.columns:
+            if name == "rating":
+                column = pa.array(block.ratings, from_pandas=True)
+            else:
+                assert block.columns is not None  # It was asked for.
+                column = block.columns[name].combine_chunks()
+            taken = column.take(pa.array(rows))
+            if pa.types.is_dictionary(taken.type):
+                taken = taken.dictionary_decode()
+            found[FEATURE + name] = taken
+        return found
+
     def write_shard(
         self,
         shard: int,
         pieces: Iterable[pa.RecordBatch],
         vocabulary: Vocabulary,
+        users: pa.Table | None = None,
     ) -> ShardSummary:
         """Makes the sequences of a shard and writes them.
 
@@ -276,6 +313,7 @@ class Preparation:
             shard: Its number.
             pieces: Its rows, in the order of the log.
             vocabulary: All items.
+            users: What is known of users; see `kept_users`.
 
         Returns:
             A summary of the shard.
@@ -284,7 +322,9 @@ class Preparation:
             InputError: Timestamps are dates in some rows, numbers in others.
         """
         pieces = [piece for piece in pieces if piece.num_rows]
-        sequences, num_rows = _to_sequences(pieces, vocabulary, self.options)
+        sequences, num_rows = _to_sequences(
+            pieces, vocabulary, self.options, users
+        )
         lengths = train_lengths(self.options.split, sequences)
         train = sequences.prefixes(lengths)
         held_out = np.flatnonzero(lengths < sequences.lengths)
@@ -357,6 +397,11 @@ class Preparation:
         repeated = sum(each.num_repeated for each in summaries)
         lost = zip(DROPPED, (counts["low_ratings"], repeated), strict=False)
         dropped = {reason: number for reason, number in lost if number}
+        rules = dataclasses.asdict(ShardRules.of(self.options))
+        if any(rules[name] for name in FEATURE_FIELDS):
+            # As for a log in memory, whose unit all of it must have.
+            unit, *others = map(int, _of_kind(counts, "unit:"))
+            rules["timestamps_per_second"] = 1 if others else unit
         manifest = Manifest(
             name=self.name,
             split=self.options.split,
@@ -373,22 +418,31 @@ class Preparation:
             num_dislikes=counts["dislikes"],
             num_kept_dislikes=sum(each.num_dislikes for each in summaries),
             found=found,
-            **dataclasses.asdict(EventRules.of(self.options)),
+            **rules,
         )
         if not any(each.can_learn for each in summaries):
             raise no_training_pairs(self.name, self.options.target_events)
-        counted = Vocabulary(vocabulary.items["item_id"], items)
-        for column in summaries[0].totals:
-            parts = [each.totals[column] for each in summaries]
-            total = np.zeros(vocabulary.size, parts[0][1].dtype)
-            for indices, values in parts:
-                total[indices] += values
-            counted = counted.with_column(column, total[FIRST_ITEM_INDEX:])
+        counted = _with_totals(
+            Vocabulary(vocabulary.items["item_id"], items), summaries
+        )
         with self.open_file(shards.VOCABULARY) as stream:
             counted.write(stream)
         with self.open_file(shards.MANIFEST) as stream:
             stream.write(manifest.to_json().encode())
         return manifest
+
+
+def _with_totals(
+    vocabulary: Vocabulary, summaries: Sequence[ShardSummary]
+) -> Vocabulary:
+    """Returns a vocabulary with the sums of all shards' totals."""
+    for column in summaries[0].totals:
+        parts = [each.totals[column] for each in summaries]
+        total = np.zeros(vocabulary.size, parts[0][1].dtype)
+        for indices, values in parts:
+            total[indices] += values
+        vocabulary = vocabulary.with_column(column, total[FIRST_ITEM_INDEX:])
+    return vocabulary
 
 
 def _of_kind(counts: Counter[str], prefix: str) -> dict[str, int]:
@@ -400,30 +454,44 @@ def _of_kind(counts: Counter[str], prefix: str) -> dict[str, int]:
 
 
 def _to_sequences(
-    pieces: Sequence[pa.RecordBatch], vocabulary: Vocabulary, options: Options
+    pieces: Sequence[pa.RecordBatch],
+    vocabulary: Vocabulary,
+    options: Options,
+    users: pa.Table | None,
 ) -> tuple[Sequences, int]:
     """Returns the sequences of a shard, and the interactions with repeats."""
     kinds = options.kinds()
     liked = disliked = _NO_ROWS
+    for name in options.columns:
+        liked = liked.append_column(FEATURE + name, pa.nulls(0))
     if pieces:
         _check_timestamp_types(pieces)
-        liked = pa.Table.from_batches(pieces)
+        parts = [pa.Table.from_batches([piece]) for piece in pieces]
+        liked = concat(parts, "the parts of the log")
         if not options.is_empty:
             is_liked = pc.greater_equal(liked[EVENT], 0)
             disliked = liked.filter(pc.invert(is_liked))
             liked = liked.filter(is_liked)
+    columns = {EVENT: EVENT} if kinds is not None else {}
     likes, dislikes = (
-        _interactions(table, options.repeats, kinds is not None)
-        for table in (liked, disliked)
+        _interactions(table, options.repeats, {**columns, **kept})
+        for table, kept in (
+            (liked, {FEATURE + name: name for name in options.columns}),
+            (disliked, {}),
+        )
     )
     sequences = build_sequences(
-        likes, vocabulary, kinds, dislikes if options.has_dislikes else None
+        likes,
+        vocabulary,
+        kinds,
+        dislikes if options.has_dislikes else None,
+        users=users,
     )
     return sequences, len(liked)
 
 
 def _interactions(
-    table: pa.Table, repeats: str, has_kinds: bool
+    table: pa.Table, repeats: str, columns: dict[str, str]
 ) -> Interactions:
     """Returns the rows of pieces without repeats."""
     user_ids, users = _codes(table["user"])
@@ -434,7 +502,9 @@ def _interactions(
         users=users,
         items=items,
         timestamps=table["timestamp"].cast(pa.int64()).to_numpy(),
-        columns=table.select([EVENT]) if has_kinds else None,
+        columns=table.select([*columns]).rename_columns([*columns.values()])
+        if columns
+        else None,
     )
     if not len(interactions):
         return interactions
@@ -445,7 +515,8 @@ def _check_timestamp_types(pieces: Sequence[pa.RecordBatch]) -> None:
     """Raises InputError if dates would be compared with numbers."""
     first = pieces[0].schema
     for schema in (piece.schema for piece in pieces):
-        if schema.types == first.types:
+        types = [s.field("timestamp").type for s in (first, schema)]
+        if types[0] == types[1]:
             continue
         (expected, kind), (source, other) = (
             (
@@ -513,6 +584,26 @@ def number_items(found: pa.Table) -> Vocabulary:
     return Vocabulary(found.sort_by("row")["item"].combine_chunks())
 
 
+def kept_users(source: Source, options: Options) -> pa.Table | None:
+    """Reads the columns of users that shards keep, with their `user_id`.
+
+    Args:
+        source: The log.
+        options: How to prepare the shards.
+
+    Raises:
+        InputError: The log comes without such columns.
+    """
+    if options.user_features is None:
+        return None
+    users = source.users()
+    if users is None:
+        raise no_users(source.data)
+    known = users.drop_columns(["user_id"])
+    columns = parse_columns(options.user_features, known, "user")
+    return users.select(["user_id", *(column.name for column in columns)])
+
+
 def prepare_shards(
     source: Source,
     output: pathlib.Path,
@@ -539,6 +630,7 @@ def prepare_shards(
     """
     _check_output(output)
     units, items = source.units()
+    users = kept_users(source, options)
     output.mkdir(parents=True, exist_ok=True)
     preparation = Preparation(
         source.data, options, functools.partial(_open, output)
@@ -556,6 +648,8 @@ def prepare_shards(
         vocabulary = number_items(found.merged())
         del found
         vocabulary.save(spill.vocabulary)
+        if users is not None:
+            pq.write_table(users, spill.users)
         make = functools.partial(spill.write_shard, num_units=len(units))
         summaries = list(run(make, range(options.num_shards)))
         return preparation.write_manifest(summaries, vocabulary, items, counts)
@@ -571,6 +665,10 @@ class _Spill:
     @property
     def vocabulary(self) -> pathlib.Path:
         return self.folder / "items.parquet"
+
+    @property
+    def users(self) -> pathlib.Path:
+        return self.folder / "users.parquet"
 
     def write_unit(self, unit: Unit) -> tuple[pa.Table, Counter[str]]:
         """Writes the rows of a unit; returns its items and counts."""
@@ -596,6 +694,7 @@ class _Spill:
             shard,
             self._pieces(shard, num_units),
             _load_vocabulary(self.vocabulary),
+            _load_users(self.users) if self.users.exists() else None,
         )
 
     def _pieces(self, shard: int, num_units: int) -> Iterator[pa.RecordBatch]:
@@ -616,6 +715,12 @@ class _Spill:
 def _load_vocabulary(path: pathlib.Path) -> Vocabulary:
     """Loads the items, once in each process."""
     return Vocabulary.load(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_users(path: pathlib.Path) -> pa.Table:
+    """Loads what is known of users, once in each process."""
+    return pq.read_table(path)
 
 
 @contextlib.contextmanager

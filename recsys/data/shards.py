@@ -6,7 +6,8 @@
     DIR/queries/00000.parquet     full sequences of the queried users
 
 Columns of events and dislikes, where a log has them, are lists like the items:
-`event`, `disliked_items` and so on.
+`event`, `disliked_items` and so on. What features read is kept as it is in the
+log: lists such as `feature_rating`, and `user`, a struct with columns of users.
 
 `sequences` contains no target of any query. A hash of the user id selects the
 shard, so any few shards are a random sample of the users, and reading whole
@@ -33,13 +34,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import files
-from recsys.config import EVENT_FIELDS
+from recsys.config import (
+    CLOCK_FEATURES,
+    EVENT_FIELDS,
+    FEATURE_FIELDS,
+    parse_names,
+    read_names,
+)
+from recsys.data.columns import concat
 from recsys.data.events import EventKinds, EventRules, describe, dislikes_note
 from recsys.data.sequences import (
     Group,
     Part,
     Sequences,
     TrainingSequences,
+    coded,
     offsets_of,
 )
 from recsys.errors import InputError
@@ -50,16 +59,43 @@ VOCABULARY = "vocabulary.parquet"
 _FORMAT = 1
 # What the columns of dislikes begin with.
 _DISLIKED = "disliked_"
+# What columns that features read begin with, and the struct of those of users.
+FEATURE = "feature_"
+_USER = "user"
 # Entries of the manifest that are left out where there is nothing to say.
 _EVENT_COUNTS = (
     *("num_dislikes", "num_kept_dislikes", "found", "dropped", "odd"),
 )
+# Those that say something even where they are 0.
+_OR_NONE = (*EVENT_FIELDS, *FEATURE_FIELDS, "timestamps_per_second")
 # What takes the flags of events.
 _PROGRAM = "recsys.prepare_shards "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest(EventRules):
+class ShardRules(EventRules):
+    """How events are treated, and what features read; the fields are flags."""
+
+    event_features: str | None = None
+    time_features: str | None = None
+    context_features: str | None = None
+    user_features: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the log that are kept: any but kinds of events."""
+        others = ("event", *CLOCK_FEATURES)
+        return [name for name in read_names(self) if name not in others]
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the times of events are features."""
+        names = parse_names(self.context_features)
+        return bool(self.time_features or {*CLOCK_FEATURES} & {*names})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(ShardRules):
     """Describes a folder of shards.
 
     Attributes:
@@ -78,6 +114,7 @@ class Manifest(EventRules):
         num_dislikes: Rows of the log that are dislikes.
         num_kept_dislikes: Those of them that are used.
         found: The rows of each kind of event, if the log has any.
+        timestamps_per_second: As in `Interactions`; None without features.
     """
 
     name: str
@@ -95,6 +132,7 @@ class Manifest(EventRules):
     num_dislikes: int = 0
     num_kept_dislikes: int = 0
     found: dict[str, int] = dataclasses.field(default_factory=dict)
+    timestamps_per_second: int | None = None
 
     def notes(self) -> list[str]:
         """Says what became of odd rows, kinds of events and dislikes."""
@@ -118,8 +156,7 @@ class Manifest(EventRules):
     def to_json(self) -> str:
         """Returns the text of `manifest.json`, without what is not used."""
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
-        for name in (*EVENT_FIELDS, *_EVENT_COUNTS):
-            # A `max_rating` of 0 says something; a count of 0 does not.
+        for name in (*_OR_NONE, *_EVENT_COUNTS):
             if fields[name] in (None, {}, []) or (
                 name in _EVENT_COUNTS and not fields[name]
             ):
@@ -138,7 +175,7 @@ class ShardedSequences(TrainingSequences):
         counts: `[vocabulary_size]` int64, interactions with each item.
         kinds: The kinds of events, or None.
         target_weights: `[vocabulary_size]`; see `target_weights_by_item`.
-        rules: How events were treated.
+        rules: How events were treated, and what features are read.
         group_interactions: Approximate interactions in a group, exceeded by
             less than a shard. Two groups are in memory at a time, at 4 bytes
             per interaction.
@@ -152,7 +189,7 @@ class ShardedSequences(TrainingSequences):
     counts: np.ndarray
     kinds: EventKinds | None
     target_weights: np.ndarray
-    rules: EventRules
+    rules: Manifest
     group_interactions: int = 2**23
 
     @property
@@ -210,8 +247,11 @@ class ShardedSequences(TrainingSequences):
         the group has fewer shards than there are processes.
         """
         columns = ["items"] + ["event"] * (self.kinds is not None)
+        columns += ["timestamps"] * self.rules.reads_clock
         disliked = ["items", "place"] * self.has_dislikes
         wanted = ["length", *columns]
+        wanted += [FEATURE + name for name in self.rules.columns]
+        wanted += [_USER] * (self.rules.user_features is not None)
         if disliked:
             wanted += [_DISLIKED + name for name in ("length", *disliked)]
         if part is not None and len(group) < part.count:
@@ -226,15 +266,20 @@ class ShardedSequences(TrainingSequences):
             for number, shard in enumerate(group)
         ]
         ends = [pc.sum(table["length"]).as_py() or 0 for table in tables]
+        found = _group(tables, "", columns)
+        features, levels = _features(tables, self.rules.columns)
         return dataclasses.replace(
-            _group(tables, "", columns),
+            found,
+            columns={**found.columns, **features},
+            levels=levels,
+            users=_users(tables),
             shard_ends=None if part is None else np.cumsum(ends),
             dislikes=_group(tables, _DISLIKED, disliked) if disliked else None,
         )
 
     def sample(self, rng: np.random.Generator) -> Sequences:
         """Reads a group."""
-        return to_sequences(self._read(self.groups(rng)[0]), self.kinds)
+        return to_sequences(self._read(self.groups(rng)[0]), self.rules)
 
     def of_users(self, user_ids: np.ndarray) -> Sequences:
         """Reads the sequences of some users, from all shards."""
@@ -244,20 +289,18 @@ class ShardedSequences(TrainingSequences):
             table = _read(path)
             found = pc.is_in(table["user_id"], value_set=wanted)
             tables.append(table.filter(found))
-        return to_sequences(pa.concat_tables(tables), self.kinds)
+        return to_sequences(_joined(tables), self.rules)
 
     def read_all(self) -> Sequences:
         """Reads all sequences."""
-        return to_sequences(self._read(range(len(self.paths))), self.kinds)
+        return to_sequences(self._read(range(len(self.paths))), self.rules)
 
     def _read(
         self,
         shards: Sequence[int] | np.ndarray,
         columns: list[str] | None = None,
     ) -> pa.Table:
-        return pa.concat_tables(
-            [_read(self.paths[shard], columns) for shard in shards]
-        )
+        return _joined([_read(self.paths[shard], columns) for shard in shards])
 
 
 def is_sharded(data: str) -> bool:
@@ -368,11 +411,14 @@ def read_queried(folder: pathlib.Path, manifest: Manifest) -> Sequences:
     """Reads the full sequences of the queried users."""
     names = map(queries_name, range(len(manifest.num_users)))
     tables = [_read(folder / name) for name in names]
-    return to_sequences(pa.concat_tables(tables), manifest.kinds())
+    return to_sequences(_joined(tables), manifest)
 
 
 def read_users(
-    folder: pathlib.Path, shard: int, indices: np.ndarray
+    folder: pathlib.Path,
+    shard: int,
+    indices: np.ndarray,
+    manifest: Manifest,
 ) -> Sequences:
     """Reads the full sequences of all users of a shard, and their dislikes.
 
@@ -381,13 +427,14 @@ def read_users(
         shard: The number of the shard.
         indices: `[vocabulary_size]` int32, the index to return for each index
             of the folder's vocabulary.
+        manifest: The folder's manifest.
     """
     queried = _read(folder / queries_name(shard))
     train = _read(folder / sequences_name(shard))
     # Without the targets of those who are queried.
     is_there = pc.is_in(train["user_id"], value_set=queried["user_id"])
-    table = pa.concat_tables([train.filter(pc.invert(is_there)), queried])
-    found = to_sequences(table)
+    table = _joined([train.filter(pc.invert(is_there)), queried])
+    found = to_sequences(table, manifest)
     dislikes = found.dislikes
     if dislikes is not None:
         # Of items that the index still knows, which has no unknown ones.
@@ -406,6 +453,8 @@ def to_table(sequences: Sequences) -> pa.Table:
     }
     if sequences.dislikes is not None:
         columns |= _lists(_DISLIKED, sequences.dislikes)
+    if sequences.users is not None:
+        columns[_USER] = sequences.users.to_struct_array()
     return pa.table(columns)
 
 
@@ -415,20 +464,27 @@ def _lists(prefix: str, sequences: Sequences) -> dict[str, pa.Array]:
     arrays = {
         "items": sequences.items,
         "timestamps": sequences.timestamps,
-        **sequences.columns,
     }
+    for name, codes in sequences.columns.items():
+        if (levels := sequences.levels.get(name)) is None:
+            arrays[name] = codes
+        else:
+            raw = levels.take(pa.array(codes, mask=codes < 0))
+            arrays[FEATURE + name] = raw
     columns = {"length": pa.array(sequences.lengths.astype(np.int32))}
     for name, array in arrays.items():
         columns[name] = pa.ListArray.from_arrays(offsets, pa.array(array))
     return {prefix + name: column for name, column in columns.items()}
 
 
-def to_sequences(table: pa.Table, kinds: EventKinds | None = None) -> Sequences:
+def to_sequences(
+    table: pa.Table, manifest: Manifest | None = None
+) -> Sequences:
     """Returns the sequences in the table of a shard, or of several.
 
     Args:
         table: The table.
-        kinds: The kinds of events, where it has them.
+        manifest: Says which kinds of events and units of time it has.
     """
     user_ids = np.array(table["user_id"].to_pylist(), object)
 
@@ -445,8 +501,56 @@ def to_sequences(table: pa.Table, kinds: EventKinds | None = None) -> Sequences:
     if f"{_DISLIKED}items" in table.column_names:
         place = _flat(table[f"{_DISLIKED}place"])
         dislikes = sequences(_DISLIKED, columns={"place": place})
-    columns = {} if kinds is None else {"event": _flat(table["event"])}
-    return sequences("", columns=columns, kinds=kinds, dislikes=dislikes)
+    names = [n for n in table.column_names if n.startswith(FEATURE)]
+    columns, levels = _features([table], [n[len(FEATURE) :] for n in names])
+    kinds, per_second = None, None
+    if manifest is not None:
+        kinds, per_second = manifest.kinds(), manifest.timestamps_per_second
+    if kinds is not None:
+        columns["event"] = _flat(table["event"])
+    return sequences(
+        "",
+        columns=columns,
+        levels=levels,
+        users=_users([table]),
+        kinds=kinds,
+        dislikes=dislikes,
+        timestamps_per_second=1 if per_second is None else per_second,
+    )
+
+
+def _features(
+    tables: Sequence[pa.Table], names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+    """Returns codes and levels; unknown where a table lacks the column."""
+    columns, levels = {}, {}
+    for name in names:
+        parts = [
+            pc.list_flatten(table[FEATURE + name])
+            if FEATURE + name in table.column_names
+            else pa.nulls(pc.sum(table["length"]).as_py() or 0)
+            for table in tables
+        ]
+        found = _joined([pa.table({name: part}) for part in parts])[name]
+        columns[name], levels[name] = coded(found.combine_chunks())
+    return columns, levels
+
+
+def _users(tables: Sequence[pa.Table]) -> pa.Table | None:
+    """Returns what is known of users; nulls where a table has nothing."""
+    if not any(_USER in table.column_names for table in tables):
+        return None
+    names = ["length", _USER]
+    parts = [
+        table.select([n for n in names if n in table.column_names])
+        for table in tables
+    ]
+    users = _joined(parts)[_USER].combine_chunks()
+    return pa.Table.from_struct_array(users)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return concat(tables, "the shards")
 
 
 def _group(
@@ -466,7 +570,12 @@ def _group(
             found.append(_flat(table[prefix + name]) if is_own else zeros)
     arrays = {name: np.concatenate(found) for name, found in parts.items()}
     offsets = offsets_of(np.concatenate(lengths))
-    return Group(arrays.pop("items"), offsets, columns=arrays)
+    return Group(
+        arrays.pop("items"),
+        offsets,
+        timestamps=arrays.pop("timestamps", None),
+        columns=arrays,
+    )
 
 
 def write_table(table: pa.Table, sink: Any) -> None:
@@ -476,16 +585,17 @@ def write_table(table: pa.Table, sink: Any) -> None:
         table: What `to_table` returned.
         sink: A path or a file object.
     """
+    raw = [name for name in table.column_names if name.startswith(FEATURE)]
     numbers = [
         name + ".list.element" * pa.types.is_list(table[name].type)
         for name in table.column_names
-        if name != "user_id"
+        if name not in ("user_id", _USER, *raw)
     ]
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        use_dictionary=False,
+        use_dictionary=[f"{name}.list.element" for name in raw] or False,
         # Stores each block of numbers in as few bits as it needs: smaller
         # than plain, and as fast to read.
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.config import CLOCK_FEATURES, TrainConfig, parse_names
+from recsys.data.columns import is_text
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
 from recsys.data.interactions import EVENT
 from recsys.data.sequences import (
@@ -41,6 +43,7 @@ _UNKNOWN = np.iinfo(np.int64).min
 _SAME_TIME = "same time"
 _KINDS = {"gap": "numeric", _SAME_TIME: "categorical"}
 _DAY = 86_400
+_NUMBER = r"^[-+]?([Nn][Aa][Nn]|(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)$"
 # More rows than this say no more about the values of a column.
 _MOST_ROWS = 2**20
 # Later than 1973 and before 2286 in seconds: numbers that are dates.
@@ -591,7 +594,12 @@ def fit_side_encoder(
         columns = []
         if text := texts[part]:
             given = [n for n in table.column_names if n not in _CLOCK]
-            columns = parse_columns(text, table.select(given), of)
+            typed = {n: _with_numbers(table[n].combine_chunks()) for n in given}
+            columns = parse_columns(text, pa.table(typed), of)
+            numeric = [c.name for c in columns if c.kind == "numeric"]
+            for name in {*numeric} & {*given}:
+                place = table.column_names.index(name)
+                table = table.set_column(place, name, typed[name])
         columns += [
             FeatureColumn(name, _KINDS.get(name, "categorical"), of=of)
             for name in table.column_names
@@ -661,10 +669,14 @@ def _merge(
 ) -> Coded:
     """Puts the levels of all columns below each other, "unknown" first."""
     parts = [
-        encoder.encode_column(number, levels)
+        encoder.encode_column(
+            number, _as_numbers(levels) if column.kind == "numeric" else levels
+        )
         if len(levels)
         else (np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32))
-        for number, (_, levels) in enumerate(columns)
+        for number, (column, (_, levels)) in enumerate(
+            zip(encoder.columns, columns, strict=True)
+        )
     ]
     width = max(1, *(values.shape[1] for values, _ in parts))
     codes, first = [], 1
@@ -687,6 +699,26 @@ def _merge(
         values.astype(np.int32),
         weights.astype(np.float32),
     )
+
+
+def _as_numbers(values: pa.Array) -> pa.Array:
+    """Returns text as numbers, null where it is none; other types as is."""
+    if not is_text(values.type):
+        return values
+    text = pc.utf8_trim_whitespace(values.cast(pa.string()))
+    is_number = pc.match_substring_regex(text, _NUMBER)
+    return pc.if_else(is_number, text, None).cast(pa.float64())
+
+
+def _with_numbers(values: pa.Array) -> pa.Array:
+    """Returns text as numbers if all of it is, apart from blanks."""
+    numbers = _as_numbers(values)
+    if numbers is not values:
+        text = pc.utf8_trim_whitespace(values.cast(pa.string()))
+        blank = pc.fill_null(pc.equal(text, ""), True)
+        if numbers.null_count > pc.sum(blank).as_py():
+            return values
+    return numbers
 
 
 def _as_array(name: str, values: list[Any]) -> pa.Array:

@@ -174,6 +174,15 @@ class Source:
         with self._found() as found:
             return found.notes()
 
+    def users(self) -> pa.Table | None:
+        """Reads what is known of users; see `Log`.
+
+        Raises:
+            InputError: It cannot be read, or an option has no effect.
+        """
+        with self._found() as found:
+            return self._users(found)
+
     def units(self) -> tuple[list[Unit], pa.Table | None]:
         """Divides the log into units.
 

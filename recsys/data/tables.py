@@ -23,6 +23,7 @@ from recsys.data.columns import (
     ID_TYPE,
     SPELLINGS,
     ColumnNames,
+    concat,
     find_optional_column,
     ids_as_strings,
     is_date,
@@ -986,13 +987,7 @@ def _other_columns(
             ):
                 columns[name] = column.cast(pa.string()).dictionary_encode()
         found.append(pa.table(columns))
-    try:
-        merged = pa.concat_tables(found, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{parts[0]} and the other parts: expected columns of one type. "
-            f"Received: {' '.join(str(error).split())}"
-        ) from error
+    merged = concat(found, f"{parts[0]} and the other parts")
     return merged.unify_dictionaries().combine_chunks()
 
 
