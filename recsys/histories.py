@@ -27,6 +27,7 @@ from recsys.config import TrainConfig
 from recsys.data.prepare import counted, user_histories
 from recsys.data.sequences import Sequences, offsets_of
 from recsys.data.shards import to_sequences, to_table
+from recsys.data.side_information import Request, Side
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
@@ -46,11 +47,17 @@ _STRINGS = frozenset({str})
 _IDS = frozenset({str, int})
 _EXPECTED = 'expected {"query_id": "…", "history": ["item id", …]}'
 
-# Ids, flat items and offsets, and dislikes, which histories of a file lack; and
-# what they get: ids, items and scores.
+# Ids, flat items and offsets, dislikes, which histories of a file lack, and
+# what else is known; and what they get: ids, items and scores.
 _Chunk = tuple[
-    list[str], np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None
+    list[str],
+    np.ndarray,
+    np.ndarray,
+    tuple[np.ndarray, np.ndarray] | None,
+    Side | None,
 ]
+# A query's history: ids, or a request where more is known.
+_History = list[str] | Request
 _Answer = tuple[list[str], np.ndarray, np.ndarray]
 
 
@@ -64,6 +71,9 @@ class Summary:
         num_with_unknown: Histories with such an id.
         num_without_known: Histories that are empty or have only such ids.
         num_short: Lists with fewer than k items.
+        num_lacking: Histories without some of the features that the model
+            reads.
+        num_unseen: Values of features that training has not seen.
         seconds: The time that it took.
     """
 
@@ -72,6 +82,8 @@ class Summary:
     num_with_unknown: int = 0
     num_without_known: int = 0
     num_short: int = 0
+    num_lacking: int = 0
+    num_unseen: int = 0
     seconds: float = 0.0
 
     def text(self, k: int) -> str:
@@ -94,6 +106,16 @@ class Summary:
             lines.append(
                 f"{counted(self.num_without_known, 'history')} without a known "
                 "item got the most popular items, scored by their interactions"
+            )
+        if self.num_lacking:
+            lines.append(
+                f"{counted(self.num_lacking, 'history')} without some of the "
+                "features that the model reads, which count as unknown"
+            )
+        if self.num_unseen:
+            lines.append(
+                f"{counted(self.num_unseen, 'value')} of features that are "
+                "new to the model, ignored"
             )
         if self.num_short:
             lines.append(
@@ -149,7 +171,7 @@ _NO_JSON = (
 # the id of the query; or users, read by functions as those of
 # `recsys.data.prepare.user_histories`.
 Asked = (
-    pathlib.Path | Mapping[str, list[str]] | Sequence[Callable[[], Sequences]]
+    pathlib.Path | Mapping[str, _History] | Sequence[Callable[[], Sequences]]
 )
 
 
@@ -161,6 +183,7 @@ def recommend_file(
     *,
     exclude_history: bool = True,
     rules: Rules | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Writes recommendations for every line of a file, or for users.
 
@@ -178,6 +201,8 @@ def recommend_file(
         exclude_history: Whether items of a history are excluded.
         rules: Which items may be recommended, and in which order. Default:
             all, by score.
+        context: What is known of requests that say nothing of it themselves,
+            by the names of the features, and their "time".
 
     Returns:
         What was found.
@@ -190,7 +215,14 @@ def recommend_file(
     began = time.perf_counter()
     with _open_output(output) as out:
         summary = _write(
-            out, output.suffix, recommender, asked, k, exclude_history, rules
+            out,
+            output.suffix,
+            recommender,
+            asked,
+            k,
+            exclude_history,
+            rules,
+            context,
         )
     summary.seconds = time.perf_counter() - began
     return summary
@@ -203,6 +235,7 @@ def recommend_table(
     *,
     exclude_history: bool = True,
     rules: Rules | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> tuple[pa.Table, Summary]:
     """Returns recommendations as a table.
 
@@ -212,6 +245,7 @@ def recommend_table(
         k: How many items for each query, at most.
         exclude_history: Whether items of a history are excluded.
         rules: Which items may be recommended, and in which order.
+        context: As for `recommend_file`.
 
     Returns:
         A row for each item, with columns `user` or `query_id`, `rank` (from
@@ -222,7 +256,9 @@ def recommend_table(
         As for `recommend_file`.
     """
     began = time.perf_counter()
-    tables, summary = _tables(recommender, asked, k, exclude_history, rules)
+    tables, summary = _tables(
+        recommender, asked, k, exclude_history, rules, context
+    )
     table = pa.concat_tables(tables)
     summary.seconds = time.perf_counter() - began
     return table, summary
@@ -267,6 +303,7 @@ def recommend_on_beam(
     beam_options: Sequence[str],
     exclude_history: bool = True,
     rules: Rules | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Recommends for all users of a folder of shards, on Apache Beam.
 
@@ -283,6 +320,7 @@ def recommend_on_beam(
         beam_options: The runner and its options, as Beam's flags.
         exclude_history: Whether items of a history are excluded.
         rules: Which items may be recommended, and in which order.
+        context: As for `recommend_file`.
 
     Returns:
         What was found.
@@ -309,7 +347,7 @@ def recommend_on_beam(
         workdir=workdir.absolute(),
         config=dataclasses.replace(config, data=str(folder)),
         output=output,
-        arguments=(k, exclude_history, rules),
+        arguments=(k, exclude_history, rules, context),
     )
     with (
         beam_preparation.input_errors(),
@@ -351,7 +389,7 @@ def _answer_shard(
     workdir: pathlib.Path,
     config: TrainConfig,
     output: str,
-    arguments: tuple[int, bool, Rules | None],
+    arguments: tuple[int, bool, Rules | None, Mapping[str, Any] | None],
 ) -> Summary:
     from recsys.data import beam_preparation
 
@@ -376,7 +414,11 @@ def _write_summary(summary: Summary, output: str) -> None:
 
 
 def _user_chunks(
-    parts: Iterable[Callable[[], Sequences]], largest: int, summary: Summary
+    recommender: Recommender,
+    parts: Iterable[Callable[[], Sequences]],
+    context: Mapping[str, Any],
+    largest: int,
+    summary: Summary,
 ) -> Iterator[_Chunk]:
     """Yields many users at a time."""
     for part in parts:
@@ -384,10 +426,13 @@ def _user_chunks(
         for begin in range(0, users.num_users, largest):
             rows = np.arange(begin, min(begin + largest, users.num_users))
             some = users.select(rows)
-            _count(summary, some.items, some.lengths)
+            side = recommender.side_of_users(some, context)
+            _count(summary, some.items, some.lengths, side)
             no = some.dislikes
             lists = (no.items, no.offsets) if no else None
-            yield some.user_ids.tolist(), some.items, some.offsets, lists
+            yield some.user_ids.tolist(), some.items, some.offsets, lists, side
+            if recommender.side and recommender.side.lacks_context(context):
+                summary.num_lacking += some.num_users
 
 
 def _answers(
@@ -397,18 +442,26 @@ def _answers(
     k: int,
     exclude_history: bool,
     rules: Rules | None,
+    context: Mapping[str, Any] | None,
 ) -> Iterator[_Answer]:
     """Yields the ids, and the indices and scores of their lists."""
     vocabulary = recommender.vocabulary
     num_listed = min(k, vocabulary.num_items)
     largest = min(_LINES_PER_CHUNK, max(_ITEMS_PER_CHUNK // num_listed, 1))
-    if isinstance(asked, pathlib.Path):
-        chunks = _chunks(vocabulary, _read_file(asked), largest, summary)
-    elif isinstance(asked, Mapping):
-        chunks = _chunks(vocabulary, iter(asked.items()), largest, summary)
+    if isinstance(asked, pathlib.Path | Mapping):
+        queries: Iterable[tuple[str, _History]]
+        if isinstance(asked, pathlib.Path):
+            queries = _read_file(asked)
+        else:
+            queries = asked.items()
+        if context:
+            queries = _with_context(queries, context)
+        chunks = _chunks(recommender, queries, largest, summary)
     else:
-        chunks = _user_chunks(asked, largest, summary)
-    for names, items, offsets, dislikes in _ahead(chunks):
+        chunks = _user_chunks(
+            recommender, asked, context or {}, largest, summary
+        )
+    for names, items, offsets, dislikes, side in _ahead(chunks):
         found, scores = recommender.recommend_indices(
             items,
             offsets,
@@ -416,6 +469,7 @@ def _answers(
             exclude_history=exclude_history,
             dislikes=dislikes,
             rules=rules,
+            side=side,
         )
         if not np.isfinite(scores[found > 0]).all():
             raise FloatingPointError(
@@ -425,32 +479,45 @@ def _answers(
         yield names, found, scores
 
 
-def _read_file(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+def _with_context(
+    queries: Iterable[tuple[str, _History]], context: Mapping[str, Any]
+) -> Iterator[tuple[str, _History]]:
+    """Gives a context to queries that have none."""
+    for name, history in queries:
+        if not isinstance(history, Request):
+            history = Request.of(history)
+        if not history.context:
+            history = dataclasses.replace(history, context=context)
+        yield name, history
+
+
+def _read_file(path: pathlib.Path) -> Iterator[tuple[str, _History]]:
     with path.open("rb") as lines:
         yield from read_queries(lines, str(path))
 
 
 def _chunks(
-    vocabulary: Vocabulary,
-    queries: Iterator[tuple[str, list[str]]],
+    recommender: Recommender,
+    queries: Iterable[tuple[str, _History]],
     largest: int,
     summary: Summary,
 ) -> Iterator[_Chunk]:
     """Yields many queries at a time."""
     names: list[str] = []
-    histories: list[list[str]] = []
+    histories: list[_History] = []
     num_items = 0
     for name, history in queries:
+        size = len(history.items if isinstance(history, Request) else history)
         if len(names) == largest or (
-            names and num_items + len(history) > _ITEMS_PER_CHUNK
+            names and num_items + size > _ITEMS_PER_CHUNK
         ):
-            yield names, *_encode(vocabulary, histories, summary), None
+            yield _encoded(recommender, names, histories, summary)
             names, histories, num_items = [], [], 0
         names.append(name)
         histories.append(history)
-        num_items += len(history)
+        num_items += size
     if names:
-        yield names, *_encode(vocabulary, histories, summary), None
+        yield _encoded(recommender, names, histories, summary)
 
 
 def _ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
@@ -464,7 +531,7 @@ def _ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
 
 def read_queries(
     lines: Iterable[bytes], source: str
-) -> Iterator[tuple[str, list[str]]]:
+) -> Iterator[tuple[str, _History]]:
     """Reads queries one by one.
 
     Args:
@@ -472,7 +539,7 @@ def read_queries(
         source: Its name, for error messages.
 
     Yields:
-        The query's id and the ids of its history.
+        The query's id, and the ids of its history or a request.
 
     Raises:
         InputError: A line is malformed.
@@ -508,7 +575,7 @@ def _decoded(text: bytes, source: str, number: int) -> str:
         ) from error
 
 
-def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
+def _parse(text: bytes, source: str, number: int) -> tuple[str, _History]:
     """Reads a line of JSON."""
     try:
         query = json.loads(text)
@@ -524,13 +591,23 @@ def _parse(text: bytes, source: str, number: int) -> tuple[str, list[str]]:
         raise _malformed(text, source, number) from error
     if type(history) is not list:
         raise _malformed(text, source, number)
+    if type(query_id) not in _IDS:
+        raise _malformed(text, source, number)
+    if any(query.get(name) for name in ("user", "context")) or any(
+        type(entry) is dict for entry in history
+    ):
+        given = (history, query.get("user"), query.get("context"))
+        try:
+            request = Request.of(*given)
+            "".join([str(query_id), *request.items]).encode()
+        except (InputError, UnicodeEncodeError) as error:
+            raise InputError(f"{source}:{number}: {error}") from error
+        return str(query_id), request
     # Nearly all ids are strings; others are checked one by one.
     if not _STRINGS.issuperset(map(type, history)):
         if not _IDS.issuperset(map(type, history)):
             raise _malformed(text, source, number)
         history = [str(item) for item in history]
-    if type(query_id) not in _IDS:
-        raise _malformed(text, source, number)
     query_id = str(query_id)
     try:
         # JSON can spell half of a surrogate pair, which is not text.
@@ -548,26 +625,52 @@ def _malformed(text: bytes, source: str, number: int) -> InputError:
     )
 
 
-def _encode(
-    vocabulary: Vocabulary, histories: list[list[str]], summary: Summary
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns flat indices and offsets, and counts them in the summary."""
-    lengths = np.fromiter(map(len, histories), np.int64, len(histories))
-    ids = list(itertools.chain.from_iterable(histories))
-    items = vocabulary.encode(pa.array(ids, pa.string()))
-    _count(summary, items, lengths)
-    return items, offsets_of(lengths)
+def _encoded(
+    recommender: Recommender,
+    names: list[str],
+    histories: list[_History],
+    summary: Summary,
+) -> _Chunk:
+    """Encodes queries, and counts what is not known in the summary."""
+    requests = None
+    if any(isinstance(each, Request) for each in histories):
+        requests = [
+            each if isinstance(each, Request) else Request.of(each)
+            for each in histories
+        ]
+        histories = [list(each.items) for each in requests]
+    lists = [each for each in histories if isinstance(each, list)]
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    ids = list(itertools.chain.from_iterable(lists))
+    items = recommender.vocabulary.encode(pa.array(ids, pa.string()))
+    side = None
+    if requests is not None:
+        side, num_lacking, unseen = recommender.side_of(requests)
+        summary.num_lacking += num_lacking
+        summary.num_unseen += sum(unseen.values())
+    elif recommender.side is not None:
+        summary.num_lacking += len(names)
+    _count(summary, items, lengths, side)
+    return names, items, offsets_of(lengths), None, side
 
 
-def _count(summary: Summary, items: np.ndarray, lengths: np.ndarray) -> None:
+def _count(
+    summary: Summary,
+    items: np.ndarray,
+    lengths: np.ndarray,
+    side: Side | None,
+) -> None:
     """Adds histories of `[total]` indices to a summary."""
     known = items != UNKNOWN_INDEX
     rows = np.repeat(np.arange(len(lengths)), lengths)
     num_known = np.bincount(rows[known], minlength=len(lengths))
+    is_known = num_known > 0
+    if side is not None:
+        is_known |= side.knows_user
     summary.num_queries += len(lengths)
     summary.num_unknown += int(np.count_nonzero(~known))
     summary.num_with_unknown += int(np.count_nonzero(num_known < lengths))
-    summary.num_without_known += int(np.count_nonzero(num_known == 0))
+    summary.num_without_known += int(np.count_nonzero(~is_known))
 
 
 def _write(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import recsys
 from recsys.command_line import (
@@ -23,6 +26,7 @@ from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 if TYPE_CHECKING:
     from recsys.config import TrainConfig
     from recsys.data.sequences import Sequences
+    from recsys.data.side_information import Side
     from recsys.data.vocabulary import Vocabulary
     from recsys.recommender import Recommendation, Recommender
     from recsys.reranking import Rules
@@ -78,7 +82,9 @@ COMMAND.add_flag(
     pathlib.Path,
     "histories",
     'A file with one query per line: {"query_id": "…", "history": '
-    '["item id", …]}, or ids separated by blanks; oldest first.',
+    '["item id", …]}, or ids separated by blanks; oldest first. Where the '
+    'model reads features, {"history": [{"item": "…", "time": …, "rating": …}'
+    '], "user": {…}, "context": {…}}.',
     group="Many histories",
 )
 COMMAND.add_flag(
@@ -94,6 +100,13 @@ COMMAND.add_flag(
     "The file of the answers. A .csv or .parquet file gets a row per item, any "
     'other a line {"query_id", "items", "scores"} per query.',
     group="Many histories",
+)
+COMMAND.add_flag(
+    str,
+    "context",
+    "What is known of the request where the model reads that, as JSON: "
+    '{"time": "2026-11-28T20:15", "device": "tv"}.',
+    group="All",
 )
 for name, help_text in (
     ("items", "A file of item ids, the only ones to recommend; as for --users"),
@@ -148,6 +161,7 @@ def main(values: dict[str, Any]) -> int:
     folder = recsys.workdir.Workdir(path)
     config = folder.read_config()
     vocabulary = recsys.data.vocabulary.Vocabulary.load(folder.vocabulary)
+    context = _context(values["context"])
     options = {
         "exclude_history": values["exclude_history"],
         "rules": _rules(values, vocabulary),
@@ -159,6 +173,7 @@ def main(values: dict[str, Any]) -> int:
             values["output"],
             values["k"],
             beam_options=beam_options,
+            context=context,
             **options,
         )
         print(summary.text(values["k"]), file=sys.stderr)
@@ -180,26 +195,66 @@ def main(values: dict[str, Any]) -> int:
     recommender = recsys.recommender.restore(folder, config, vocabulary)
     if values["output"]:
         summary = recsys.histories.recommend_file(
-            recommender, histories or parts, output, values["k"], **options
+            recommender,
+            histories or parts,
+            output,
+            values["k"],
+            context=context,
+            **options,
         )
         print(summary.text(values["k"]), file=sys.stderr)
     elif values["similar_to"] is not None:
         _print_similar(recommender, items[0], values["k"])
     elif parts:
-        users = parts[0]()
-        for place, user in enumerate(users.user_ids):
-            history, dislikes = (
-                lists.items[slice(*lists.offsets[place : place + 2])].tolist()
-                if lists
-                else []
-                for lists in (users, users.dislikes)
-            )
-            print("\n" * (place > 0) + f"User {printable(user)}")
-            options["dislikes"] = vocabulary.decode(dislikes).tolist()
-            _print_recommended(recommender, history, values, options)
+        _print_users(recommender, parts[0](), context, values, options)
     else:
-        _print_recommended(recommender, items, values, options)
+        request = recsys.data.side_information.Request.of(
+            vocabulary.decode(items).tolist(), context=context
+        )
+        side, _, unseen = recommender.side_of([request])
+        for feature in unseen:
+            print(f"a value new to the model: {feature}", file=sys.stderr)
+        _print_recommended(recommender, items, side, values, options)
     return 0
+
+
+def _context(text: str | None) -> dict[str, Any]:
+    """Returns the JSON object of --context."""
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            '--context must be a JSON object, such as {"time": "2026-11-28"}. '
+            f"Received: {text!r}"
+        )
+    return found
+
+
+def _print_users(
+    recommender: Recommender,
+    users: Sequences,
+    context: dict[str, Any],
+    values: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Prints recommendations for users of the log."""
+    for place, user in enumerate(users.user_ids):
+        one = users.select(np.array([place]))
+        dislikes = None
+        if one.dislikes is not None:
+            dislikes = one.dislikes.items, one.dislikes.offsets
+        print("\n" * (place > 0) + f"User {printable(user)}")
+        _print_recommended(
+            recommender,
+            one.items.tolist(),
+            recommender.side_of_users(one, context),
+            values,
+            {**options, "dislikes": dislikes},
+        )
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -317,6 +372,7 @@ def _find(vocabulary: Vocabulary, text: str) -> int:
 def _print_recommended(
     recommender: Recommender,
     history: list[int],
+    side: Side | None,
     values: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
@@ -329,13 +385,18 @@ def _print_recommended(
         if len(named) < len(known):
             titles = f"{len(known) - len(named)} others, {titles}"
         print(f"After {printable(titles)}:\n")
+    elif side is not None and side.knows_user.any():
+        print("By what is known of the user:\n")
     else:
         print(
             "No known item in the history (name some by --history=…): the "
             "most popular items, scored by their interactions:\n"
         )
-    ids = vocabulary.decode(known).tolist()
-    found = recommender.recommend(ids, values["k"], **options)
+    indices = np.array(history, np.int32)
+    listed, scores = recommender.recommend_indices(
+        indices, np.array([0, len(history)]), values["k"], side=side, **options
+    )
+    found = recommender.named(listed[0], scores[0])
     notes: list[str] = []
     if values["explain"] and known:
         notes = [
@@ -344,8 +405,9 @@ def _print_recommended(
                 for influence in influences[:_NUM_INFLUENCES]
             )
             for influences in recommender.explain_indices(
-                vocabulary.encode(ids),
+                indices,
                 vocabulary.encode([each.item_id for each in found]),
+                side,
             )
         ]
     _print_list(found, notes)

@@ -16,9 +16,14 @@ import tensorflow as tf
 from recsys import workdir as workdir_lib
 from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
-from recsys.data.prepare import train_counts
-from recsys.data.sequences import concatenated_ranges, offsets_of
-from recsys.data.side_information import Side, SideEncoder, history_side
+from recsys.data.prepare import counted, train_counts
+from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
+from recsys.data.side_information import (
+    Request,
+    Side,
+    SideEncoder,
+    history_side,
+)
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
@@ -52,13 +57,13 @@ class Recommendation:
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-    """How an item of a history changed the score of another.
+    """How an item of a history, or a feature, changed the score of another.
 
     Attributes:
-        item_id: The raw id.
+        item_id: The raw id; of a feature its name, such as "context: gap".
         title: The title, or the raw id where no title is known.
-        change: The score given the whole history minus the score without
-            the item.
+        change: The score given all that is known minus the score without the
+            item or the feature.
     """
 
     item_id: str
@@ -268,9 +273,11 @@ class Recommender:
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str | Mapping[str, Any]],
         k: int = 10,
         *,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         exclude_history: bool = True,
         dislikes: Sequence[str] = (),
         rules: Rules | None = None,
@@ -279,9 +286,12 @@ class Recommender:
         """Recommends items for one history.
 
         Args:
-            history: Raw item ids or titles, oldest first, all known; see
-                `Vocabulary.find`.
+            history: Raw item ids or titles, oldest first, all known (see
+                `Vocabulary.find`); or mappings with such an "item" and what
+                else is known of the event: "time", "rating", ….
             k: How many items.
+            user: What is known of the user, by the names of the features.
+            context: What is known of the request, likewise, and its "time".
             exclude_history: Whether items of the history are excluded.
             dislikes: Items that are excluded anyway, named as in `history`.
             rules: Which items may be recommended, and in which order.
@@ -294,14 +304,15 @@ class Recommender:
 
         Raises:
             InputError: An entry of the history is not found or ambiguous, or
-                a filter cannot be used.
+                a filter or what is known cannot be used.
         """
+        request = Request.of(history, user, context)
         (indices, offsets), disliked = (
             (
                 np.array([self.vocabulary.find(n) for n in names], np.int32),
                 np.array([0, len(names)], np.int64),
             )
-            for names in (history, dislikes)
+            for names in (request.items, dislikes)
         )
         items, scores = self.recommend_indices(
             indices,
@@ -310,8 +321,64 @@ class Recommender:
             exclude_history=exclude_history,
             dislikes=disliked if dislikes else None,
             rules=self._rules(rules, filters),
+            side=self._side_of_one(request),
         )
         return self.named(items[0], scores[0])
+
+    def side_of(
+        self, requests: Sequence[Request]
+    ) -> tuple[Side | None, int, dict[str, int]]:
+        """Encodes what is known of requests.
+
+        Args:
+            requests: The requests.
+
+        Returns:
+            What the model reads of it, None where nothing is known; how many
+            requests lack some of it, which counts as unknown; and the number
+            of values of each feature that are new to the model.
+
+        Raises:
+            InputError: A model of items alone is given features, or a name or
+                a value cannot be used.
+        """
+        if not any(request.has_features for request in requests):
+            return None, len(requests) * (self.side is not None), {}
+        if self.side is None:
+            raise _reads_items_only()
+        side, unseen = self.side.of_requests(requests)
+        return side, sum(map(self.side.lacks, requests)), unseen
+
+    def side_of_users(
+        self, sequences: Sequences, context: Mapping[str, Any]
+    ) -> Side | None:
+        """Encodes what is known of users of a log; see `SideEncoder.of_users`.
+
+        Raises:
+            InputError: As `side_of`.
+        """
+        if self.side is not None:
+            return self.side.of_users(sequences, context)
+        if context:
+            raise _reads_items_only()
+        return None
+
+    def _side_of_one(self, request: Request) -> Side | None:
+        """Encodes what is known of a request, and prints what is not."""
+        side, num_lacking, unseen = self.side_of([request])
+        if num_lacking and self.side is not None:
+            print(
+                "some of what the model reads is not given, and unknown: "
+                + self.side.describe(),
+                file=sys.stderr,
+            )
+        for name, number in unseen.items():
+            print(
+                f"{counted(number, 'value')} of {name} new to the model: "
+                "ignored",
+                file=sys.stderr,
+            )
+        return side
 
     def _rules(
         self, rules: Rules | None, filters: Mapping[str, Any]
@@ -357,64 +424,93 @@ class Recommender:
         )
         return self.named(_indices(rows)[0], scores[0])
 
-    def explain(self, history: Sequence[str], item: str) -> list[Influence]:
+    def explain(
+        self,
+        history: Sequence[str | Mapping[str, Any]],
+        item: str,
+        *,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> list[Influence]:
         """Computes how each item of a history changes the score of an item.
 
         Args:
             history: As for `recommend`.
             item: The item that is scored, by raw id or title.
+            user: As for `recommend`.
+            context: As for `recommend`.
 
         Returns:
-            The items of the history that the model reads, the largest changes
-            first.
+            The items of the history that the model reads and the features that
+            are known, the largest changes first.
 
         Raises:
             InputError: An item is not found or ambiguous.
         """
+        request = Request.of(history, user, context)
         indices = np.array(
-            [self.vocabulary.find(text) for text in history], np.int32
+            [self.vocabulary.find(text) for text in request.items], np.int32
         )
         scored = np.array([self.vocabulary.find(item)])
-        [influences] = self.explain_indices(indices, scored)
+        side = self._side_of_one(request)
+        [influences] = self.explain_indices(indices, scored, side)
         return influences
 
     def explain_indices(
-        self, history: np.ndarray, items: np.ndarray
+        self,
+        history: np.ndarray,
+        items: np.ndarray,
+        side: Side | None = None,
     ) -> list[list[Influence]]:
-        """Computes how each item of a history changes the scores of others.
+        """Computes how items of a history, and features, change scores.
 
         The history is encoded without each of its items in turn (all
-        occurrences of it) and compared with the whole: exact for any encoder,
-        at the cost of as many histories. Where nothing else is left, the
-        score without the item is 0.
+        occurrences of it) and compared with the whole: exact for any encoder.
+        Where nothing else is left, the score without the item is 0.
 
         Args:
             history: `[length]` int32 vocabulary indices, oldest first;
                 unknown items are ignored.
             items: `[n]` integer indices of the items that are scored.
+            side: What is known of the request; each feature is left out in
+                turn, too.
 
         Returns:
             For each of `items`, the known items among the newest
-            `max_history_length` of the history, the largest changes first.
+            `max_history_length` of the history and the features of `side`,
+            the largest changes first.
         """
-        known = history[history >= FIRST_ITEM_INDEX]
+        is_known = history >= FIRST_ITEM_INDEX
+        known = history[is_known]
+        side = side and side.keep(is_known)
         left_out = np.unique(known[-self._max_length :])
-        if not len(left_out):
-            return [[] for _ in items]
-        histories = [known, *(known[known != item] for item in left_out)]
+        kept = [np.ones(len(known), bool), *(known != i for i in left_out)]
         vectors = self._encode_known(
-            np.concatenate(histories),
-            np.cumsum([0, *map(len, histories)]),
+            np.concatenate([known[each] for each in kept]),
+            np.cumsum([0, *map(np.count_nonzero, kept)]),
+            side and side.repeat(kept),
         )
+        named = [
+            (str(name), self.vocabulary.describe(index))
+            for name, index in zip(
+                self.vocabulary.decode(left_out),
+                left_out.tolist(),
+                strict=True,
+            )
+        ]
+        if side is not None and self.side is not None:
+            for name, other in self.side.without_each(side):
+                named.append((name, name))
+                vector = self._encode_known(
+                    known, np.array([0, len(known)]), other
+                )
+                vectors = np.concatenate([vectors, vector])
         scores = vectors @ self.item_vectors()[items].T
         changes = scores[0] - scores[1:]
-        ids = self.vocabulary.decode(left_out)
         return [
             [
                 Influence(
-                    ids[place],
-                    self.vocabulary.describe(int(left_out[place])),
-                    float(column[place]),
+                    named[place][0], named[place][1], float(column[place])
                 )
                 for place in np.argsort(-np.abs(column), kind="stable")
             ]
@@ -578,6 +674,13 @@ def _are_known(offsets: np.ndarray, side: Side | None) -> np.ndarray:
     """`[num_queries]` bool: whether anything tells a query apart."""
     has_history = np.diff(offsets) > 0
     return has_history if side is None else has_history | side.knows_user
+
+
+def _reads_items_only() -> InputError:
+    return InputError(
+        "this model reads items alone: a history must be ids, without features "
+        "of events, users or context. Received: such features"
+    )
 
 
 def _side_specs(side: Side) -> tuple[Any, ...]:

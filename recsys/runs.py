@@ -19,6 +19,7 @@ from recsys.command_line import load_tensorflow
 from recsys.config import SOURCE_FIELDS, TrainConfig, make_config
 from recsys.data.prepare import user_histories
 from recsys.data.sequences import Sequences
+from recsys.data.side_information import Request
 from recsys.data.sources import Log
 from recsys.errors import InputError
 from recsys.evaluation.comparison import DEFAULT_BASELINES
@@ -241,8 +242,9 @@ class TrainedModel(recommender.Recommender):
             users: Raw ids of the users, in the order wanted. Default: all, in
                 the order of the log.
             k: How many items for each user, at most.
-            **options: As for `recommend`: `exclude_history=False`, `rules`,
-                or filters such as `items=[…]` and `where="…"`.
+            **options: As for `recommend`: `context={…}`, which goes for all,
+                `exclude_history=False`, `rules`, or filters such as
+                `items=[…]` and `where="…"`.
 
         Returns:
             An Arrow table, `.to_pandas()`, with a row for each item: `user`,
@@ -272,8 +274,7 @@ class TrainedModel(recommender.Recommender):
 
     def recommend_histories(
         self,
-        queries: Mapping[Any, Iterable[str | int]]
-        | Iterable[Iterable[str | int]],
+        queries: Mapping[Any, Any] | Iterable[Any],
         k: int = 10,
         **options: Any,
     ) -> pa.Table:
@@ -282,7 +283,9 @@ class TrainedModel(recommender.Recommender):
         Args:
             queries: Histories of raw item ids, oldest first, by the id of the
                 query; or one after the other, whose ids are then "0", "1" and
-                so on.
+                so on. Where more is known, mappings with "history", whose
+                entries may be mappings with "item", "user" and "context"; see
+                `recommend`.
             k: How many items for each history, at most.
             **options: As for `recommend_users`.
 
@@ -295,12 +298,27 @@ class TrainedModel(recommender.Recommender):
         """
         if not isinstance(queries, Mapping):
             queries = dict(enumerate(queries))
-        for items in queries.values():
+        asked: dict[str, Any] = {}
+        for name, items in queries.items():
             if isinstance(items, str):
                 raise InputError(
                     f"`queries` must be lists of ids. Received: {items!r}"
                 )
-        asked = {str(n): list(map(str, each)) for n, each in queries.items()}
+            known: Mapping[str, Any] = {"history": items}
+            if isinstance(items, Mapping):
+                known = items
+            if known.keys() - {"history", "user", "context"}:
+                raise InputError(
+                    "a query must have `history`, `user` and `context`. "
+                    f"Received: {', '.join(map(str, known))}"
+                )
+            request = Request.of(
+                list(known.get("history", ())),
+                known.get("user"),
+                known.get("context"),
+            )
+            is_plain = not request.has_features
+            asked[str(name)] = list(request.items) if is_plain else request
         if len(asked) < len(queries):
             raise InputError(
                 "the ids of `queries` must differ as texts. Received: "
@@ -315,6 +333,7 @@ class TrainedModel(recommender.Recommender):
         *,
         exclude_history: bool = True,
         rules: Rules | None = None,
+        context: Mapping[str, Any] | None = None,
         **filters: Any,
     ) -> pa.Table:
         if k < 1:
@@ -325,6 +344,7 @@ class TrainedModel(recommender.Recommender):
             k,
             exclude_history=exclude_history,
             rules=self._rules(rules, filters),
+            context=context,
         )
         print(summary.text(k), file=sys.stderr)
         return table

@@ -13,7 +13,7 @@ import datetime
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,15 +128,28 @@ class Side:
             users=self.users[queries],
         )
 
-    def without(self, part: str, column: int | None = None) -> Side:
-        """Returns what is known but a part, or a column of it.
+    def repeat(self, kept: Sequence[np.ndarray]) -> Side:
+        """Returns what is known of one query, with parts of its history.
+
+        Args:
+            kept: `[total]` bool for each part.
+        """
+        return dataclasses.replace(
+            self,
+            events=np.concatenate([self.events[each] for each in kept]),
+            requests=self.requests.repeat(len(kept)),
+            users=self.users.repeat(len(kept)),
+        )
+
+    def without(self, part: str, columns: Sequence[int]) -> Side:
+        """Returns what is known but some columns of a part.
 
         Args:
             part: One of `parts`.
-            column: The position of the column; None for all.
+            columns: The positions of the columns.
         """
         codes = self.parts[part].codes.copy()
-        codes[:, slice(None) if column is None else column] = 0
+        codes[:, columns] = 0
         changed = dataclasses.replace(self.parts[part], codes=codes)
         return dataclasses.replace(self, parts={**self.parts, part: changed})
 
@@ -189,15 +202,60 @@ class Request:
     """A request with what is known of it; unknown where nothing is given.
 
     Attributes:
-        events: What is known of each item of the history, oldest first: its
-            columns by name, and "time".
+        items: The items of the history by name, oldest first.
+        events: What is known of each of them: its columns by name, and "time",
+            a number in the log's unit or an ISO date.
         user: Columns of the user by name.
         context: Columns of the request by name, and "time".
     """
 
-    events: Sequence[Mapping[str, Any]] = ()
+    items: Sequence[str]
+    events: Sequence[Mapping[str, Any]]
     user: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        history: Sequence[Any],
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """Returns a request.
+
+        Args:
+            history: Ids, or mappings with "item" and what is known of it.
+            user: What is known of the user. Default: nothing.
+            context: What is known of the request. Default: nothing.
+
+        Raises:
+            InputError: An entry is neither, or a part is no mapping.
+        """
+        items, events = [], []
+        for entry in history:
+            known = {}
+            if isinstance(entry, Mapping):
+                known = {n: v for n, v in entry.items() if n != "item"}
+                entry = entry.get("item")
+            if type(entry) not in (str, int):
+                raise InputError(
+                    "an entry of a history must be an item id, or an object "
+                    'with "item". Received: ' + repr(entry)[:80]
+                )
+            items.append(str(entry))
+            events.append(known)
+        for name, part in (("user", user), ("context", context)):
+            if not isinstance(part, Mapping | None):
+                raise InputError(
+                    f"`{name}` must be an object of features by name. "
+                    f"Received: {part!r}"
+                )
+        return cls(items, events, user or {}, context or {})
+
+    @property
+    def has_features(self) -> bool:
+        """Whether anything but items is known."""
+        return bool(self.user or self.context or any(self.events))
 
 
 class SideEncoder:
@@ -318,6 +376,90 @@ class SideEncoder:
         )
 
     _latest: tuple[Any, Any] = (None, None)
+
+    def without_each(self, side: Side) -> Iterator[tuple[str, Side]]:
+        """Yields what is known without each feature, and the feature's name.
+
+        Args:
+            side: What is known.
+        """
+        for part in side.parts:
+            names = self.column_names(part)
+            for place, name in enumerate(names):
+                if name == _SAME_TIME:
+                    continue
+                columns = [place]
+                if name == "gap" and _SAME_TIME in names:
+                    columns.append(names.index(_SAME_TIME))
+                yield f"{PARTS[part]}: {name}", side.without(part, columns)
+        if side.times is not None:
+            yield "time between events", dataclasses.replace(side, times=None)
+
+    def lacks(self, request: Request) -> bool:
+        """Whether a feature that the model reads is not given."""
+        of_event = self.given_names("history") + ["time"] * self.reads_clock
+        wanted = (
+            (request.user, self.given_names("user")),
+            *((row, of_event) for row in request.events),
+        )
+        return self.lacks_context(request.context) or any(
+            row.get(n) is None for row, names in wanted for n in names
+        )
+
+    def lacks_context(self, context: Mapping[str, Any]) -> bool:
+        """Whether a feature of a request that the model reads is not given."""
+        time = ["time"] * self.reads_request_time
+        names = self.given_names("context") + time
+        return any(context.get(name) is None for name in names)
+
+    def of_users(
+        self, sequences: Sequences, context: Mapping[str, Any]
+    ) -> Side:
+        """Returns what is known of users whose whole sequences are histories.
+
+        Args:
+            sequences: Their sequences.
+            context: What is known of the request, the same for all; see
+                `Request`.
+
+        Raises:
+            InputError: A name or a value cannot be used, or the time of the
+                request is before an event.
+        """
+        self._check_names([Request((), (), context=context)])
+        offsets, ends = sequences.offsets, sequences.offsets[1:]
+        num_users = sequences.num_users
+        columns, levels = {}, dict(sequences.levels)
+        for name, codes in sequences.columns.items():
+            code = -1
+            if name in levels and context.get(name) is not None:
+                value = _as_array(name, [context[name]])
+                levels[name] = _joined_levels(name, levels[name], value)
+                code = len(levels[name]) - 1
+            columns[name] = np.insert(codes, ends, code)
+        time = self._time(context.get("time"))
+        if time != _UNKNOWN and (sequences.timestamps > time).any():
+            late = sequences.timestamps.max()
+            raise InputError(
+                "the time of the request must not be before the events of the "
+                f"users. Received: {context['time']!r}, and events until {late}"
+            )
+        extended = dataclasses.replace(
+            sequences,
+            offsets=offsets + np.arange(num_users + 1),
+            items=np.insert(sequences.items, ends, 0),
+            timestamps=np.insert(sequences.timestamps, ends, time),
+            columns=columns,
+            levels=levels,
+            dislikes=None,
+        )
+        requests = extended.offsets[1:] - 1
+        return self.side(
+            extended,
+            concatenated_ranges(extended.offsets[:-1], sequences.lengths),
+            requests if context else np.full(num_users, -1),
+            np.arange(num_users),
+        )
 
     def of_requests(
         self, requests: Sequence[Request]
@@ -719,6 +861,16 @@ def _with_numbers(values: pa.Array) -> pa.Array:
         if numbers.null_count > pc.sum(blank).as_py():
             return values
     return numbers
+
+
+def _joined_levels(name: str, levels: pa.Array, value: pa.Array) -> pa.Array:
+    try:
+        return pa.concat_arrays([levels, value.cast(levels.type)])
+    except pa.ArrowException as error:
+        raise InputError(
+            f"feature `{name}` must be like those of the log, {levels.type}. "
+            f"Received: {value[0].as_py()!r}"
+        ) from error
 
 
 def _as_array(name: str, values: list[Any]) -> pa.Array:
