@@ -397,6 +397,15 @@ class ItemEncoder:
             vectors=np.concatenate(vectors, axis=1),
         )
 
+    def levels(self, number: int) -> list[Any]:
+        """Returns the values, or the knots, that `fit` kept of a column.
+
+        Args:
+            number: The position of the column in `columns`.
+        """
+        state = self._states[number]
+        return list(state.get("values", _knots(state)))
+
     def encode_column(
         self, number: int, values: pa.Array
     ) -> tuple[np.ndarray, np.ndarray]:

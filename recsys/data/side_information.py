@@ -268,7 +268,15 @@ class SideEncoder:
         reads_times: Whether attention reads the times of events.
         per_second: Units of the log's times in a second; 0 for none.
         kinds: Names of the kinds of events, where a part reads them.
+
+    Attributes:
+        encoders: As given, in the order of `PARTS`.
+        reads_times: As given.
+        per_second: As given.
     """
+
+    # The columns that times tell.
+    CLOCK = (*CLOCK_FEATURES, _SAME_TIME)
 
     def __init__(
         self,
@@ -279,7 +287,7 @@ class SideEncoder:
     ) -> None:
         self.encoders = {p: encoders[p] for p in PARTS if p in encoders}
         self.reads_times = reads_times
-        self._per_second = per_second
+        self.per_second = per_second
         self._kinds = tuple(kinds)
 
     @property
@@ -347,7 +355,7 @@ class SideEncoder:
             return None
         times = data.timestamps
         assert times is not None  # Those who read times ask for them.
-        seconds = times // max(1, self._per_second)
+        seconds = times // max(1, self.per_second)
         return np.where(times == _UNKNOWN, NO_TIME, seconds)
 
     def side(
@@ -500,7 +508,7 @@ class SideEncoder:
             timestamps=times,
             columns=columns,
             levels=levels,
-            timestamps_per_second=self._per_second,
+            timestamps_per_second=self.per_second,
             users=pa.table(users) if users else None,
         )
         parts = self.code(sequences)
@@ -579,7 +587,7 @@ class SideEncoder:
         """Returns a time in the log's unit."""
         if value is None:
             return _UNKNOWN
-        per_second = max(1, self._per_second)
+        per_second = max(1, self.per_second)
         try:
             if isinstance(value, str):
                 moment = datetime.datetime.fromisoformat(value.strip())
@@ -608,7 +616,7 @@ class SideEncoder:
         if name in _CLOCK:
             return coded(
                 clock_column(
-                    name, data.timestamps, data.offsets, self._per_second
+                    name, data.timestamps, data.offsets, self.per_second
                 )
             )
         if name not in data.columns:
@@ -622,7 +630,7 @@ class SideEncoder:
         content = {
             "parts": {p: e.to_json() for p, e in self.encoders.items()},
             "reads_times": self.reads_times,
-            "per_second": self._per_second,
+            "per_second": self.per_second,
             "kinds": list(self._kinds),
         }
         with atomic_path(path) as temporary:

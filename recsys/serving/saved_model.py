@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,7 @@ import tensorflow as tf
 from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 from recsys.recommender import Recommender
+from recsys.serving.features import FeatureTensors
 
 # The score of a place in a list where no item is left.
 NO_SCORE = tf.float32.min
@@ -57,6 +58,9 @@ class ServedModel:
         )
         vectors = recommender.item_vectors()
         self._norms = tf.constant(np.linalg.norm(vectors, axis=1))
+        self._features: FeatureTensors | None = None
+        if recommender.side is not None:
+            self._features = FeatureTensors(recommender.side)
         self._baked: tf.Variable | None = None
         if model.candidate_tower.item_features is not None:
             # Otherwise each request would compute the features of all items.
@@ -69,6 +73,7 @@ class ServedModel:
             self._index,
             *(variable.value for variable in model.history_tower.variables),
             *([] if self._baked is None else [self._baked]),
+            *([] if self._features is None else self._features.resources),
         ]
 
     def signatures(self) -> dict[str, Callable]:
@@ -79,7 +84,27 @@ class ServedModel:
             exclude=_ROWS_OF_STRINGS,
             k=_NUMBERS,
         )
+        with_features = {}
+        if self._features is not None:
+            inputs = self._features.inputs()
+            with_features["recommend_with_features"] = _signature(
+                lambda history, items, exclude, k, *features: (
+                    self.recommend_among(
+                        history,
+                        items,
+                        exclude,
+                        k,
+                        dict(zip(inputs, features, strict=True)),
+                    )
+                ),
+                history=_ROWS_OF_STRINGS,
+                items=_ROWS_OF_STRINGS,
+                exclude=_ROWS_OF_STRINGS,
+                k=_NUMBERS,
+                **inputs,
+            )
         return {
+            **with_features,
             "serving_default": recommend,
             "recommend": recommend,
             # Not an input of `recommend`: none can be left out of a request.
@@ -124,6 +149,7 @@ class ServedModel:
         items: tf.Tensor | None,
         exclude: tf.Tensor,
         k: tf.Tensor,
+        features: Mapping[str, tf.Tensor] | None = None,
     ) -> dict[str, tf.Tensor]:
         """Recommends some of the items.
 
@@ -133,15 +159,29 @@ class ServedModel:
                 recommend; None, or a row of "" alone, for all.
             exclude: As for `recommend`.
             k: As for `recommend`.
+            features: What is known besides, as `FeatureTensors.inputs` says:
+                inputs of the signature `recommend_with_features`. Default:
+                unknown.
 
         Returns:
             As for `recommend`.
         """
         seen = self._index.lookup(history)
-        known = tf.ragged.boolean_mask(seen, seen >= FIRST_ITEM_INDEX)
+        is_known = seen >= FIRST_ITEM_INDEX
+        known = tf.ragged.boolean_mask(seen, is_known)
+        has_vector = known.row_lengths() > 0
+        entries = None
+        if features is not None and self._features is not None:
+            entries = self._features.entries(
+                features, is_known, self._max_length
+            )
+            if "user_weights" in entries:
+                has_vector |= tf.reduce_any(entries["user_weights"] != 0, 1)
         scores = tf.where(
-            known.row_lengths()[:, tf.newaxis] > 0,
-            tf.matmul(self._encode(known), self._vectors(), transpose_b=True),
+            has_vector[:, tf.newaxis],
+            tf.matmul(
+                self._encode(known, entries), self._vectors(), transpose_b=True
+            ),
             self._popularity,
         )
         excluded = self._index.lookup(exclude)
@@ -220,10 +260,17 @@ class ServedModel:
             return tf.convert_to_tensor(self._baked)
         return tf.cast(self._candidate_tower.all_candidates(), tf.float32)
 
-    def _encode(self, known: tf.RaggedTensor) -> tf.Tensor:
+    def _encode(
+        self,
+        known: tf.RaggedTensor,
+        entries: Mapping[str, tf.Tensor] | None = None,
+    ) -> tf.Tensor:
         """Returns `[batch, embedding_dim]` of `[batch, (length)]` indices."""
         history_ids = known[:, -self._max_length :].to_tensor()
-        vectors = self._history_tower(history_ids, training=False)
+        known_besides = {} if entries is None else {"features": entries}
+        vectors = self._history_tower(
+            history_ids, training=False, **known_besides
+        )
         return tf.cast(vectors, tf.float32)
 
     def _listed(
@@ -281,12 +328,11 @@ def _is_listed(indices: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
 
 def _signature(function: Callable, **inputs: tf.TensorSpec) -> Callable:
     """Returns a graph function with named inputs."""
-    return tf.function(
-        function,
-        input_signature=[
+    return tf.function(function).get_concrete_function(
+        *(
             tf.TensorSpec(spec.shape, spec.dtype, name)
             for name, spec in inputs.items()
-        ],
+        )
     )
 
 

@@ -1,0 +1,283 @@
+"""Features of requests as tensors: the encoders of a model, in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from recsys.data.features import MAX_VALUES, ItemEncoder
+from recsys.data.side_information import NO_TIME, SideEncoder
+
+_DAY = 86_400
+# The input of the times, in the unit of the log.
+_TIME = "time"
+
+
+class FeatureTensors:
+    """Encodes what is known of requests, as `SideEncoder` does.
+
+    Attributes:
+        resources: The lookup tables, which a SavedModel must track.
+
+    Args:
+        side: The encoder. Kinds "words" and "vector" of events, requests and
+            users are not read from requests here, and are unknown.
+    """
+
+    def __init__(self, side: SideEncoder) -> None:
+        self._side = side
+        self._columns = {
+            part: [
+                _Column(encoder, number)
+                for number in range(len(encoder.columns))
+            ]
+            for part, encoder in side.encoders.items()
+        }
+        self.resources = [
+            column.table
+            for columns in self._columns.values()
+            for column in columns
+            if column.table is not None
+        ]
+
+    def inputs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the inputs of a signature, besides the history.
+
+        Returns:
+            `history_time`, `[batch, length]` int64 in the log's unit, and
+            `context_time`, `[batch]`, -1 for unknown; `history_<name>`,
+            `context_<name>` and `user_<name>`, of the same shapes: float32 for
+            numbers (NaN for unknown), else string ("" for unknown; several
+            values with the column's separator between).
+        """
+        specs: dict[str, tf.TensorSpec] = {}
+        shapes = {"history": [None, None], "context": [None], "user": [None]}
+        if self._side.reads_clock:
+            specs["history_time"] = tf.TensorSpec([None, None], tf.int64)
+        if self._side.reads_request_time:
+            specs["context_time"] = tf.TensorSpec([None], tf.int64)
+        for part, columns in self._columns.items():
+            for column in columns:
+                if not column.is_given:
+                    continue
+                where = [part]
+                if part == "context":
+                    # Events have had a context of their own.
+                    where = ["context", "history"]
+                for each in where:
+                    name = f"{each}_{column.name}"
+                    specs[name] = tf.TensorSpec(shapes[each], column.dtype)
+        return specs
+
+    def entries(
+        self, given: Mapping[str, tf.Tensor], is_kept: tf.Tensor, length: int
+    ) -> dict[str, tf.Tensor]:
+        """Returns the entries of a batch of histories, as a model reads them.
+
+        Args:
+            given: The inputs; see `inputs`. An axis of 1 goes for all.
+            is_kept: `[batch, length]` bool: the items of the histories that
+                are known.
+            length: How many of those are read, the newest.
+
+        Returns:
+            The entries that `HistoryTower` describes, without the others.
+        """
+        shape = tf.shape(is_kept)
+        given = {
+            name: tf.broadcast_to(
+                each, shape if name.startswith("history_") else shape[:1]
+            )
+            for name, each in given.items()
+        }
+        times = given.get("history_time")
+        asked = given.get("context_time")
+        entries = {}
+        last = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=1)
+        last = tf.minimum(last, length) - 1
+        for part, columns in self._columns.items():
+            found = []
+            for column in columns:
+                if part == "user":
+                    found.append(column.encode(given[f"user_{column.name}"]))
+                    continue
+                name = column.name
+                past = (
+                    column.encode(given[f"history_{name}"])
+                    if column.is_given
+                    else column.encode(self._clock(name, times, None))
+                )
+                past = tuple(_kept(each, is_kept, length) for each in past)
+                if part == "history":
+                    found.append(past)
+                    continue
+                now = column.encode(
+                    given[f"context_{name}"]
+                    if column.is_given
+                    else self._clock(name, times, asked)
+                )
+                found.append(
+                    tuple(
+                        _followed_by(each, other, last)
+                        for each, other in zip(past, now, strict=True)
+                    )
+                )
+            values, weights = zip(*found, strict=True)
+            entries[f"{part}_features"] = tf.concat(values, axis=-1)
+            entries[f"{part}_weights"] = tf.concat(weights, axis=-1)
+        if self._side.reads_times and times is not None:
+            entries |= self._times(times, asked, is_kept, length, last)
+        return entries
+
+    def _times(
+        self,
+        times: tf.Tensor,
+        asked: tf.Tensor | None,
+        is_kept: tf.Tensor,
+        length: int,
+        last: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        unit = max(1, self._side.per_second)
+        unknown = tf.constant(NO_TIME, tf.int64)
+        seconds = tf.where(times < 0, unknown, times // unit)
+        kept = _kept(seconds[..., tf.newaxis] + 1, is_kept, length)
+        requests = kept
+        if asked is not None:
+            now = tf.where(asked < 0, unknown, asked // unit)
+            requests = _followed_by(kept, now[:, tf.newaxis] + 1, last)
+            requests = tf.where(requests > 0, requests, kept)
+        # Padding, which is 0 here, is unknown like -1.
+        return {
+            "history_times": kept[..., 0] - 1,
+            "request_times": requests[..., 0] - 1,
+        }
+
+    def _clock(
+        self, name: str, times: tf.Tensor, asked: tf.Tensor | None
+    ) -> tf.Tensor:
+        """Returns what times tell: of each event, or of the request."""
+        if asked is None:
+            before = tf.pad(
+                times[:, :-1], [[0, 0], [1, 0]], constant_values=NO_TIME
+            )
+            now = times
+        else:
+            padded = tf.pad(times, [[0, 0], [1, 0]], constant_values=NO_TIME)
+            before, now = padded[:, -1], asked
+        unit = max(1, self._side.per_second)
+        known = now >= 0
+        if name in ("gap", "same time"):
+            gap = tf.cast(now - before, tf.float64) / unit
+            known &= before >= 0
+            if name != "gap":
+                return tf.where(known & (gap == 0), "yes", "")
+            log = tf.math.log(tf.maximum(gap, 1e-9)) / float(np.log(2))
+            log = tf.cast(tf.round(8 * log) / 8, tf.float32)
+            return tf.where(known & (gap > 0), log, np.nan)
+        seconds = tf.maximum(now, 0) // unit
+        if name == "hour":
+            found = seconds % _DAY // 3600
+        elif name == "weekday":
+            found = (seconds // _DAY + 3) % 7
+        else:
+            found = _month(seconds // _DAY)
+        return tf.where(known, tf.strings.as_string(found), "")
+
+
+class _Column:
+    """One column of an encoder, in a graph."""
+
+    def __init__(self, encoder: ItemEncoder, number: int) -> None:
+        column = encoder.columns[number]
+        self.name = column.name
+        self._separator = column.separator
+        self._kind = column.kind
+        self.is_given = column.name not in SideEncoder.CLOCK
+        self.dtype = tf.float32 if column.kind == "numeric" else tf.string
+        self.table: tf.lookup.StaticHashTable | None = None
+        self._knots: np.ndarray | None = None
+        levels = encoder.levels(number)
+        if column.kind == "numeric":
+            self._knots = np.array(levels, np.float32)
+            rows, _ = encoder.encode_column(
+                number, pa.array(levels[:1], pa.float64())
+            )
+            self._first = int(rows.max())
+        elif levels and column.kind in ("categorical", "multi"):
+            values = pa.array(levels, pa.string())
+            rows, _ = encoder.encode_column(number, values)
+            self.table = tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(
+                    levels, rows.max(axis=1).astype(np.int64)
+                ),
+                default_value=0,
+            )
+
+    def encode(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns `[..., width]` rows of the table of values, and weights."""
+        if self._knots is not None:
+            return self._encode_numbers(values, self._knots)
+        if self.table is None:
+            rows = tf.zeros_like(values, tf.int32)[..., tf.newaxis]
+            return rows, tf.zeros_like(rows, tf.float32)
+        text = tf.strings.strip(values)
+        if self._kind == "categorical":
+            rows = tf.cast(self.table.lookup(text), tf.int32)[..., tf.newaxis]
+            return rows, tf.cast(rows > 0, tf.float32)
+        shape = tf.shape(text)
+        parts = tf.strings.split(tf.reshape(text, [-1]), self._separator)
+        parts = tf.strings.strip(parts[:, :MAX_VALUES].to_tensor(""))
+        rows = tf.cast(self.table.lookup(parts), tf.int32)
+        num_values = tf.reduce_sum(tf.cast(rows > 0, tf.float32), 1)
+        weights = tf.math.divide_no_nan(1.0, tf.sqrt(num_values))[:, None]
+        weights *= tf.cast(rows > 0, tf.float32)
+        shape = tf.concat([shape, tf.shape(rows)[1:]], axis=0)
+        return tf.reshape(rows, shape), tf.reshape(weights, shape)
+
+    def _encode_numbers(
+        self, values: tf.Tensor, levels: np.ndarray
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        knots = tf.constant(levels)
+        known = tf.math.is_finite(values)
+        clipped = tf.clip_by_value(
+            tf.where(known, values, 0.0), knots[0], knots[-1]
+        )
+        flat = tf.reshape(clipped, [-1])
+        above = tf.searchsorted(knots, flat, "right")
+        below = tf.reshape(above, tf.shape(values)) - 1
+        above = tf.minimum(below + 1, len(levels) - 1)
+        left, right = tf.gather(knots, below), tf.gather(knots, above)
+        share = tf.math.divide_no_nan(clipped - left, right - left)
+        weights = tf.stack([1 - share, share], axis=-1)
+        weights *= tf.cast(known, tf.float32)[..., tf.newaxis]
+        rows = tf.stack([below, above], axis=-1) + self._first
+        return tf.where(weights > 0, rows, 0), weights
+
+
+def _kept(values: tf.Tensor, is_kept: tf.Tensor, length: int) -> tf.Tensor:
+    """`[batch, newest, width]` of `[batch, length, width]`, 0 at padding."""
+    return tf.ragged.boolean_mask(values, is_kept)[:, -length:].to_tensor()
+
+
+def _followed_by(past: tf.Tensor, now: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """Moves `[batch, length, width]` one place on; `now` comes last."""
+    later = tf.pad(past[:, 1:], [[0, 0], [0, 1], [0, 0]])
+    later = later[:, : tf.shape(past)[1]]
+    is_last = tf.range(tf.shape(past)[1])[tf.newaxis] == last[:, tf.newaxis]
+    return tf.where(is_last[..., tf.newaxis], now[:, tf.newaxis], later)
+
+
+def _month(days: tf.Tensor) -> tf.Tensor:
+    """Returns the month, from 1, of days since 1970 in the civil calendar.
+
+    After Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    """
+    of_era = (days + 719_468) % 146_097
+    year = of_era - of_era // 1_460 + of_era // 36_524 - of_era // 146_096
+    year //= 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    from_march = (5 * of_year + 2) // 153
+    return tf.where(from_march < 10, from_march + 3, from_march - 9)
