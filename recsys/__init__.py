@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         MeanPooling,
         SelfAttentionEncoder,
     )
-    from recsys.models.item_features import ItemFeatures
+    from recsys.models.item_features import FeatureSum, ItemFeatures
     from recsys.models.shared_item_embedding import SharedItemEmbedding
     from recsys.models.towers import CandidateTower, HistoryTower
     from recsys.models.two_tower import TwoTower
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CandidateTower",
+    "FeatureSum",
     "GRUEncoder",
     "HistoryTower",
     "InputError",
@@ -56,6 +57,7 @@ _HOMES = {
     "GRUEncoder": "recsys.models.history_encoders",
     "HistoryTower": "recsys.models.towers",
     "InputError": "recsys.errors",
+    "FeatureSum": "recsys.models.item_features",
     "ItemFeatures": "recsys.models.item_features",
     "Log": "recsys.data.sources",
     "MeanPooling": "recsys.models.history_encoders",

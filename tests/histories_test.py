@@ -20,9 +20,13 @@ class Latest:
     """Recommends the items with the highest index, scored by it."""
 
     vocabulary = Vocabulary(["a", "b", "c", "7"])
+    side = None
 
     def __init__(self):
         self.sizes = []
+
+    def side_of_users(self, sequences, context):
+        return None
 
     def recommend_indices(self, items, offsets, k, *, exclude_history, **_):
         found = np.zeros((len(offsets) - 1, k), np.int32)

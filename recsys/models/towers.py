@@ -184,14 +184,12 @@ class HistoryTower(keras.layers.Layer):
         has_one = "only_positions" in self._encoder_arguments & arguments.keys()
         _check_encoded(vectors, outputs, has_one)
         if return_sequences:
-            outputs *= tf.cast(mask, outputs.dtype)[..., tf.newaxis]
-            if self.user_features is None:
-                return outputs
-            events = outputs[:, 1:]
-            if not with_start:
-                return events * tf.cast(
-                    found.mask[..., tf.newaxis], outputs.dtype
-                )
+            events = outputs
+            if self.user_features is not None:
+                events = outputs[:, 1:]
+            events *= tf.cast(found.mask, outputs.dtype)[..., tf.newaxis]
+            if self.user_features is None or not with_start:
+                return events
             start = pick(found.start_position, outputs)[:, tf.newaxis]
             return tf.concat([start, events], axis=1)
         if "only_positions" not in self._encoder_arguments:

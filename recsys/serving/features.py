@@ -73,28 +73,38 @@ class FeatureTensors:
         return specs
 
     def entries(
-        self, given: Mapping[str, tf.Tensor], is_kept: tf.Tensor, length: int
+        self,
+        given: Mapping[str, tf.Tensor],
+        is_event: tf.Tensor,
+        is_kept: tf.Tensor,
+        length: int,
     ) -> dict[str, tf.Tensor]:
         """Returns the entries of a batch of histories, as a model reads them.
 
         Args:
             given: The inputs; see `inputs`. An axis of 1 goes for all.
-            is_kept: `[batch, length]` bool: the items of the histories that
-                are known.
+            is_event: `[batch, length]` bool: where histories have an item.
+            is_kept: Likewise, where they have one that is known.
             length: How many of those are read, the newest.
 
         Returns:
             The entries that `HistoryTower` describes, without the others.
         """
         shape = tf.shape(is_kept)
-        given = {
-            name: tf.broadcast_to(
-                each, shape if name.startswith("history_") else shape[:1]
-            )
-            for name, each in given.items()
-        }
+        known = {}
+        for name, each in given.items():
+            if name.startswith("history_"):
+                known[name] = _events(tf.broadcast_to(each, shape), is_event)
+            else:
+                known[name] = tf.broadcast_to(each, shape[:1])
+        given, is_kept = known, _events(is_kept, is_event)
         times = given.get("history_time")
         asked = given.get("context_time")
+        newest = times
+        if times is not None:
+            ends = tf.reduce_sum(tf.cast(is_event, tf.int32), axis=1)
+            padded = tf.pad(times, [[0, 0], [1, 0]], constant_values=NO_TIME)
+            newest = tf.gather(padded, ends, batch_dims=1)
         entries = {}
         last = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=1)
         last = tf.minimum(last, length) - 1
@@ -108,7 +118,7 @@ class FeatureTensors:
                 past = (
                     column.encode(given[f"history_{name}"])
                     if column.is_given
-                    else column.encode(self._clock(name, times, None))
+                    else column.encode(self._clock(name, times, _before(times)))
                 )
                 past = tuple(_kept(each, is_kept, length) for each in past)
                 if part == "history":
@@ -117,7 +127,7 @@ class FeatureTensors:
                 now = column.encode(
                     given[f"context_{name}"]
                     if column.is_given
-                    else self._clock(name, times, asked)
+                    else self._clock(name, asked, newest)
                 )
                 found.append(
                     tuple(
@@ -155,18 +165,8 @@ class FeatureTensors:
             "request_times": requests[..., 0] - 1,
         }
 
-    def _clock(
-        self, name: str, times: tf.Tensor, asked: tf.Tensor | None
-    ) -> tf.Tensor:
-        """Returns what times tell: of each event, or of the request."""
-        if asked is None:
-            before = tf.pad(
-                times[:, :-1], [[0, 0], [1, 0]], constant_values=NO_TIME
-            )
-            now = times
-        else:
-            padded = tf.pad(times, [[0, 0], [1, 0]], constant_values=NO_TIME)
-            before, now = padded[:, -1], asked
+    def _clock(self, name: str, now: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        """Returns what times tell, given those of the events before."""
         unit = max(1, self._side.per_second)
         known = now >= 0
         if name in ("gap", "same time"):
@@ -255,6 +255,19 @@ class _Column:
         weights *= tf.cast(known, tf.float32)[..., tf.newaxis]
         rows = tf.stack([below, above], axis=-1) + self._first
         return tf.where(weights > 0, rows, 0), weights
+
+
+def _events(values: tf.Tensor, is_event: tf.Tensor) -> tf.Tensor:
+    """`[batch, events]` of `[batch, length]`, padded at the end."""
+    padding = {tf.int64: NO_TIME, tf.float32: np.nan, tf.bool: False}
+    return tf.ragged.boolean_mask(values, is_event).to_tensor(
+        padding.get(values.dtype, "")
+    )
+
+
+def _before(times: tf.Tensor) -> tf.Tensor:
+    """Returns the time of the event before each, if any."""
+    return tf.pad(times[:, :-1], [[0, 0], [1, 0]], constant_values=NO_TIME)
 
 
 def _kept(values: tf.Tensor, is_kept: tf.Tensor, length: int) -> tf.Tensor:

@@ -173,7 +173,7 @@ class ServedModel:
         entries = None
         if features is not None and self._features is not None:
             entries = self._features.entries(
-                features, is_known, self._max_length
+                features, history != "", is_known, self._max_length
             )
             if "user_weights" in entries:
                 has_vector |= tf.reduce_any(entries["user_weights"] != 0, 1)
