@@ -26,6 +26,7 @@ all features, in turn.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import statistics
 import sys
@@ -88,6 +89,7 @@ COMMAND.add_flag(
 add_config_flags(COMMAND)
 
 _METRICS = ("recall@10", "ndcg@10")
+_NUM_BATCHES = 40
 # The end of each slice, in seconds between the last event and the target.
 _SLICES = {"0 s": 0, "1-60 s": 60, "longer": None}
 
@@ -149,10 +151,8 @@ def _variants(config: TrainConfig) -> dict[str, dict[str, str]]:
         found["users"] = {"user_features": "auto"}
     if per_second:
         found["request"] = {"context_features": clock}
-    return {
-        **found,
-        "all": {k: v for x in found.values() for k, v in x.items()},
-    }
+    every = {n: text for each in found.values() for n, text in each.items()}
+    return {**found, "all": every}
 
 
 def _shuffled(config: TrainConfig, workdir: pathlib.Path) -> str:
@@ -228,7 +228,7 @@ def _by_gap(found: Any, queries: Any) -> dict[str, float]:
         return {}
     gaps = times[queries.history_ends] - times[queries.history_ends - 1]
     gaps = gaps / per_second
-    ndcg = found.per_query("ndcg", 10)
+    ndcg = found.per_query()["ndcg@10"]
     rows, begin = {}, -1
     for name, end in _SLICES.items():
         chosen = (gaps > begin) & (gaps <= (np.inf if end is None else end))
@@ -336,7 +336,7 @@ def _cost(
                 data,
                 verbose=False,
             )
-            batches = [b for _, b in zip(range(40), trainer.batches(0))]
+            batches = list(itertools.islice(trainer.batches(0), _NUM_BATCHES))
             steps[name] = (trainer.train_step, batches)
             model = Recommender(
                 trainer.model,
@@ -345,7 +345,9 @@ def _cost(
                 side=trainer.side,
             )
             requests[name] = (model, data.split.validation)
-        times = _alternately(steps, lambda run, i: run[0](run[1][i % 40]))
+        times = _alternately(
+            steps, lambda run, i: run[0](run[1][i % len(run[1])])
+        )
 
         def ask(run: Any, i: int) -> None:
             model, queries = run
