@@ -91,50 +91,42 @@ class FeatureTensors:
             The entries that `HistoryTower` describes, without the others.
         """
         shape = tf.shape(is_kept)
-        known = {}
-        for name, each in given.items():
-            if name.startswith("history_"):
-                known[name] = _events(tf.broadcast_to(each, shape), is_event)
-            else:
-                known[name] = tf.broadcast_to(each, shape[:1])
-        given, is_kept = known, _events(is_kept, is_event)
+        given = {
+            name: _events(tf.broadcast_to(each, shape), is_event)
+            if name.startswith("history_")
+            else tf.broadcast_to(each, shape[:1])
+            for name, each in given.items()
+        }
+        is_kept = _events(is_kept, is_event)
         times = given.get("history_time")
         asked = given.get("context_time")
-        newest = times
-        if times is not None:
-            ends = tf.reduce_sum(tf.cast(is_event, tf.int32), axis=1)
-            padded = tf.pad(times, [[0, 0], [1, 0]], constant_values=NO_TIME)
-            newest = tf.gather(padded, ends, batch_dims=1)
         entries = {}
         last = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=1)
         last = tf.minimum(last, length) - 1
+        clocks = {}
+        if times is not None:
+            clocks["history"] = (times, _before(times))
+        if asked is not None:
+            ends = tf.reduce_sum(tf.cast(is_event, tf.int32), axis=1)
+            padded = tf.pad(times, [[0, 0], [1, 0]], constant_values=NO_TIME)
+            clocks["context"] = (asked, tf.gather(padded, ends, batch_dims=1))
+
+        def encode(where: str, column: _Column) -> tuple[tf.Tensor, tf.Tensor]:
+            if column.is_given:
+                return column.encode(given[f"{where}_{column.name}"])
+            return column.encode(self._clock(column.name, *clocks[where]))
+
         for part, columns in self._columns.items():
             found = []
             for column in columns:
-                if part == "user":
-                    found.append(column.encode(given[f"user_{column.name}"]))
-                    continue
-                name = column.name
-                past = (
-                    column.encode(given[f"history_{name}"])
-                    if column.is_given
-                    else column.encode(self._clock(name, times, _before(times)))
-                )
-                past = tuple(_kept(each, is_kept, length) for each in past)
-                if part == "history":
-                    found.append(past)
-                    continue
-                now = column.encode(
-                    given[f"context_{name}"]
-                    if column.is_given
-                    else self._clock(name, asked, newest)
-                )
-                found.append(
-                    tuple(
-                        _followed_by(each, other, last)
-                        for each, other in zip(past, now, strict=True)
-                    )
-                )
+                first = "history" if part == "context" else part
+                pair = encode(first, column)
+                if part != "user":
+                    pair = tuple(_kept(x, is_kept, length) for x in pair)
+                if part == "context":
+                    now = encode(part, column)
+                    pair = tuple(map(_followed_by, pair, now, [last, last]))
+                found.append(pair)
             values, weights = zip(*found, strict=True)
             entries[f"{part}_features"] = tf.concat(values, axis=-1)
             entries[f"{part}_weights"] = tf.concat(weights, axis=-1)

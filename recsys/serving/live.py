@@ -390,12 +390,7 @@ def read_asked(
     Raises:
         InputError: A title is ambiguous, or the model cannot read something.
     """
-    events = [e if isinstance(e, Mapping) else {"item": e} for e in history]
-    known = side_information.Request(
-        [{n: v for n, v in e.items() if n != "item"} for e in events],
-        user or {},
-        context or {},
-    )
+    known = side_information.Request.of(history, user, context)
     if recommender.side is not None:
         recommender.side.of_requests([known])
     elif given := [name for row in known.events for name in row] + [
@@ -407,7 +402,7 @@ def read_asked(
             f"history. Received: {', '.join(dict.fromkeys(given))}"
         )
     vocabulary = recommender.vocabulary
-    texts = np.array([str(event["item"]) for event in events], object)
+    texts = np.array(known.items, object)
     items = vocabulary.encode(texts)
     for place in np.flatnonzero(items == UNKNOWN_INDEX):
         if vocabulary.matching(texts[place]):
