@@ -98,8 +98,7 @@ class FeatureTensors:
             for name, each in given.items()
         }
         is_kept = _events(is_kept, is_event)
-        times = given.get("history_time")
-        asked = given.get("context_time")
+        times, asked = map(given.get, ("history_time", "context_time"))
         entries = {}
         last = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=1)
         last = tf.minimum(last, length) - 1
