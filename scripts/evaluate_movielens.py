@@ -66,8 +66,8 @@ def main(values: dict[str, Any]) -> int:
     config = make_config(values["preset"], given_fields(values))
     workdir = run_folder(values, _FOLDER)
     load_tensorflow()
-    runs = [_train(config, seed, workdir) for seed in seeds]
-    rows, table = _test(config, runs)
+    runs = [train_seed(config, seed, workdir) for seed in seeds]
+    rows, table = test_runs(config, runs)
     print(f"seed {seeds[0]} beside baselines:\n\n{table}\n")
     mean = {name: _mean_and_spread(rows, name) for name in _METRICS}
     minutes = [sum(e["seconds"] for e in run.history) / 60 for run in runs]
@@ -118,9 +118,16 @@ def parse_seeds(text: str) -> list[int]:
         ) from error
 
 
-def _train(
+def train_seed(
     config: TrainConfig, seed: int, workdir: pathlib.Path
 ) -> TrainResult:
+    """Trains with a seed into a workdir of its own, or leaves it as it is.
+
+    Args:
+        config: The configuration.
+        seed: Its seed.
+        workdir: The folder of all seeds.
+    """
     from recsys.training import train
 
     return train(
@@ -130,10 +137,19 @@ def _train(
     )
 
 
-def _test(
+def test_runs(
     config: TrainConfig, runs: list[TrainResult]
 ) -> tuple[list[dict[str, float]], str]:
-    """Returns the test metrics of each run, and a table with baselines."""
+    """Reads the test queries.
+
+    Args:
+        config: The configuration of all runs.
+        runs: The trained runs.
+
+    Returns:
+        The test metrics of each run, and a table of the first one beside
+        baselines.
+    """
     import recsys
     from recsys.evaluation import evaluate
     from recsys.evaluation.comparison import compare_with_baselines
