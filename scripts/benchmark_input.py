@@ -10,9 +10,12 @@ Run it from the checkout, on an otherwise idle machine:
 Every measurement has a process of its own, so that its peak of memory is its
 own. `csv` writes a log of ratings like MovieLens-20M's (138,493 users, 26,744
 items; always the same) and reads it with recsys and with pandas (extra
-[benchmarks]), to the same sequences. `tfds` reads a configuration by
-`as_numpy`, by column, and from the cached columns. `shards` prepares a
-synthetic log and reads an epoch of batches. `vocabulary` has ten million ids.
+[benchmarks]), to the same sequences. `events` adds kinds of events and two more
+columns, and reads it with kinds that count alike and with weights and dislikes.
+CPU seconds beside seconds tell what a busy machine does not change much. `tfds`
+reads a configuration by `as_numpy`, by column, and from the cached columns.
+`shards` prepares a synthetic log and reads an epoch of batches. `vocabulary`
+has ten million ids.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ from recsys.command_line import Command
 from recsys.data.synthetic import SyntheticLog
 from recsys.errors import InputError
 
-_PARTS = ("csv", "tfds", "shards", "vocabulary")
+_PARTS = ("csv", "events", "tfds", "shards", "vocabulary")
 # Of MovieLens-20M.
 _USERS, _ITEMS = 138_493, 26_744
 # Rows read by `as_numpy`, which is slow.
 _NUM_SLOW_ROWS = 20_000
+_KINDS = ["view", "cart", "purchase", "hide"]
+_RULES = {"events": "view:1,cart:3,purchase:5", "dislikes": "hide"}
 _MAX_LENGTH, _POSITIONS = 200, 12_800
 
 COMMAND = Command(
@@ -57,7 +62,7 @@ COMMAND.add_flag(
     "parts",
     f"With commas between: {', '.join(_PARTS)}.",
     group="Run",
-    default="csv,shards,vocabulary",
+    default="csv,events,shards,vocabulary",
 )
 COMMAND.add_flag(
     int,
@@ -158,19 +163,45 @@ def _measure_csv(folder: pathlib.Path, values: dict[str, Any]) -> Any:
     }
 
 
-def _write_csv(log: SyntheticLog, path: pathlib.Path) -> None:
+def _measure_events(folder: pathlib.Path, values: dict[str, Any]) -> Any:
+    path = folder / "events.csv"
+    log = SyntheticLog(_USERS, _ITEMS, values["interactions"], seed=20)
+    _write_csv(log, path, has_events=True)
+    path.read_bytes()
+    alike = _alone(_read_with_recsys, str(path))
+    weighted = _alone(_read_with_recsys, str(path), _RULES)
+    size = path.stat().st_size / 2**20
+    path.unlink()
+    return {
+        "rows": values["interactions"],
+        "size, MB": size,
+        **_named("alike", alike),
+        **_named("weights and dislikes", weighted),
+    }
+
+
+def _write_csv(
+    log: SyntheticLog, path: pathlib.Path, has_events: bool = False
+) -> None:
     """Writes a log with ratings, whose rows are in order of users."""
     writer = None
     for number, chunk in enumerate(log.chunks()):
-        ratings = np.random.default_rng(number).integers(1, 11, len(chunk)) / 2
-        table = pa.table(
-            {
-                "userId": pa.array(chunk.user_ids).take(pa.array(chunk.users)),
-                "movieId": pa.array(chunk.item_ids).take(pa.array(chunk.items)),
-                "rating": ratings,
-                "timestamp": chunk.timestamps,
-            }
-        )
+        rng, size = np.random.default_rng(number), len(chunk)
+        columns = {
+            "userId": pa.array(chunk.user_ids).take(pa.array(chunk.users)),
+            "movieId": pa.array(chunk.item_ids).take(pa.array(chunk.items)),
+            "rating": rng.integers(1, 11, size) / 2,
+            "timestamp": chunk.timestamps,
+        }
+        if has_events:
+            kinds = rng.choice(4, size, p=[0.8, 0.1, 0.07, 0.03])
+            devices = pa.array(["phone", "tablet", "desktop"])
+            columns["event"] = pa.array(_KINDS).take(pa.array(kinds))
+            columns["device"] = devices.take(
+                pa.array(rng.integers(3, size=size))
+            )
+            columns["price"] = rng.integers(1, 10_000, size) / 100
+        table = pa.table(columns)
         if writer is None:
             writer = pa_csv.CSVWriter(
                 path,
@@ -182,14 +213,17 @@ def _write_csv(log: SyntheticLog, path: pathlib.Path) -> None:
         writer.close()
 
 
-def _read_with_recsys(path: str) -> dict[str, Any]:
+def _read_with_recsys(
+    path: str, fields: dict[str, str] | None = None
+) -> dict[str, Any]:
     from recsys.config import TrainConfig
     from recsys.data.prepare import build_data
 
-    began = time.perf_counter()
-    data = build_data(TrainConfig(data=path))
+    began, of_cpu = time.perf_counter(), time.process_time()
+    data = build_data(TrainConfig(data=path, **(fields or {})))
     return {
         "seconds": time.perf_counter() - began,
+        "CPU seconds": time.process_time() - of_cpu,
         "interactions": data.num_interactions,
     }
 
@@ -198,7 +232,7 @@ def _read_with_pandas(path: str) -> dict[str, Any]:
     """Does in pandas what `build_data` does, as one would write it."""
     import pandas as pd
 
-    began = time.perf_counter()
+    began, of_cpu = time.perf_counter(), time.process_time()
     frame = pd.read_csv(
         path, dtype={"userId": str, "movieId": str, "rating": np.float32}
     )
@@ -213,6 +247,7 @@ def _read_with_pandas(path: str) -> dict[str, Any]:
     assert len(train) == train_ends.sum() - offsets[:-1].sum()
     return {
         "seconds": time.perf_counter() - began,
+        "CPU seconds": time.process_time() - of_cpu,
         "interactions": len(items),
     }
 
