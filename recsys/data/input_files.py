@@ -659,8 +659,10 @@ def possible_quotings(
     has_quotes = has_escapes = False
     with readable(file), arrow_stream(file, form.encoding) as stream:
         while block := stream.read(BLOCK_BYTES):
-            has_quotes = has_quotes or b'"' in block
-            has_escapes = has_escapes or b'\\"' in block
+            # One search of most files, which have no quotation mark at all.
+            if b'"' in block:
+                has_quotes = True
+                has_escapes = b'\\"' in block
             if has_escapes:
                 break
     if not has_quotes:
