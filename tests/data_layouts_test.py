@@ -779,9 +779,9 @@ class RowsTest(TestCase):
         path = self.folder / "all.zip"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("log.csv", "user,item,time\n1,2,3\n")
-            archive.writestr("users.csv", "user,age\n1,30\n")
+            archive.writestr("shops.csv", "shop,city\n1,Rome\n")
         with self.assertRaisesRegex(
-            InputError, "all.zip/users.csv: .* All 2 tables .* unpack it"
+            InputError, "all.zip/shops.csv: .* All 2 tables .* unpack it"
         ):
             sources.read(str(path))
         with zipfile.ZipFile(path, "w") as archive:
