@@ -289,10 +289,10 @@ class TrainConfig:
         at_least=0,
         below=1,
     )
-    id_dropout: float = _model(
-        0.2,
-        "With item_features: share of the items whose id is hidden in "
-        "training, so that only their features are seen.",
+    id_dropout: float | None = _model(
+        None,
+        "With item_features: train these as a layer of the model and hide this "
+        "share of the ids. Default: features predict the rows of new items.",
         at_least=0,
         below=1,
     )
@@ -525,6 +525,9 @@ class TrainConfig:
             for name, value in fields.items()
             if name not in _REMOVED or value != _REMOVED[name]
         }
+        if not known.get("item_features"):
+            # It had a default, without effect, in earlier versions.
+            known.pop("id_dropout", None)
         if unknown := known.keys() - FIELDS.keys():
             raise InputError(
                 f"{source}: expected the fields of a training configuration. "

@@ -69,7 +69,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "item_dropout": (0.0, 0.5),
     "positions_per_batch": (500, 8000),
     "num_blocks": (1, 3),
-    "id_dropout": (0.0, 0.5),
 }
 _LOGARITHMIC = ("learning_rate", "positions_per_batch")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -150,7 +149,6 @@ class _Search:
             for name in (*_CHOICES, *_RANGES)
             if name not in given
             and (name != "num_blocks" or config.encoder == "self_attention")
-            and (name != "id_dropout" or config.item_features)
         ]
         # What the log is still to choose was not asked for.
         chosen = {"chosen", *config.chosen.split(",")}

@@ -1,25 +1,29 @@
-"""Reproduces the cold-start table: items that nobody has interacted with.
+"""Reproduces the tables of item features: new items, and known ones.
 
 Run it from the checkout:
 
-    python scripts/evaluate_cold_start.py
-    python scripts/evaluate_cold_start.py --preset=movielens-1m --data=ml-1m
+    python scripts/evaluate_cold_start.py --seeds=0,1,2
+    python scripts/evaluate_cold_start.py --seeds=0,1,2 --split=leave_last_out
 
 A fifth of the items is held out of training altogether (split
 `held_out_items`). Two models are trained on the rest, one of ids alone and one
-with item features, into `<workdir>/ids` and `<workdir>/features`. Then both
-are asked for the held-out items, once among all items, as in use, and once
-among the held-out ones, where popularity cannot help.
+with item features, into `<workdir>/<seed>/ids` and `<workdir>/<seed>/features`.
+Then both are asked for the held-out items, once among all items, as in use, and
+once among the held-out ones, where popularity cannot help. What both reach on
+the validation queries, which ask for known items, is printed for any split;
+with another one that is all, and no test query is read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from evaluate_movielens import parse_seeds
 
 from recsys.command_line import (
     Command,
@@ -29,7 +33,7 @@ from recsys.command_line import (
     load_tensorflow,
     run_folder,
 )
-from recsys.config import TrainConfig, make_config
+from recsys.config import FIELDS, TrainConfig, make_config
 from recsys.errors import InputError
 from recsys.files import write_json
 from recsys.ids import FIRST_ITEM_INDEX
@@ -39,19 +43,19 @@ if TYPE_CHECKING:
     from recsys.evaluation import Evaluation, Recommender
 
 _METRICS = ("recall@10", "ndcg@10", "recall@50")
+_VALIDATION = _METRICS[:2]
+MODELS = ("ids", "features")
 
 COMMAND = Command(
     "evaluate_cold_start",
     "Holds items out of training and asks for them: random, popularity, a "
     "model of ids alone and one with item features.",
-    [
-        "scripts/evaluate_cold_start.py",
-        "scripts/evaluate_cold_start.py --seed=1",
-    ],
+    ["scripts/evaluate_cold_start.py --seeds=0,1,2"],
 )
-_FOLDER = "runs/cold-start-<preset>-<seed>"
+_FOLDER = "runs/cold-start-<preset>-<split>"
 add_run_flags(COMMAND, _FOLDER)
-add_config_flags(COMMAND)
+COMMAND.add_flag(str, "seeds", "With commas between.", group="Run", default="0")
+add_config_flags(COMMAND, [name for name in FIELDS if name != "seed"])
 
 
 def main(values: dict[str, Any]) -> int:
@@ -65,55 +69,64 @@ def main(values: dict[str, Any]) -> int:
     """
     given = {"item_features": "auto", "split": "held_out_items"}
     config = make_config(values["preset"], {**given, **given_fields(values)})
-    if config.split != "held_out_items" or not config.item_features:
-        raise InputError(
-            "--split and --item_features must be held_out_items and some "
-            f"columns. Received: {config.split!r}, {config.item_features!r}"
-        )
-    workdir = run_folder(values, _FOLDER.replace("<seed>", str(config.seed)))
-    from recsys.data.prepare import build_data
-
-    data = build_data(config)
+    if not config.item_features:
+        raise InputError("--item_features must be some columns. Received: ''")
+    workdir = run_folder(values, _FOLDER.replace("<split>", config.split))
     load_tensorflow()
-    recommenders = _recommenders(config, data, workdir)
-    items = np.arange(FIRST_ITEM_INDEX, data.vocabulary.size)
-    cold = np.setdiff1d(items, data.split.train.items)
-    results = {}
-    for among, candidates in (("all", items), ("held-out", cold)):
-        results[among] = show(recommenders, data, candidates, config)
+    found = []
+    for seed in parse_seeds(values["seeds"]):
+        each = dataclasses.replace(config, seed=seed)
+        found.append(_evaluate(each, workdir / str(seed)))
+    print(f"\nknown items, validation, {len(found)} seeds:")
+    for name, metric in itertools.product(MODELS, _VALIDATION):
+        known = np.array([each["known"][name][metric] for each in found])
+        spread = known.std(ddof=1) if len(known) > 1 else 0.0
+        listed = ", ".join(f"{value:.4f}" for value in known)
+        print(f"{name} {metric} {known.mean():.4f} ± {spread:.4f} ({listed})")
     write_json(
         workdir / "cold_start.json",
-        {
-            "config": config.to_dict(),
-            "num_held_out_items": len(cold),
-            "results": results,
-        },
+        {"config": config.to_dict(), "results": found},
     )
     return 0
 
 
-def _recommenders(
-    config: TrainConfig, data: PreparedData, workdir: pathlib.Path
-) -> list[Recommender]:
-    """Trains both models; they come last, behind the baselines."""
+def _evaluate(config: TrainConfig, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains both models of a seed and prints what they do for new items."""
     import recsys
     from recsys.baselines import Popularity
+    from recsys.data.prepare import build_data, choose
     from recsys.training import train
 
-    ids_only = dataclasses.replace(
-        config, item_features=None, id_dropout=TrainConfig.id_dropout
-    )
-    models = []
-    for name, each in (("ids", ids_only), ("features", config)):
+    data = build_data(config)
+    config, _ = choose(config, data)
+    ids_only = dataclasses.replace(config, item_features=None, id_dropout=None)
+    known, models = {}, []
+    for name, each in zip(MODELS, (ids_only, config), strict=True):
         run = train(each, workdir / name, data=data, evaluate=False)
+        best = run.history[run.best_epoch]
+        known[name] = {m: best[f"validation_{m}"] for m in _VALIDATION}
         models.append(recsys.load(run.workdir))
         models[-1].name = f"two-tower, {name}"
-    return [
+    if config.split != "held_out_items":
+        return {"seed": config.seed, "known": known}
+    recommenders = [
         Random(data.vocabulary.size),
         Popularity.fit(data.split.train, data.vocabulary.size),
         WithoutUnseen(models[0], data.split.train.items),
         models[1],
     ]
+    items = np.arange(FIRST_ITEM_INDEX, data.vocabulary.size)
+    cold = np.setdiff1d(items, data.split.train.items)
+    results = {
+        among: show(recommenders, data, candidates, config)
+        for among, candidates in (("all", items), ("held-out", cold))
+    }
+    return {
+        "seed": config.seed,
+        "known": known,
+        "num_held_out_items": len(cold),
+        "results": results,
+    }
 
 
 def show(

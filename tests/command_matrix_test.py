@@ -40,6 +40,7 @@ KINDS = {
     "features_sampled": [
         "--encoder=self_attention",
         "--item_features=auto",
+        "--id_dropout=0.2",
         "--loss=sampled_softmax",
         "--negatives=popularity",
         "--num_negatives=8",

@@ -11,6 +11,7 @@ from recsys.data.features import (
     MAX_VALUES,
     FeatureColumn,
     ItemEncoder,
+    describe_columns,
     parse_columns,
     raw_column,
     text_values,
@@ -211,12 +212,30 @@ class ItemEncoderTest(parameterized.TestCase):
 
     def test_vectors_that_are_not_finite_are_missing(self):
         items = pa.table(
-            {"x": [[1.0, 5.0], [np.nan, 7.0], [np.inf, 0.0], [3.0, 5.0]]}
+            {
+                "x": [
+                    [1.0, 5.0],
+                    [np.nan, 7.0],
+                    [np.inf, 0.0],
+                    [None, 1.0],
+                    None,
+                    [3.0, 5.0],
+                ]
+            }
         )
         _, encoded = encode("x", items, items)
         # Mean (2, 5) of the first and the last; squared lengths 1 around it.
         np.testing.assert_allclose(
-            encoded.vectors, [[-1, 0], [0, 0], [0, 0], [1, 0]]
+            encoded.vectors, [[-1, 0], *[[0, 0]] * 4, [1, 0]]
+        )
+
+    def test_missing_values_are_counted(self):
+        columns = parse_columns("genres,title,brand,price,stock,image", ITEMS)
+        self.assertEqual(
+            describe_columns(ITEMS, columns),
+            "item features of 4 items: genres (none or invalid for 2), title "
+            "(none or invalid for 1), brand (none or invalid for 1), price "
+            "(none or invalid for 1), stock, image (none or invalid for 1)",
         )
 
     def test_vectors_of_nan_only(self):

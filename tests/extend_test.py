@@ -20,6 +20,7 @@ from recsys import evaluate, extend, files, train
 from recsys.config import SOURCE_FIELDS, TrainConfig
 from recsys.data import sources
 from recsys.data.events import EventKinds, EventRules, label
+from recsys.data.features import ItemEncoder
 from recsys.data.interactions import Interactions
 from recsys.data.prepare import build_data
 from recsys.data.sequences import Sequences, build_sequences
@@ -486,8 +487,9 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(config["loss"], "full_softmax")
         self.assertEqual(config["table_optimizer"], "dense")
 
-    def test_new_items_start_from_their_features(self):
-        old, new = self.folder / "old-features", self.folder / "new-features"
+    @parameterized.parameters("layer", "regression")
+    def test_new_items_start_from_their_features(self, kind):
+        old, new = self.folder / f"old-{kind}", self.folder / f"new-{kind}"
         for name, num_items in (("old", 12), ("new", 15)):
             write_items(self.folder / f"{name}-items.csv", num_items)
         code, _, err = run(
@@ -495,6 +497,7 @@ class CommandTest(parameterized.TestCase):
             f"--data={self.folder / 'old.csv'}",
             f"--items_file={self.folder / 'old-items.csv'}",
             "--item_features=genres",
+            *(["--id_dropout=0.2"] if kind == "layer" else []),
             f"--workdir={old}",
             "--encoder=mean_pooling",
             "--embedding_dim=8",
@@ -514,12 +517,32 @@ class CommandTest(parameterized.TestCase):
             after.item_vectors()[after.vocabulary.encode(ids)],
             before.item_vectors()[2:],
         )
+        if kind == "regression":
+            self.check_predicted(after, len(ids), new)
+            return
         features = before.model.candidate_tower.item_features
         for item, like in (("i12", "i4"), ("i13", "i5"), ("i14", "i0")):
             expected = features(before.vocabulary.encode([like]))
             got = after.item_vectors()[after.vocabulary.encode([item])]
             self.assertGreater(np.abs(got).max(), 0)
             np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+    def check_predicted(self, after, num_old, workdir):
+        """New rows start between their neighbors' and the predicted ones."""
+        config = Workdir(workdir).read_config()
+        rows = after.item_vectors()
+        is_new = np.ones(len(rows), bool)
+        old = after.vocabulary.encode([f"i{i}" for i in range(num_old)])
+        is_new[[0, 1, *old]] = False
+        self.assertEqual(is_new.sum(), 3)
+        plain = initial_table.neighbor_rows(
+            rows, is_new, build_data(config).split.train, seed=config.seed
+        )
+        encoder = ItemEncoder.load(Workdir(workdir).item_features)
+        regression = initial_table.FeatureRegression(encoder, after.vocabulary)
+        expected = regression.blended(plain, known=~is_new)[is_new]
+        np.testing.assert_allclose(rows[is_new], expected, rtol=1e-5)
+        self.assertGreater(np.abs(expected - plain[is_new]).max(), 1e-3)
 
     @parameterized.parameters(
         (["--data="], "--data must be given"),

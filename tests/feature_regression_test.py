@@ -1,11 +1,35 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import scipy.sparse
 from absl.testing import absltest
 
 from recsys import ItemFeatures
+from recsys.data.features import EncodedItems
+from recsys.data.vocabulary import Vocabulary
 from recsys.training import initial_table
+
+
+def dense(values, weights, vectors, num_values):
+    """Returns `[num_items, num_values + vector_dim]`, item by item."""
+    matrix = np.zeros((len(values), num_values + vectors.shape[1]))
+    for item in range(len(values)):
+        for value, weight in zip(values[item], weights[item], strict=True):
+            matrix[item, value] += weight
+        matrix[item, num_values:] = vectors[item]
+    return matrix
+
+
+def regression(values, weights, vectors, num_values, counts):
+    """Returns the regression of items with given features and counts."""
+    ids = np.array([f"i{i}" for i in range(len(values))], object)
+    encoded = EncodedItems(values, weights, vectors)
+    return initial_table.FeatureRegression(
+        mock.Mock(num_values=num_values, encode=lambda _: encoded),
+        Vocabulary(ids).with_column("train_count", counts[2:]),
+    )
 
 
 class FeatureRegressionTest(absltest.TestCase):
@@ -14,7 +38,7 @@ class FeatureRegressionTest(absltest.TestCase):
         matrix = rng.random((40, 6)) * (rng.random((40, 6)) < 0.5)
         targets = rng.standard_normal((40, 3))
         found = initial_table.ridge_coefficients(
-            scipy.sparse.csr_array(matrix), targets
+            [scipy.sparse.csr_array(matrix[:, :2]), matrix[:, 2:]], targets
         )
         expected = np.linalg.solve(
             matrix.T @ matrix + 3 * np.eye(6), matrix.T @ targets
@@ -23,15 +47,15 @@ class FeatureRegressionTest(absltest.TestCase):
 
     def test_a_column_of_zeros(self):
         found = initial_table.ridge_coefficients(
-            scipy.sparse.csr_array(np.zeros((4, 2))), np.ones((4, 3))
+            [scipy.sparse.csr_array((4, 2))], np.ones((4, 3))
         )
         np.testing.assert_array_equal(found, np.zeros((2, 3)))
 
     def test_padding_is_not_stored(self):
-        features = ItemFeatures(4, 4, num_values=3, values_per_item=2)
-        features.set_features([[1, 0], [2, 1]], [[1.0, 0.0], [0.5, 0.5]])
-        found = initial_table.feature_matrix(features)
-        self.assertEqual(found.nnz, 3)
+        values, weights = np.array([[1, 0], [2, 1]]), np.array([[1, 0], [1, 1]])
+        found = initial_table.feature_matrix(values, weights, None, 3)
+        self.assertLen(found, 1)
+        self.assertEqual(found[0].nnz, 3)
 
     def test_rows_and_features_add_up(self):
         rng = np.random.default_rng(0)
@@ -45,12 +69,11 @@ class FeatureRegressionTest(absltest.TestCase):
         features.set_features(values, weights, vectors)
         # By hand: X from the arrays, then its product with [E; W].
         matrix = np.zeros((num_items + 2, 8))
-        for item in range(num_items):
-            for value, weight in zip(values[item], weights[item], strict=True):
-                matrix[item + 2, value] += weight
-            matrix[item + 2, 5:] = vectors[item]
-        found = initial_table.feature_matrix(features)
-        np.testing.assert_allclose(found.toarray(), matrix, rtol=1e-6)
+        matrix[2:] = dense(values, weights, vectors, 5)
+        found = initial_table.feature_matrix(values, weights, vectors, 5)
+        self.assertLen(found, 2)
+        np.testing.assert_allclose(found[0].toarray(), matrix[2:, :5])
+        np.testing.assert_array_equal(found[1], vectors)
         rows = rng.standard_normal((num_items + 2, dim)).astype(np.float32)
         trained = np.arange(2, 25)
         left = initial_table.explain_rows(features, rows, trained)
@@ -68,6 +91,114 @@ class FeatureRegressionTest(absltest.TestCase):
             * matrix
             @ np.concatenate([features.embeddings, features.projection]),
             atol=1e-5,
+        )
+
+
+class PredictedRowsTest(absltest.TestCase):
+    """Rows of 60 items, 4 of them new, that their features explain in part."""
+
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.counts = rng.integers(1, 30, 62)
+        self.counts[[0, 1]] = 0
+        self.new = [5, 20, 33, 61]
+        self.counts[self.new] = 0
+        self.counts[7] = 10**6
+        values = rng.integers(1, 6, (60, 2)).astype(np.int32)
+        weights = rng.random((60, 2)).astype(np.float32)
+        vectors = rng.standard_normal((60, 3)).astype(np.float32)
+        self.matrix = dense(values, weights, vectors, 6)
+        rows = self.matrix @ rng.standard_normal((9, 4)) + 3
+        rows += 0.3 * rng.standard_normal(rows.shape)
+        self.table = np.concatenate([np.ones((2, 4)), rows]).astype(np.float32)
+        self.regression = regression(values, weights, vectors, 6, self.counts)
+
+    def predictions(self, known):
+        """Slow and plain, of all 60 items, with the penalty of each size."""
+        matrix, rows = self.matrix[known - 2], self.table[known].astype(float)
+        mean = rows.mean(axis=0)
+        popular = np.average(rows, axis=0, weights=self.counts[known])
+
+        def fit(chosen, penalty):
+            x = matrix[chosen]
+            return np.linalg.solve(
+                x.T @ x + penalty * np.eye(9), x.T @ (rows - mean)[chosen]
+            )
+
+        held = np.arange(4, len(known), 5)
+        others = np.setdiff1d(np.arange(len(known)), held)
+        penalties = [1, 3, 10, 30, 100, 300]
+        errors = [
+            np.sum(
+                ((rows - mean)[held] - matrix[held] @ fit(others, penalty)) ** 2
+            )
+            for penalty in penalties
+        ]
+        penalty = max(
+            p
+            for p, error in zip(penalties, errors, strict=True)
+            if error <= 1.03 * min(errors)
+        )
+        explained = self.matrix @ fit(np.arange(len(known)), penalty)
+        scale = 0.7 * (
+            np.linalg.norm(rows - mean, axis=1).mean()
+            / np.linalg.norm(explained[known - 2], axis=1).mean()
+        )
+        return mean + 0.5 * (popular - mean) + scale * explained
+
+    def test_rows_by_hand(self):
+        known = np.flatnonzero(self.counts)
+        predicted = self.predictions(known)
+        found = self.regression.blended(self.table)
+        np.testing.assert_array_equal(found[:2], self.table[:2])
+        for item in range(2, 62):
+            n = self.counts[item]
+            expected = (n * self.table[item] + 3 * predicted[item - 2]) / (
+                n + 3
+            )
+            np.testing.assert_allclose(found[item], expected, atol=1e-4)
+        # A new item gets the features alone, a frequent one almost its own.
+        np.testing.assert_allclose(
+            found[self.new], predicted[np.subtract(self.new, 2)], atol=1e-4
+        )
+        np.testing.assert_allclose(found[7], self.table[7], atol=1e-4)
+
+    def test_new_items_alone(self):
+        found = self.regression.filled(self.table)
+        others = np.setdiff1d(np.arange(62), self.new)
+        np.testing.assert_array_equal(found[others], self.table[others])
+        np.testing.assert_array_equal(
+            found[self.new], self.regression.blended(self.table)[self.new]
+        )
+        # What their rows were before makes no difference.
+        self.table[self.new] = 9
+        np.testing.assert_array_equal(self.regression.filled(self.table), found)
+
+    def test_learned_from_some_items(self):
+        known = np.ones(62, bool)
+        known[40:50] = False
+        expected = self.predictions(np.flatnonzero(known & (self.counts > 0)))
+        found = self.regression.blended(self.table, known=known)
+        np.testing.assert_allclose(
+            found[self.new], expected[np.subtract(self.new, 2)], atol=1e-4
+        )
+
+    def test_features_that_tell_nothing(self):
+        found = regression(
+            np.zeros((60, 0), np.int32),
+            np.zeros((60, 0), np.float32),
+            np.zeros((60, 1), np.float32),
+            1,
+            self.counts,
+        ).filled(self.table)[self.new]
+        known = np.flatnonzero(self.counts)
+        mean = self.table[known].mean(axis=0)
+        popular = np.average(
+            self.table[known], axis=0, weights=self.counts[known]
+        )
+        np.testing.assert_allclose(
+            found, np.tile((mean + popular) / 2, (4, 1)), rtol=1e-5
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import tempfile
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
 import recsys
@@ -15,6 +18,8 @@ from recsys.data.features import ItemEncoder
 from recsys.data.prepare import build_data
 from recsys.errors import InputError
 from recsys.training import TrainConfig, train
+from recsys.training.build import initialize_table
+from recsys.training.initial_table import FeatureRegression
 from recsys.training.trainer import Trainer
 from recsys.workdir import Workdir
 
@@ -92,11 +97,121 @@ class TrainTest(parameterized.TestCase):
         config = json.loads((workdir / "config.json").read_text())
         self.assertEqual(config["item_features"], "color,size,year")
 
-    def test_a_run_resumed_within_an_epoch_ends_the_same(self):
+    def test_a_new_item_gets_the_row_that_its_features_predict(self):
+        """By default; the model has no features, nor other weights than one of
+        ids alone, and the rows of known items are those of their training."""
+        config = self.config(id_dropout=None, num_epochs=1)
+        data = build_data(config)
+        workdir = self.folder / "run"
+        before = []
+        filled = FeatureRegression.filled
+
+        def keep(regression, table):
+            before.append(table.copy())
+            return filled(regression, table)
+
+        with mock.patch.object(FeatureRegression, "filled", keep):
+            train(config, workdir, data=data, verbose=False)
+        model = recsys.load(workdir)
+        towers = model.model.history_tower, model.model.candidate_tower
+        for tower in towers:
+            self.assertIsNone(tower.item_features)
+        rows = towers[1].embedding.embeddings.numpy()
+        new = int(model.vocabulary.encode(["new"])[0])
+        np.testing.assert_array_equal(rows[:new], before[-1][:new])
+        self.assertGreater(np.abs(rows[new] - before[-1][new]).max(), 1e-3)
+        # Red, of a size near the fourth and of the year of the fifth.
+        encoder = ItemEncoder.load(workdir / "item_features.json")
+        regression = FeatureRegression(encoder, model.vocabulary)
+        np.testing.assert_array_equal(regression.filled(rows), rows)
+
+    def test_rare_items_start_near_what_their_features_predict(self):
+        config = self.config(id_dropout=None, table_init="co_occurrence")
+        data = build_data(config)
+        plain = dataclasses.replace(config, item_features=None)
+        tables = []
+        for each in (plain, config):
+            trainer = Trainer(each, Workdir(self.folder), data, verbose=False)
+            initialize_table(each, trainer.model, data, trainer.regression)
+            table = trainer.model.candidate_tower.embedding.embeddings
+            tables.append(table.numpy())
+        assert trainer.regression is not None
+        np.testing.assert_array_equal(
+            tables[1], trainer.regression.blended(tables[0])
+        )
+        self.assertGreater(np.abs(tables[1] - tables[0])[2:].min(), 0)
+
+    def test_without_features_nothing_changes(self):
+        """Bit for bit, whatever the items file has."""
+        weights = []
+        for items in (self.folder / "items.csv", None):
+            config = self.config(
+                item_features=None,
+                id_dropout=None,
+                items_file=items and str(items),
+                table_init="co_occurrence",
+                num_epochs=1,
+            )
+            if items is None:
+                (self.folder / "items.csv").unlink()
+            trainer = Trainer(
+                config, Workdir(self.folder), build_data(config), verbose=False
+            )
+            initialize_table(config, trainer.model, build_data(config))
+            for batch in trainer.batches(epoch=0).take(3):
+                trainer.train_step(batch)
+            weights.append([w.numpy() for w in trainer.model.weights])
+            self.assertIsNone(trainer.model.trained_items)
+        for one, two in zip(*weights, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    def test_text_vectors_made_elsewhere(self):
+        """Of a Parquet file keyed by item; those missing are counted."""
+        items = [f"i{i}" for i in range(NUM_ITEMS)] + ["new", "other"]
+        angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
+        vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist()
+        vectors[3], vectors[4] = None, [None, 1.0]
+        vectors += [vectors[5], vectors[6]]
+        path = self.folder / "vectors.parquet"
+        pq.write_table(pa.table({"item_id": items, "vector": vectors}), path)
+        config = self.config(
+            items_file=str(path),
+            item_features="vector",
+            id_dropout=None,
+            num_epochs=8,
+            learning_rate=0.05,
+            warmup_steps=10,
+        )
+        data = build_data(config)
+        self.assertIn(
+            "item features of 21 items: vector (none or invalid for 2)",
+            data.notes,
+        )
+        train(config, self.folder / "run", data=data, verbose=False)
+        model = recsys.load(self.folder / "run")
+        found = model.item_vectors()
+        # The new item lies where the one of the same vector does, not across.
+        new, same, across = found[model.vocabulary.encode(["new", "i5", "i15"])]
+        self.assertGreater(new @ same, new @ across)
+        vectors[0] = [1.0]
+        pq.write_table(pa.table({"item_id": items, "vector": vectors}), path)
+        with self.assertRaisesRegex(InputError, "`vector` .* one .*: 1, 2$"):
+            build_data(config)
+
+    def test_configurations_of_the_version_before(self):
+        """Then `id_dropout` was 0.2, unless given."""
+        old = {"item_features": "genres", "id_dropout": 0.2}
+        self.assertEqual(TrainConfig.from_dict(old, "x").id_dropout, 0.2)
+        old["item_features"] = None
+        self.assertEqual(TrainConfig.from_dict(old, "x"), TrainConfig())
+
+    @parameterized.parameters(0.3, None)
+    def test_a_run_resumed_within_an_epoch_ends_the_same(self, id_dropout):
         """The random state of `id_dropout` is resumed, too."""
         whole, broken = self.folder / "whole", self.folder / "broken"
-        data = build_data(self.config())
-        train(self.config(), whole, data=data, verbose=False)
+        config = self.config(id_dropout=id_dropout)
+        data = build_data(config)
+        train(config, whole, data=data, verbose=False)
         count = Trainer._count
 
         def stop(trainer, progress, *measures):
@@ -108,8 +223,8 @@ class TrainTest(parameterized.TestCase):
             mock.patch.object(Trainer, "_count", stop),
             self.assertRaises(KeyboardInterrupt),
         ):
-            train(self.config(), broken, data=data, verbose=False)
-        train(self.config(), broken, data=data, verbose=False)
+            train(config, broken, data=data, verbose=False)
+        train(config, broken, data=data, verbose=False)
         for one, two in zip(
             recsys.load(whole).model.weights,
             recsys.load(broken).model.weights,

@@ -227,7 +227,7 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
     except pa.ArrowException as error:
         raise _wrong_type(column, raw.type) from error
     lengths = np.unique(pc.list_value_length(rows).to_numpy())
-    if len(lengths) != 1 or not lengths[0] or flat.null_count:
+    if len(lengths) != 1 or not lengths[0]:
         raise InputError(
             f"{column.of} feature `{column.name}` must hold vectors of one "
             "length. "
@@ -235,9 +235,31 @@ def vectors(items: pa.Table, column: FeatureColumn) -> np.ndarray:
         )
     found = np.full((len(values), lengths[0]), np.nan, np.float32)
     known = values.is_valid().to_numpy(zero_copy_only=False)
-    found[known] = flat.to_numpy().reshape(-1, lengths[0])
+    # A null within a vector becomes NaN.
+    flat = flat.to_numpy(zero_copy_only=False)
+    found[known] = flat.reshape(-1, lengths[0])
     found[~np.isfinite(found).all(axis=1)] = np.nan
     return found
+
+
+def describe_columns(items: pa.Table, columns: Sequence[FeatureColumn]) -> str:
+    """Returns a line that counts the items without a value in each column.
+
+    Raises:
+        InputError: A column's type does not match its kind.
+    """
+    parts = []
+    for column in columns:
+        if column.kind in ("vector", "numeric"):
+            read = vectors if column.kind == "vector" else numbers
+            found = read(items, column).reshape(len(items), -1)[:, 0]
+            missing = int(np.isnan(found).sum())
+        else:
+            rows, _ = _flatten(text_values(items, column))
+            missing = len(items) - len(np.unique(rows))
+        note = f" (none or invalid for {missing:,})" if missing else ""
+        parts.append(column.name + note)
+    return f"item features of {len(items):,} items: {', '.join(parts)}"
 
 
 def _has(items: pa.Table, name: str) -> bool:

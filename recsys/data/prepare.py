@@ -37,7 +37,12 @@ from recsys.data.events import (
     dislikes_note,
     label,
 )
-from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
+from recsys.data.features import (
+    FeatureColumn,
+    ItemEncoder,
+    describe_columns,
+    parse_columns,
+)
 from recsys.data.interactions import Interactions, filter_interactions
 from recsys.data.sequences import Sequences, build_sequences
 from recsys.data.sources import Log
@@ -137,7 +142,9 @@ def build_data(config: TrainConfig) -> PreparedData:
         data = prepare_log(read_log(config), config)
     if config.item_features:
         # Mistakes in the names are reported before the slow part.
-        _feature_columns(config.item_features, data.vocabulary)
+        columns = _feature_columns(config.item_features, data.vocabulary)
+        note = describe_columns(data.vocabulary.items, columns)
+        data = dataclasses.replace(data, notes=(*data.notes, note))
     return data
 
 

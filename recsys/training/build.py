@@ -25,7 +25,11 @@ from recsys.models.towers import CandidateTower, HistoryTower
 from recsys.models.two_tower import TwoTower
 from recsys.negatives import NegativeSampler
 from recsys.optimizers import LaterSchedule, LazyAdam, RowwiseAdagrad
-from recsys.training.initial_table import co_occurrence_vectors, explain_rows
+from recsys.training.initial_table import (
+    FeatureRegression,
+    co_occurrence_vectors,
+    explain_rows,
+)
 
 # Largest catalog for which `loss="auto"` is the full softmax.
 LARGEST_FULL_SOFTMAX = 20_000
@@ -49,7 +53,7 @@ def build_model(
     features: dict[str, Any] = {}
     if item_features is not None:
         features["item_features"] = item_features
-        features["id_dropout"] = config.id_dropout
+        features["id_dropout"] = config.id_dropout or 0.0
     known: dict[str, Any] = {}
     if side is not None:
         for part in side.encoders:
@@ -95,20 +99,25 @@ def build_item_features(
 
 
 def initialize_table(
-    config: TrainConfig, model: TwoTower, data: PreparedData
+    config: TrainConfig,
+    model: TwoTower,
+    data: PreparedData,
+    regression: FeatureRegression | None = None,
 ) -> None:
     """Initializes the item table and the item features.
 
     With `table_init="co_occurrence"`, the vectors get a standard deviation of
-    0.1, and noise of 0.02 to distinguish items without neighbors. Item
-    features start with the part of the rows that they explain, and the rows
-    keep the rest; rows of untrained items are zero.
+    0.1, and noise of 0.02 to distinguish items without neighbors; a regression
+    moves those of rare items. An `ItemFeatures` starts with the part of the
+    rows that it explains, and the rows keep the rest; rows of untrained items
+    are zero.
 
     Args:
         config: The configuration.
         model: A built model.
         data: The training data. Of sharded data, one group is read: a few
             million interactions of randomly drawn users.
+        regression: Predicts rows from item features; None for no features.
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
@@ -117,17 +126,19 @@ def initialize_table(
             counted, table.shape[0], table.shape[1], seed=config.seed
         )
         noise = np.random.default_rng(config.seed).standard_normal(table.shape)
-        table.assign((0.1 * vectors + 0.02 * noise).astype(np.float32))
+        rows = (0.1 * vectors + 0.02 * noise).astype(np.float32)
+        table.assign(rows if regression is None else regression.blended(rows))
     features = model.candidate_tower.item_features
     if features is not None:
         trained = trained_items(data.vocabulary)
         table.assign(explain_rows(features, table.numpy(), trained))
 
 
-def trained_items(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the sorted indices of items with training targets, int32."""
-    counts = train_counts(vocabulary, TRAIN_TARGETS)
-    return np.flatnonzero(counts).astype(np.int32)
+def trained_items(
+    vocabulary: Vocabulary, total: str = TRAIN_TARGETS
+) -> np.ndarray:
+    """Returns the sorted indices of items with a total above 0, int32."""
+    return np.flatnonzero(train_counts(vocabulary, total)).astype(np.int32)
 
 
 def uses_sampled_softmax(config: TrainConfig, num_items: int) -> bool:

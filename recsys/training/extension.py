@@ -14,7 +14,6 @@ import numpy as np
 from recsys import files, recommender
 from recsys.config import TrainConfig
 from recsys.errors import InputError
-from recsys.models.two_tower import TwoTower
 from recsys.training.build import (
     chosen_table_optimizer,
     uses_sampled_softmax,
@@ -71,7 +70,7 @@ def write_extension(
             (best.trainable_variables, new.model.trainable_variables),
         ):
             carry(source, target, grown.indices, size)
-        _initialize_new_rows(new.model, grown)
+        _initialize_new_rows(new, grown)
         with folder.writing(folder.model) as path:
             new.model.save(path)
         new.checkpoints.save(Progress())
@@ -136,15 +135,18 @@ def carry(
         target.assign(values)
 
 
-def _initialize_new_rows(model: TwoTower, grown: GrownData) -> None:
-    """Initializes the new items' rows; zero where features describe them."""
-    table = model.candidate_tower.embedding.embeddings
-    rows = table.numpy()
+def _initialize_new_rows(trainer: Trainer, grown: GrownData) -> None:
+    """Initializes the new items' rows; zero where a layer describes them."""
+    tower = trainer.model.candidate_tower
+    rows = tower.embedding.embeddings.numpy()
     is_new = np.ones(len(rows), bool)
     is_new[grown.indices] = False
-    if model.candidate_tower.item_features is None:
+    if tower.item_features is None:
         sequences = grown.grown_data.split.train.read_all()
         rows = neighbor_rows(rows, is_new, sequences, grown.config.seed)
+        if trainer.regression is not None:
+            blended = trainer.regression.blended(rows, known=~is_new)
+            rows[is_new] = blended[is_new]
     else:
         rows[is_new] = 0
-    table.assign(rows)
+    tower.embedding.embeddings.assign(rows)

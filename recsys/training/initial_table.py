@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse
 
+from recsys.data.features import ItemEncoder
+from recsys.data.prepare import train_counts
 from recsys.data.sequences import Sequences
+from recsys.data.vocabulary import Vocabulary
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.item_features import ItemFeatures
 
@@ -109,51 +114,73 @@ def _left_factor(
 # explains half of what they have in common.
 _PENALTY = 3.0
 _NUM_STEPS = 30
+# Columns of one matrix: sparse for values, dense for vectors.
+Blocks = list[Any]
 
 
-def feature_matrix(features: ItemFeatures) -> scipy.sparse.csr_array:
-    """Returns `[vocabulary_size, num_values + vector_dim]`.
+def feature_matrix(
+    values: Any, weights: Any, vectors: Any, num_values: int
+) -> Blocks:
+    """Returns `[num_items, num_values]`, then `[num_items, vector_dim]`.
 
-    Its product with `[E; W]`, times the layer's scale, is every item's vector.
+    Their product with `[E; W]`, times the scale of an `ItemFeatures`, is every
+    item's vector. A block without columns is left out.
+
+    Args:
+        values: As in `EncodedItems`, or None; so are the others.
+        weights: `[num_items, width]` float.
+        vectors: `[num_items, vector_dim]` float.
+        num_values: Number of values, 0 for none included.
     """
-    parts = []
-    if features.values_per_item:
-        values = features.values.numpy()
-        weights = features.value_weights.numpy()
+    blocks: Blocks = []
+    if values is not None and np.size(values):
         # Items with fewer values than others are padded with zeros.
         present = np.nonzero(weights)
-        parts.append(
+        blocks.append(
             scipy.sparse.coo_array(
                 (weights[present], (present[0], values[present])),
-                shape=(len(values), features.num_values),
-            )
+                shape=(len(values), num_values),
+            ).tocsr()
         )
-    if features.vector_dim:
-        parts.append(scipy.sparse.coo_array(features.vectors.numpy()))
-    return scipy.sparse.hstack(parts).tocsr()
+    if vectors is not None and np.size(vectors):
+        blocks.append(vectors)
+    return blocks
+
+
+def _product(blocks: Blocks, coefficients: np.ndarray) -> np.ndarray:
+    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
+    parts = np.split(coefficients, ends)
+    return sum(b @ p for b, p in zip(blocks, parts, strict=True))
 
 
 def ridge_coefficients(
-    matrix: scipy.sparse.csr_array, targets: np.ndarray
+    blocks: Blocks, targets: np.ndarray, penalty: float = _PENALTY
 ) -> np.ndarray:
     """Returns the B that minimizes ‖X B − Y‖² + penalty ‖B‖².
 
     Uses conjugate gradients on the normal equations (Hestenes and Stiefel
-    1952), which need only products with the sparse X.
+    1952), which need only products with X.
 
     Args:
-        matrix: `[num_items, num_features]`, X.
+        blocks: `[num_items, …]` each, the columns of X.
         targets: `[num_items, dim]`, Y.
+        penalty: Above 0.
 
     Returns:
         `[num_features, dim]` float64, approximate.
     """
-    solution = np.zeros((matrix.shape[1], targets.shape[1]))
-    residual = matrix.T @ targets
+
+    def transposed(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([block.T @ rows for block in blocks])
+
+    residual = transposed(targets).astype(np.float64)
+    solution = np.zeros_like(residual)
     direction = residual.copy()
-    length = np.sum(residual**2, axis=0)
+    first = length = np.sum(residual**2, axis=0)
     for _ in range(_NUM_STEPS):
-        product = matrix.T @ (matrix @ direction) + _PENALTY * direction
+        if (length <= 1e-14 * first).all():
+            break
+        product = transposed(_product(blocks, direction)) + penalty * direction
         curvature = np.sum(direction * product, axis=0)
         step = length / np.maximum(curvature, 1e-30)
         solution += step * direction
@@ -179,9 +206,12 @@ def explain_rows(
         `[vocabulary_size, dim]` float32, the rest of the rows; zero for
         untrained items.
     """
-    matrix = feature_matrix(features)
-    coefficients = ridge_coefficients(matrix[trained], rows[trained])
-    coefficients /= features.scale
+    values, weights, vectors = (
+        None if table is None else table.numpy()[trained]
+        for table in (features.values, features.value_weights, features.vectors)
+    )
+    blocks = feature_matrix(values, weights, vectors, features.num_values)
+    coefficients = ridge_coefficients(blocks, rows[trained]) / features.scale
     if features.values_per_item:
         features.embeddings.assign(coefficients[: features.num_values])
         coefficients = coefficients[features.num_values :]
@@ -190,6 +220,104 @@ def explain_rows(
     left = np.zeros_like(rows)
     left[trained] = rows[trained] - features(trained).numpy()
     return left
+
+
+# Strongest first. docs/item_features.md has what is behind the numbers.
+_PENALTIES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+_NEARLY = 1.03
+_MOST_TO_CHOOSE_BY = 20_000
+# Regression predicts rows so near their mean that a new item would never be
+# recommended. This share of the known rows' distance costs known items nothing.
+_DISTANCE = 0.7
+# An item with this many interactions starts halfway between the row that its
+# interactions give and the one that its features do.
+_HALF_COUNT = 3.0
+
+
+class FeatureRegression:
+    """Predicts rows of the item table from the items' features.
+
+    With the rows R of known items, their mean m, the mean p over their
+    interactions, and the ridge regression B of R - m on the features X, an
+    item's prediction is m + (p - m) / 2 + s X B. The scale s gives known items
+    0.7 of the mean length of R - m.
+
+    Args:
+        encoder: Encodes the features.
+        vocabulary: The items, with their `train_count`.
+    """
+
+    def __init__(self, encoder: ItemEncoder, vocabulary: Vocabulary) -> None:
+        found = encoder.encode(vocabulary.items)
+        self._blocks = feature_matrix(
+            found.values, found.weights, found.vectors, encoder.num_values
+        )
+        self._counts = train_counts(vocabulary)[FIRST_ITEM_INDEX:, np.newaxis]
+
+    def blended(
+        self, table: np.ndarray, known: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Moves each row toward its prediction, the rarer the item the more.
+
+        With n interactions, the row keeps the share n / (n + 3): nothing of a
+        new item's, almost all of a frequent one's.
+
+        Args:
+            table: `[vocabulary_size, embedding_dim]` float32.
+            known: `[vocabulary_size]` boolean, the items to learn from.
+                Default: those with training interactions.
+
+        Returns:
+            `[vocabulary_size, embedding_dim]` float32; padding and unknown
+            are unchanged.
+        """
+        rows = table[FIRST_ITEM_INDEX:]
+        is_known = self._counts[:, 0] > 0
+        if known is not None:
+            is_known &= known[FIRST_ITEM_INDEX:]
+        predicted = self._predicted(rows, np.flatnonzero(is_known))
+        own = self._counts / (self._counts + _HALF_COUNT)
+        blended = table.copy()
+        blended[FIRST_ITEM_INDEX:] = own * rows + (1 - own) * predicted
+        return blended
+
+    def filled(self, table: np.ndarray) -> np.ndarray:
+        """As `blended`, for items without training interactions alone."""
+        filled = table.copy()
+        new = FIRST_ITEM_INDEX + np.flatnonzero(self._counts == 0)
+        if len(new):
+            filled[new] = self.blended(table)[new]
+        return filled
+
+    def _predicted(self, rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """`[num_items, dim]`, learned from the rows of the known items."""
+        mean = rows[known].mean(axis=0)
+        targets, blocks = rows[known] - mean, [b[known] for b in self._blocks]
+        popular = np.average(targets, axis=0, weights=self._counts[known, 0])
+        found = ridge_coefficients(blocks, targets, _penalty(blocks, targets))
+        explained = _product(self._blocks, found)
+        is_, would_be = (
+            np.linalg.norm(each, axis=1).mean()
+            for each in (targets, explained[known])
+        )
+        scale = _DISTANCE * is_ / max(would_be, 1e-12)
+        return mean + popular / 2 + scale * explained
+
+
+def _penalty(blocks: Blocks, targets: np.ndarray) -> float:
+    """Returns the strongest penalty nearly as good as any on each fifth row."""
+    step = -(-len(targets) // _MOST_TO_CHOOSE_BY)
+    held = np.arange(4 * step, len(targets), 5 * step)
+    kept = np.setdiff1d(np.arange(0, len(targets), step), held)
+    errors = []
+    for penalty in _PENALTIES:
+        found = ridge_coefficients(
+            [block[kept] for block in blocks], targets[kept], penalty
+        )
+        guess = _product([block[held] for block in blocks], found)
+        errors.append(np.sum((targets[held] - guess) ** 2))
+    nearly = np.array(errors) <= _NEARLY * min(errors)
+    return _PENALTIES[int(np.argmax(nearly))]
 
 
 # The largest distance of neighbors in a history, in positions.

@@ -15,6 +15,7 @@ from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import (
+    TRAIN_COUNT,
     TRAIN_TARGETS,
     TRAIN_WEIGHT,
     PreparedData,
@@ -39,6 +40,7 @@ from recsys.training.build import (
 from recsys.training.checkpoints import Checkpoints
 from recsys.training.cluster import Cluster, fingerprint, meet, print_line
 from recsys.training.distributed import Replicas, connect, translated_loss
+from recsys.training.initial_table import FeatureRegression
 from recsys.training.progress import (
     Callback,
     Progress,
@@ -156,18 +158,20 @@ class Trainer:
     def _build(self) -> None:
         """Creates the model, its optimizer and the train step."""
         config, data = self._config, self._data
-        features = None
-        if self.item_encoder is not None:
+        features, encoder = None, self.item_encoder
+        self.regression: FeatureRegression | None = None
+        if encoder is not None and config.id_dropout is None:
+            self.regression = FeatureRegression(encoder, data.vocabulary)
+        elif encoder is not None:
             features = build_item_features(
-                self.item_encoder,
-                data.vocabulary.items,
-                config.embedding_dim,
+                encoder, data.vocabulary.items, config.embedding_dim
             )
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features, self.side
         )
-        if features is not None:
-            self.model.trained_items = trained_items(data.vocabulary)
+        if encoder is not None:
+            total = TRAIN_TARGETS if self.regression is None else TRAIN_COUNT
+            self.model.trained_items = trained_items(data.vocabulary, total)
         self.optimizer = build_optimizer(
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
@@ -239,7 +243,9 @@ class Trainer:
         if progress is None:
             progress = Progress()
             if self.is_chief:
-                initialize_table(self._config, self.model, self._data)
+                initialize_table(
+                    self._config, self.model, self._data, self.regression
+                )
         if self._replicas is not None:
             progress = self._replicas.share_progress(progress)
             self._replicas.share(
@@ -278,6 +284,10 @@ class Trainer:
         self, progress: Progress, seconds: float, rate: float
     ) -> None:
         """Validates, keeps the best model and saves."""
+        if self.regression is not None:
+            # New items get the rows that those of known items predict.
+            table = self.model.candidate_tower.embedding.embeddings
+            table.assign(self.regression.filled(table.numpy()))
         measures = {"loss": progress.loss_sum / (progress.num_targets or 1.0)}
         measures.update(self._validate())
         progress.history.append(
