@@ -157,8 +157,7 @@ async def record(page: browser.Page, address: str, path: pathlib.Path) -> None:
             await page.picture(picture)
             content = io.BytesIO(picture.read_bytes())
         frame = Image.open(content).convert("RGB")
-        frame = frame.resize((900, 563), Image.Resampling.LANCZOS)
-        frames.append(frame.quantize(64, dither=Image.Dither.NONE))
+        frames.append(frame.resize((900, 563), Image.Resampling.LANCZOS))
         lasting.append(milliseconds)
 
     await page.show(address, 1280, 800)
@@ -182,10 +181,21 @@ async def record(page: browser.Page, address: str, path: pathlib.Path) -> None:
     await keep(2200)
     await open_view(page, "users")
     await keep(2500)
-    frames[0].save(
+    # One palette for all: colors would flicker.
+    film = Image.new("RGB", (900, 563 * len(frames)))
+    for place, frame in enumerate(frames):
+        film.paste(frame, (0, 563 * place))
+    # The commonest, which are those of surfaces, and others from everywhere.
+    counts = sorted(film.getcolors(2**24), reverse=True)[:96]
+    others = film.quantize(160, Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([x for _, color in counts for x in color] + others)
+    none = Image.Dither.NONE
+    first, *rest = [f.quantize(palette=palette, dither=none) for f in frames]
+    first.save(
         path,
         save_all=True,
-        append_images=frames[1:],
+        append_images=rest,
         duration=lasting,
         loop=0,
         optimize=True,

@@ -225,6 +225,7 @@ class JsonTest(parameterized.TestCase):
         ("beee", ["20"]),
         ("zzzzzzzz", []),
         ("40", ["40"]),
+        ("1991", ["20"]),
         ("", ["40", "60", "10", "20", "30", "50"]),
     )
     def test_search(self, text, expected):

@@ -155,8 +155,8 @@ class Catalog:
         self._columns = pa.table(columns) if columns else None
         self._item = functools.lru_cache(_NUM_ITEMS_KEPT)(self._read)
         names = [vocabulary.describe(i + FIRST_ITEM_INDEX) for i in range(size)]
-        self._texts = pa.array([f" {_plain(name)}" for name in names])
-        words = pc.list_flatten(pc.split_pattern(self._texts, " "))
+        self._texts = pa.array([f" {_plain(name)} " for name in names])
+        words = pc.list_flatten(pc.utf8_split_whitespace(self._texts))
         self._words = words.unique().to_pylist()
 
     @property
@@ -200,7 +200,8 @@ class Catalog:
 
         A word with which no word of a title begins stands for those of a
         similar spelling. Items that match more of the words go first, then
-        titles that begin with the text, then popular ones.
+        titles that begin with these words, then with the text, then popular
+        ones.
 
         Args:
             text: What is typed: words, or an id. The most popular items are
@@ -214,7 +215,7 @@ class Catalog:
         hits = np.zeros(len(self._texts))
         for word in words:
             found = self._beginning(word)
-            if not found.any():
+            if not found.any() and not word.isdecimal():
                 close = rapidfuzz.process.extract(
                     word,
                     self._words,
@@ -226,14 +227,18 @@ class Catalog:
                     likeness = self._beginning(spelling) * (score / 100)
                     found = np.maximum(found, likeness)
             hits = hits + found
-        starts = pc.starts_with(self._texts, f" {' '.join(words)}")
-        starts = starts.to_numpy(zero_copy_only=False)
+        begins = f" {' '.join(words)}"
+        starts, whole = (
+            pc.starts_with(self._texts, each).to_numpy(zero_copy_only=False)
+            for each in (begins, f"{begins} ")
+        )
         best = hits > hits.max(initial=0) - 0.5
-        order = np.lexsort((-self._counts, ~starts, -hits))
+        order = np.lexsort((-self._counts, ~starts, ~whole, -hits))
         found = order[best[order] & (hits[order] > 0 if words else True)]
+        # A number may be in a title, too.
         by_id = self.vocabulary.encode([text.strip()])[0] - FIRST_ITEM_INDEX
-        if by_id >= 0:
-            found = np.append(by_id, found[found != by_id])
+        if by_id >= 0 and by_id not in found[:limit]:
+            found = np.append(found[: limit - 1], by_id)
         return found[:limit] + FIRST_ITEM_INDEX
 
     def _beginning(self, word: str) -> np.ndarray:
