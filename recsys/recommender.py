@@ -192,8 +192,11 @@ class Recommender:
                     )
                 vectors[rows] = encode(*inputs).numpy()
 
+        # Few items are encoded sooner than threads start.
+        num_workers = min(_NUM_WORKERS - 1, len(items) // _POSITIONS_PER_BATCH)
         with futures.ThreadPoolExecutor(_NUM_WORKERS) as pool:
-            workers = [pool.submit(encode_batches) for _ in range(_NUM_WORKERS)]
+            workers = [pool.submit(encode_batches) for _ in range(num_workers)]
+            encode_batches()
         for worker in workers:
             worker.result()  # Raises what the worker raised.
         if side is None or "user" not in side.parts:
