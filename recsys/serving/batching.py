@@ -17,6 +17,14 @@ from recsys.errors import InputError
 _SCORES_PER_CALL = 2**26
 _MAX_ROWS = 1024
 
+# What JSON has for a type, and what pads a history.
+_KINDS: dict[tf.DType, tuple[tuple[type, ...], str, Any]] = {
+    tf.string: ((str,), "texts", ""),
+    tf.int32: ((int,), "whole numbers", 0),
+    tf.int64: ((int,), "whole numbers", -1),
+    tf.float32: ((int, float), "numbers", np.nan),
+}
+
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
@@ -112,19 +120,15 @@ class Signatures:
             ignore "", as those of `recsys.serving.saved_model` do.
     """
 
-    def __init__(self, functions: Mapping[str, Callable]) -> None:
-        self._functions = {
-            name: getattr(
-                function, "get_concrete_function", lambda f=function: f
-            )()
-            for name, function in functions.items()
-        }
+    def __init__(self, functions: Mapping[str, Any]) -> None:
+        self._functions = functions
         self._inputs = {
             name: {
                 spec.name: spec
                 for spec in tf.nest.flatten(function.structured_input_signature)
+                if spec is not None  # The default of an argument.
             }
-            for name, function in self._functions.items()
+            for name, function in functions.items()
         }
 
     def read(self, request: Mapping[str, Any]) -> Call:
@@ -197,7 +201,10 @@ class Signatures:
             outputs = self._functions[name](
                 **{
                     key: tf.constant(
-                        _joined([(e.columns[key], e.num_rows) for e in asked]),
+                        _joined(
+                            [(e.columns[key], e.num_rows) for e in asked],
+                            _KINDS[spec.dtype][2],
+                        ).tolist(),
                         spec.dtype,
                     )
                     for key, spec in self._inputs[name].items()
@@ -244,16 +251,16 @@ def _texts(value: np.ndarray) -> list:
 
 def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     """Checks and returns a column of a request."""
-    kind = str if spec.dtype == tf.string else int
+    kinds, expected, _ = _KINDS[spec.dtype]
     array = np.array(values, object)
     if (
         array.ndim != spec.shape.rank
-        or any(type(each) is not kind for each in array.flat)
-        or (kind is int and not all(0 < each < 2**31 for each in array))
+        or any(type(each) not in kinds for each in array.flat)
+        or (name == "k" and not all(0 < each < 2**31 for each in array))
     ):
-        expected = "texts" if kind is str else "whole numbers from 1"
+        expected += " from 1" * (name == "k")
         if spec.shape.rank == 2:
-            expected = f"lists of {expected}, all of one length (pad with '')"
+            expected = f"lists of {expected}, all of one length (pad them)"
         raise InputError(
             f"`{name}` must have {expected}. Received: "
             f"{json.dumps(values)[:99]}"
@@ -261,14 +268,16 @@ def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     return array
 
 
-def _joined(parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Stacks columns of so many rows each, padding text with ""."""
+def _joined(
+    parts: Sequence[tuple[np.ndarray, int]], padding: Any
+) -> np.ndarray:
+    """Stacks columns of so many rows each, padding the shorter ones."""
     if parts[0][0].ndim == 1:
         return np.concatenate(
             [np.broadcast_to(array, num_rows) for array, num_rows in parts]
         )
     width = max(array.shape[1] for array, _ in parts)
-    joined = np.full((sum(n for _, n in parts), width), "", object)
+    joined = np.full((sum(n for _, n in parts), width), padding, object)
     begin = 0
     for array, num_rows in parts:
         joined[begin : begin + num_rows, : array.shape[1]] = array

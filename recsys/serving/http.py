@@ -306,12 +306,15 @@ async def recommend(
     if asked.explain and items:
         indices = live.items.vocabulary.encode([e["item_id"] for e in items])
         explained = await asyncio.to_thread(
-            live.recommender.explain_indices, found.items, indices
+            live.recommender.explain_indices, found.items, indices, found.side
         )
         for item, influences in zip(items, explained, strict=True):
             item["influences"] = list(map(dataclasses.asdict, influences))
     return _answer(
-        live, items, unknown=found.unknown, notes=list(found.rules.notes)
+        live,
+        items,
+        unknown=found.unknown,
+        notes=[*found.rules.notes, *found.notes],
     )
 
 
@@ -330,7 +333,9 @@ def explain(asked: Explain, live: Live, request: fastapi.Request) -> Response:
     _state(request).limits.check(history=len(asked.history))
     read = read_asked(live.recommender, *asked.known())
     index = live.find(str(asked.item))
-    [found] = live.recommender.explain_indices(read.items, np.array([index]))
+    [found] = live.recommender.explain_indices(
+        read.items, np.array([index]), read.side
+    )
     return JSONResponse(list(map(dataclasses.asdict, found)))
 
 

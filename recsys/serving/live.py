@@ -361,7 +361,9 @@ class Asked:
     Attributes:
         items: `[length]` int32 indices of the history, unknown ones included.
         known: What is known of its events, its user and itself.
+        side: The same, encoded.
         unknown: The entries of the history that name no item.
+        notes: Lines on features that are missing or unknown.
         k: How many items.
         exclude_history: Whether items of the history are excluded.
         rules: Which items may be recommended, and in which order.
@@ -369,7 +371,9 @@ class Asked:
 
     items: np.ndarray
     known: side_information.Request
+    side: side_information.Side | None
     unknown: list[str]
+    notes: list[str]
     k: int = 10
     exclude_history: bool = True
     rules: Rules = dataclasses.field(default_factory=Rules)
@@ -396,16 +400,11 @@ def read_asked(
         InputError: A title is ambiguous, or the model cannot read something.
     """
     known = side_information.Request.of(history, user, context)
-    if recommender.side is not None:
-        recommender.side.of_requests([known])
-    elif given := [name for row in known.events for name in row] + [
-        *known.user,
-        *known.context,
-    ]:
-        raise InputError(
-            "a request must have only what the model reads, the items of the "
-            f"history. Received: {', '.join(dict.fromkeys(given))}"
-        )
+    side, num_lacking, unseen = recommender.side_of([known])
+    notes = [f"{n:,} of {name}: new, ignored" for name, n in unseen.items()]
+    if num_lacking and recommender.side is not None:
+        reads = recommender.side.describe()
+        notes.append(f"not all is given, which counts as unknown; {reads}")
     vocabulary = recommender.vocabulary
     texts = np.array(known.items, object)
     items = vocabulary.encode(texts)
@@ -413,7 +412,7 @@ def read_asked(
         if vocabulary.matching(texts[place]):
             items[place] = vocabulary.find(texts[place])
     unknown = texts[items == UNKNOWN_INDEX].tolist()
-    return Asked(items, known, unknown, **options)
+    return Asked(items, known, side, unknown, notes, **options)
 
 
 def answer_together(
@@ -430,9 +429,7 @@ def answer_together(
     """
     items = np.concatenate([each.items for each in asked])
     offsets = offsets_of(np.array([len(each.items) for each in asked]))
-    side = None
-    if recommender.side is not None:
-        side, _ = recommender.side.of_requests([each.known for each in asked])
+    side, *_ = recommender.side_of([each.known for each in asked])
     vectors = recommender.user_vectors(items, offsets, side)
     alike: dict[tuple[int, bool, int], list[int]] = {}
     for place, each in enumerate(asked):
