@@ -771,7 +771,8 @@ class CardTest(parameterized.TestCase):
                 "evaluated_with": {"protocol": "temporal"},
                 "best_epoch": 2,
                 "training": [{}, {}, {}],
-            }
+            },
+            time_features="gap",
         )
         for line in (
             "| popularity | 0.1000 | 0.1250 |",
@@ -785,6 +786,7 @@ class CardTest(parameterized.TestCase):
             "- Warning of the evaluation: the lists have collapsed.",
             "- Nothing in training happened at or after the time of any query.",
             "| encoder | MeanPooling |",
+            "| features | time_features=gap |",
             # 32 rows of four numbers.
             "| parameters | 128 |",
             # Counts are 0, 7, 14, … modulo 30: every number below 30 once.

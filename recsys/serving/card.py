@@ -27,6 +27,9 @@ _SELECTION = (
     *("min_rating", "max_rating", "events", "target_events", "dislikes"),
     *("min_item_count", "min_user_count", "repeats"),
 )
+_FEATURES = tuple(
+    f"{of}_features" for of in ("item", "event", "time", "context", "user")
+)
 _CARD = """\
 # Model card
 
@@ -44,7 +47,7 @@ and scores every item of the catalog by a dot product.
 | dimensions | {config.embedding_dim} |
 | parameters | {parameters:,} |
 | history read | newest {config.max_history_length} items |
-| item features | {features} |
+| features | {features} |
 | loss | {config.loss} |
 | weights | {weights} |
 | seed | {config.seed} |
@@ -110,11 +113,6 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
             num_candidates=int,
         )
     counts = recommender.popularity[2:]
-    selected = [
-        f"{name}={getattr(config, name)}"
-        for name in _SELECTION
-        if getattr(config, name) != getattr(TrainConfig, name)
-    ]
     weights = f"training for at most {config.num_epochs} epochs"
     if found.get("best_epoch"):
         weights = (
@@ -126,13 +124,13 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
         config=config,
         encoder=type(recommender.model.history_tower.encoder).__name__,
         parameters=recommender.model.count_params(),
-        features=config.item_features or "none",
+        features=_named(config, _FEATURES) or "none",
         weights=weights,
         items=len(counts),
         seen=int((counts > 0).sum()),
         unseen=int((counts == 0).sum()),
         interactions=int(counts.sum(dtype=np.float64)),
-        selection=", ".join(selected) or "nothing; all rows count",
+        selection=_named(config, _SELECTION) or "nothing; all rows count",
         terms=_terms(config.data),
         results="\n".join(_results(found)),
         limits="".join(f"- {limit}\n" for limit in _limits(found)),
@@ -141,6 +139,15 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
         keras=keras.__version__,
         numpy=np.__version__,
         python=platform.python_version(),
+    )
+
+
+def _named(config: TrainConfig, names: Iterable[str]) -> str:
+    """Returns the settings among some that are not the default."""
+    return ", ".join(
+        f"{name}={getattr(config, name)}"
+        for name in names
+        if getattr(config, name) != getattr(TrainConfig, name)
     )
 
 
