@@ -24,6 +24,7 @@ from commands import run
 import recsys
 from recsys.config import auto_fields
 from recsys.data import prepare
+from recsys.evaluation import comparison
 from recsys.serving import formats
 from recsys.training import PRESETS, TrainConfig
 
@@ -245,11 +246,15 @@ class ExamplesTest(parameterized.TestCase):
     @classmethod
     @contextlib.contextmanager
     def quickly(cls):
-        """Runs in the folder of the examples, with a preset of one epoch."""
+        """Runs in the folder of the examples, with presets of one epoch.
+
+        EASE, which takes most of an evaluation's time, is left out.
+        """
         with (
             contextlib.chdir(cls.folder),
             mock.patch.dict(PRESETS, {"movielens-small": QUICK_PRESET}),
             mock.patch.object(prepare, "auto_fields", quick_auto_fields),
+            mock.patch.object(comparison, "MAX_EASE_ITEMS", 100),
         ):
             yield
 
