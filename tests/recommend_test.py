@@ -10,6 +10,7 @@ import sys
 import tempfile
 import unittest
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from commands import run
 import recsys
 from recsys import files, prepare_shards, recommend
 from recsys.config import TrainConfig
+from recsys.data import prepare
 from recsys.data.vocabulary import Vocabulary
 from recsys.workdir import Workdir
 
@@ -428,6 +430,42 @@ class ShardsTest(parameterized.TestCase):
         )
         self.assertEqual(code, 0, err)
         return err.splitlines()
+
+    def test_users_who_are_not_queried_have_whole_histories(self):
+        log = self.folder / "long.csv"
+        rng = np.random.default_rng(0)
+        rows = [
+            f"u{row % 50},i{rng.integers(30)},{row},{rng.integers(1, 6)}"
+            for row in range(300)
+        ]
+        log.write_text("\n".join(["user,item,time,rating", *rows]) + "\n")
+        shards = self.folder / "long"
+        code, _, err = run(
+            prepare_shards,
+            f"--data={log}",
+            f"--output={shards}",
+            "--num_shards=3",
+            "--num_workers=1",
+            "--num_queries=10",
+            "--max_rating=1",
+        )
+        self.assertEqual(code, 0, err)
+        found = {}
+        for data in (log, shards):
+            config = TrainConfig(data=str(data), max_rating=1.0)
+            vocabulary = prepare.build_data(config).vocabulary
+            found[data] = {}
+            for part in prepare.user_histories(config, vocabulary):
+                users = part()
+                for row, user in enumerate(users.user_ids):
+                    found[data][user] = [
+                        vocabulary.decode(
+                            lists.items[slice(*lists.offsets[row : row + 2])]
+                        ).tolist()
+                        for lists in (users, users.dislikes)
+                    ]
+        self.assertEqual(found[shards], found[log])
+        self.assertLen(found[log], 50)
 
     def test_held_out_items_are_part_of_the_histories(self):
         self.recommend("of_log", "log.parquet")

@@ -319,12 +319,27 @@ class Sequences(TrainingSequences):
         """
         dislikes = self.dislikes
         if dislikes is not None:
-            # Those before the first interaction that is left out, by users
-            # who have any.
-            last = np.repeat(lengths - (lengths == 0), dislikes.lengths)
-            dislikes = dislikes.keep(dislikes.columns["place"] <= last)
+            dislikes = dislikes.keep(self._are_early_dislikes(lengths))
         positions = concatenated_ranges(self.offsets[:-1], lengths)
         return self._taken(positions, lengths, dislikes=dislikes)
+
+    def suffixes(self, lengths: np.ndarray) -> Sequences:
+        """Returns what `prefixes` leaves out; places of dislikes stay."""
+        dislikes = self.dislikes
+        if dislikes is not None:
+            dislikes = dislikes.keep(~self._are_early_dislikes(lengths))
+        rest = self.lengths - lengths
+        positions = concatenated_ranges(self.offsets[:-1] + lengths, rest)
+        return self._taken(positions, rest, dislikes=dislikes)
+
+    def _are_early_dislikes(self, lengths: np.ndarray) -> np.ndarray:
+        """Whether dislikes are before the first interaction left out.
+
+        A user with none of the interactions has none of the dislikes.
+        """
+        assert self.dislikes is not None
+        last = np.repeat(lengths - (lengths == 0), self.dislikes.lengths)
+        return self.dislikes.columns["place"] <= last
 
     def keep(self, is_kept: np.ndarray) -> Sequences:
         """Returns some interactions of the same users.

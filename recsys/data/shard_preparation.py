@@ -328,13 +328,17 @@ class Preparation:
         lengths = train_lengths(self.options.split, sequences)
         train = sequences.prefixes(lengths)
         held_out = np.flatnonzero(lengths < sequences.lengths)
-        queried = sequences.select(
-            self._queried_users(shard, sequences, held_out)
-        )
-        for path, part in (
-            (shards.sequences_name(shard), train),
-            (shards.queries_name(shard), queried),
-        ):
+        asked = self._queried_users(shard, sequences, held_out)
+        queried = sequences.select(asked)
+        parts = {
+            shards.sequences_name(shard): train,
+            shards.queries_name(shard): queried,
+        }
+        others = np.setdiff1d(held_out, asked)
+        if len(others):
+            rest = sequences.suffixes(lengths).select(others)
+            parts[shards.held_out_name(shard)] = rest
+        for path, part in parts.items():
             with self.open_file(path) as stream:
                 shards.write_table(shards.to_table(part), stream)
         totals = {}

@@ -4,6 +4,7 @@
     DIR/vocabulary.parquet        the items, with `train_count`
     DIR/sequences/00000.parquet   training sequences of whole users
     DIR/queries/00000.parquet     full sequences of the queried users
+    DIR/held_out/00000.parquet    what others have besides, for recommendations
 
 Columns of events and dislikes, where a log has them, are lists like the items:
 `event`, `disliked_items` and so on. What features read is kept as it is in the
@@ -319,6 +320,14 @@ def queries_name(shard: int) -> str:
     return f"queries/{shard:05d}.parquet"
 
 
+def held_out_name(shard: int) -> str:
+    """Returns the path of what a shard holds out of users who are not queried.
+
+    There is no such file where all are queried.
+    """
+    return f"held_out/{shard:05d}.parquet"
+
+
 def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads and checks `manifest.json`.
 
@@ -433,7 +442,11 @@ def read_users(
     train = _read(folder / sequences_name(shard))
     # Without the targets of those who are queried.
     is_there = pc.is_in(train["user_id"], value_set=queried["user_id"])
-    table = _joined([train.filter(pc.invert(is_there)), queried])
+    train = train.filter(pc.invert(is_there))
+    later = folder / held_out_name(shard)
+    if later.is_file():
+        train = _continued(train, _read(later))
+    table = _joined([train, queried])
     found = to_sequences(table, manifest)
     dislikes = found.dislikes
     if dislikes is not None:
@@ -443,6 +456,36 @@ def read_users(
     return dataclasses.replace(
         found, items=indices[found.items], dislikes=dislikes
     )
+
+
+def _continued(table: pa.Table, later: pa.Table) -> pa.Table:
+    """Appends the lists of later rows to those of the same users."""
+    rows = pc.index_in(later["user_id"], value_set=table["user_id"]).to_numpy()
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        prefix = _DISLIKED if name.startswith(_DISLIKED) else ""
+        lengths = table[f"{prefix}length"].to_numpy().astype(np.int32)
+        added = later[f"{prefix}length"].to_numpy()
+        if name == f"{prefix}length":
+            column = lengths.copy()
+            column[rows] += added
+        elif pa.types.is_list(column.type):
+            owners = np.append(
+                np.repeat(np.arange(len(table)), lengths),
+                np.repeat(rows, added),
+            )
+            both = [
+                pa.table({name: pc.list_flatten(each)})
+                for each in (column, later[name])
+            ]
+            order = np.argsort(owners, kind="stable")
+            values = _joined(both)[name].combine_chunks().take(order)
+            lengths = np.bincount(owners, minlength=len(table))
+            offsets = pa.array(offsets_of(lengths).astype(np.int32))
+            column = pa.ListArray.from_arrays(offsets, values)
+        columns[name] = column
+    return pa.table(columns)
 
 
 def to_table(sequences: Sequences) -> pa.Table:
