@@ -151,7 +151,9 @@ def main(values: dict[str, Any]) -> int:
         values["protocol"],
     )
     if values["audit"]:
-        audit = recsys.evaluation.audit(asked.data.split)
+        audit = recsys.evaluation.audit(
+            asked.data.split, folder.read_side_encoder()
+        )
         print(f"{audit}\n", flush=True)
         if not audit.passed:
             return EXIT_FAILED

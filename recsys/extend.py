@@ -135,7 +135,8 @@ def _extend(
     grown = recsys.training.growth.grow_data(
         old, asked["source"], output, changes
     )
-    print("".join(f"{note}\n" for note in grown.log.notes), end="")
+    notes = [*grown.log.notes, *grown.unseen]
+    print("".join(f"{note}\n" for note in notes), end="")
     print(
         f"{len(grown.log.interactions):,} interactions with "
         f"{grown.grown_data.vocabulary.num_items:,} items, of which "

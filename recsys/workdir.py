@@ -16,6 +16,7 @@ import numpy as np
 from recsys import files
 from recsys.config import TrainConfig
 from recsys.data.prepare import same_training_items
+from recsys.data.side_information import SideEncoder
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 
@@ -159,6 +160,11 @@ class Workdir:
     def read_vocabulary(self) -> Vocabulary:
         """Reads the model's items."""
         return Vocabulary.load(self.vocabulary)
+
+    def read_side_encoder(self) -> SideEncoder | None:
+        """Reads the encoder of features, if the model has one."""
+        path = self.side_information
+        return SideEncoder.load(path) if path.is_file() else None
 
     def _stored_config(self) -> TrainConfig:
         fields = files.read_json(self.config)

@@ -15,7 +15,9 @@ from unittest import mock
 import pytest
 from absl.testing import absltest
 
+from recsys.config import TrainConfig
 from recsys.data import sources
+from recsys.data.prepare import build_data
 from recsys.errors import InputError
 
 _REAL_ARCHIVE = "RECSYS_TEST_ML_LATEST_SMALL_ZIP"
@@ -66,6 +68,21 @@ class TfdsTest(absltest.TestCase):
         self.manual_dir = self.folder / "manual"
         self.manual_dir.mkdir()
 
+    def write_100k(self) -> pathlib.Path:
+        """Two users and two films, in the layout of ml-100k."""
+        films = [f"{n}|Film {n} (1995)|||{'|0' * 5}|1" for n in (10, 30)]
+        films = [film + "|0" * 13 for film in films]
+        contents = {
+            "u.data": "7\t30\t4\t100\n7\t10\t2\t50\n9\t30\t5\t70\n",
+            "u.item": "\n".join(films) + "\n",
+            "u.user": "7|24|M|technician|85711\n9|53|F|other|V1G4L\n",
+        }
+        path = self.manual_dir / "ml-100k.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in contents.items():
+                archive.writestr(f"ml-100k/{name}", text)
+        return path
+
     def write_archive(self) -> pathlib.Path:
         path = self.manual_dir / "ml-latest-small.zip"
         with zipfile.ZipFile(path, "w") as archive:
@@ -73,14 +90,16 @@ class TfdsTest(absltest.TestCase):
             archive.writestr("ml-latest-small/movies.csv", _MOVIES)
         return path
 
-    def expect_archive(self, path: pathlib.Path):
+    def expect_archive(
+        self, path: pathlib.Path, name: str = "latest-small-ratings"
+    ):
         """Makes TFDS expect the checksum of this archive."""
         # pylint: disable=import-outside-toplevel
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import checksums
 
         builder_cls = tfds.builder_cls("movielens")
-        config = builder_cls.builder_configs["latest-small-ratings"]
+        config = builder_cls.builder_configs[name]
         content = path.read_bytes()
         info = checksums.UrlInfo(
             size=len(content),
@@ -157,6 +176,68 @@ class TfdsTest(absltest.TestCase):
         columns = record.parent / "recsys-ratings.parquet"
         columns.write_bytes(columns.read_bytes()[:-3])
         self.assert_error("expected what TFDS prepared .*Received: ", _NAME)
+
+    def test_users(self):
+        self.expect_archive(self.write_100k(), "100k-ratings")
+        self.forbid_network()
+        name = "tfds:movielens/100k-ratings"
+        known = {"tfds_data_dir": self.data_dir, "with_users": True}
+        # What GroupLens's u.user says, and the age as ml-1m has it.
+        expected = [
+            {
+                "user_id": "7",
+                "gender": "M",
+                "age": 24.0,
+                "age_group": 18.0,
+                "occupation": "technician",
+                "zip": "85711",
+            },
+            {
+                "user_id": "9",
+                "gender": "F",
+                "age": 53.0,
+                "age_group": 50.0,
+                "occupation": "other",
+                "zip": "V1G4L",
+            },
+        ]
+        for number in range(3):
+            log = sources.read(
+                name, tfds_manual_dir=str(self.manual_dir), **known
+            )
+            users = sorted(log.users.to_pylist(), key=lambda u: u["user_id"])
+            self.assertEqual(users, expected)
+            self.assertLen(log.interactions, 3)
+            [cached] = pathlib.Path(self.data_dir).rglob("recsys-users*")
+            if number == 0:
+                # As an earlier version left it: the others are not enough.
+                cached.unlink()
+        # From the columns alone.
+        [record] = pathlib.Path(self.data_dir).rglob("*.tfrecord*")
+        record.write_bytes(b"")
+        again = sources.read(name, **known)
+        self.assertTrue(again.users.equals(log.users))
+        self.assertIsNone(sources.read(name, tfds_data_dir=self.data_dir).users)
+
+    def test_a_set_without_users(self):
+        self.expect_archive(self.write_archive())
+        self.forbid_network()
+        known = {"tfds_data_dir": self.data_dir, "with_users": True}
+        for _ in range(2):  # Prepared, then from the columns.
+            log = sources.read(
+                _NAME, tfds_manual_dir=str(self.manual_dir), **known
+            )
+            self.assertIsNone(log.users)
+            self.assertLen(log.interactions, 4)
+        config = TrainConfig(
+            data=_NAME,
+            tfds_data_dir=self.data_dir,
+            user_features="auto",
+        )
+        with self.assertRaisesRegex(
+            InputError, "needs a users file.*latest-small-ratings without one"
+        ):
+            build_data(config)
 
     def test_archive_that_grouplens_did_not_publish(self):
         self.write_archive()

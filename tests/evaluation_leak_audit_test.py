@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 from absl.testing import absltest, parameterized
 
 from recsys.config import SPLITS, TrainConfig
 from recsys.data import splits
 from recsys.data.prepare import make_split
 from recsys.data.sequences import Sequences
+from recsys.data.side_information import SideEncoder, fit_side_encoder
 from recsys.data.splits import Queries, Split
 from recsys.evaluation import LeakError, audit
 
@@ -276,6 +278,124 @@ class AuditTest(parameterized.TestCase):
         self.assertTrue(audit(own).passed)
         leaky = dataclasses.replace(own, train=_sequences())
         self.assertFalse(audit(leaky).passed)
+
+
+def _known(num_users: int = 30) -> Sequences:
+    """Sequences with ratings, devices, and users."""
+    sequences = _sequences(num_users)
+    rng = np.random.default_rng(1)
+    num = sequences.num_interactions
+    return dataclasses.replace(
+        sequences,
+        timestamps=sequences.timestamps * 86_400 + 10**9,
+        columns={
+            "rating": rng.integers(-1, 4, num).astype(np.int32),
+            "device": rng.integers(0, 3, num).astype(np.int32),
+        },
+        levels={
+            "rating": pa.array([1.0, 2.5, 4.0, 5.0]),
+            "device": pa.array(["phone", "desk", "tv"]),
+        },
+        users=pa.table({"job": [f"job{row % 4}" for row in range(num_users)]}),
+    )
+
+
+def _encoder(sequences: Sequences, **features: str) -> SideEncoder:
+    return fit_side_encoder(TrainConfig(**features), sequences)
+
+
+class FeaturesTest(parameterized.TestCase):
+    def findings(self, side, sequences, protocol="leave_last_out"):
+        """Returns violations by claim, of the features of test queries."""
+        split = _split(protocol, sequences)
+        part = "validation" if split.test is None else "test"
+        checks = audit(split, side).checks
+        return {
+            check.claim.removeprefix(f"{part}: "): check.num_violations
+            for check in checks
+            if check.claim.startswith(f"{part}: features")
+        }
+
+    @parameterized.product(
+        protocol=SPLITS,
+        context=(
+            (None, "device, rating, time"),
+            ("device", "rating, time"),
+            ("gap,hour", "device, rating"),
+        ),
+    )
+    def test_honest_features_pass(self, protocol, context):
+        named, hidden = context
+        sequences = _known()
+        side = _encoder(
+            sequences,
+            event_features="rating,device",
+            time_features="gap,hour,age",
+            user_features="auto",
+            context_features=named,
+        )
+        self.assertEqual(
+            self.findings(side, sequences, protocol),
+            {
+                f"features do not tell the target's {hidden}": 0,
+                "features of histories and users tell nothing from the target "
+                "on": 0,
+            },
+        )
+
+    def test_one_query_of_each_user_is_checked(self):
+        sequences = _known()
+        side = _encoder(sequences, event_features="rating")
+        split = splits.leave_last_out(sequences)
+        lines = str(audit(split, side)).splitlines()
+        num = np.count_nonzero(sequences.lengths >= 2)
+        self.assertIn(
+            "  ok    test: features do not tell the target's device, rating, "
+            f"time ({num} queries)",
+            lines,
+        )
+
+    def test_a_rating_as_context_is_caught(self):
+        sequences = _known()
+        rating = _encoder(sequences, event_features="rating")
+        side = SideEncoder(
+            {"context": rating.encoders["history"]}, False, per_second=1
+        )
+        found = self.findings(side, sequences)
+        num = np.count_nonzero(sequences.lengths >= 2)
+        self.assertEqual(
+            found,
+            {
+                "features do not tell the target's device, rating, time": num,
+                "features of histories and users tell nothing from the target "
+                "on": 0,
+            },
+        )
+        with self.assertRaisesRegex(LeakError, "target's device, rating"):
+            audit(splits.leave_last_out(sequences), side).raise_for_leaks()
+
+    def test_a_history_with_the_rating_of_the_next_event_is_caught(self):
+        class Early(SideEncoder):
+            def code(self, data):
+                coded = super().code(data)["history"]
+                codes = np.roll(coded.codes, -1, axis=0)
+                return {"history": dataclasses.replace(coded, codes=codes)}
+
+        sequences = _known()
+        honest = _encoder(sequences, event_features="rating")
+        found = self.findings(Early(honest.encoders, False, 1), sequences)
+        num = np.count_nonzero(sequences.lengths >= 2)
+        self.assertEqual([*found.values()], [num, num])
+
+    def test_a_time_of_the_request_that_nobody_named_is_caught(self):
+        class Late(SideEncoder):
+            reads_request_time = True
+
+        sequences = _known()
+        honest = _encoder(sequences, time_features="age")
+        found = self.findings(Late(honest.encoders, True, 1), sequences)
+        num = np.count_nonzero(sequences.lengths >= 2)
+        self.assertEqual([*found.values()], [num, 0])
 
 
 if __name__ == "__main__":

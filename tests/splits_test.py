@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pyarrow as pa
 from absl.testing import absltest, parameterized
 
+from recsys.config import SPLITS, TrainConfig
 from recsys.data import splits
+from recsys.data.prepare import make_split
 from recsys.data.sequences import Sequences
+from recsys.data.side_information import fit_side_encoder, history_side
 from recsys.errors import InputError
 
 
@@ -348,6 +354,93 @@ class QueriesTest(parameterized.TestCase):
             _queries(test.select(np.array([2, 0]))),
             [_queries(test)[2], _queries(test)[0]],
         )
+
+
+class FeaturesTest(parameterized.TestCase):
+    """What is known stays with its interaction or user in every split."""
+
+    @parameterized.product(protocol=SPLITS, with_dislikes=(False, True))
+    def test_columns_times_and_users_stay_aligned(
+        self, protocol, with_dislikes
+    ):
+        rng = np.random.default_rng(3)
+        lengths = rng.integers(1, 12, 25)
+        num = int(lengths.sum())
+        offsets = np.append(0, np.cumsum(lengths))
+        times = [np.sort(rng.integers(0, 500, length)) for length in lengths]
+        # Every interaction has an item of its own, which tells the rest.
+        codes = rng.permutation(num).astype(np.int32)
+        user_ids = np.array([f"u{row}" for row in range(25)], object)
+        sequences = Sequences(
+            user_ids=user_ids,
+            offsets=offsets,
+            items=np.arange(2, num + 2, dtype=np.int32),
+            timestamps=np.concatenate(times),
+            columns={"rating": codes},
+            levels={"rating": pa.array(np.arange(num) / 2)},
+            timestamps_per_second=1_000,
+            users=pa.table({"job": [f"job of {user}" for user in user_ids]}),
+        )
+        if with_dislikes:
+            dislikes = dataclasses.replace(
+                sequences,
+                columns={"place": np.zeros(num, np.int64)},
+                levels={},
+                users=None,
+            )
+            sequences = dataclasses.replace(sequences, dislikes=dislikes)
+        split = make_split(sequences, TrainConfig(split=protocol))
+        owner = dict(
+            zip(sequences.items, np.repeat(user_ids, lengths), strict=True)
+        )
+
+        def check(found: Sequences) -> None:
+            whole = found.items - 2
+            np.testing.assert_array_equal(
+                found.timestamps, sequences.timestamps[whole]
+            )
+            values = found.levels["rating"].take(
+                pa.array(found.columns["rating"])
+            )
+            np.testing.assert_array_equal(values, codes[whole] / 2)
+            users = np.repeat(found.user_ids, found.lengths)
+            self.assertEqual([owner[i] for i in found.items], list(users))
+            self.assertEqual(
+                found.users["job"].to_pylist(),
+                [f"job of {user}" for user in found.user_ids],
+            )
+            self.assertEqual(found.timestamps_per_second, 1_000)
+
+        encoder = fit_side_encoder(
+            TrainConfig(event_features="rating"), sequences
+        )
+        check(split.train)
+        rows = rng.permutation(split.train.num_users)[:7]
+        check(split.train.select(rows))
+        check(split.train.keep(rng.random(split.train.num_interactions) < 0.5))
+        for queries in filter(None, (split.validation, split.test)):
+            check(queries.sequences)
+            queries = queries.select(rng.permutation(len(queries))[:9])
+            side = history_side(
+                encoder,
+                queries.sequences,
+                queries.history_starts,
+                queries.history_ends,
+                queries.users,
+                are_followed=True,
+            )
+            everything = np.arange(len(queries))
+            items = queries.sequences.items
+            expected, _ = queries.histories(everything)
+            np.testing.assert_array_equal(items[side.events], expected)
+            targets, starts = queries.targets(everything)
+            np.testing.assert_array_equal(
+                items[side.requests], targets[starts[:-1]]
+            )
+            self.assertEqual(
+                [owner[item] for item in targets[starts[:-1]]],
+                list(queries.sequences.user_ids[side.users]),
+            )
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def prepare_log(
             f"Received: {len(interactions.item_ids)}"
         )
     vocabulary = Vocabulary(interactions.item_ids, log.items)
-    notes = [*_notes(log), *describe(rules, labels.kinds, labels.found)]
+    notes = [*_notes(log, config), *describe(rules, labels.kinds, labels.found)]
     dislikes = None
     if rules.has_dislikes:
         dislikes = _dislikes(log, labels, config.repeats)
@@ -410,12 +410,19 @@ def odd_notes(found: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _notes(log: Log) -> list[str]:
+def _notes(log: Log, config: TrainConfig) -> list[str]:
     """Returns what the user should know of how a log was read."""
     notes = [*log.notes, *odd_notes(odd_rows(log.interactions))]
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(log.interactions.timestamps_per_second):
         notes.append(f"times are {unit} since 1970")
+    if config.user_features is not None and log.users is not None:
+        known = {*log.users["user_id"].to_pylist()}
+        if missing := {*log.interactions.user_ids} - known:
+            notes.append(
+                f"{counted(len(missing), 'user')} not in the users file: "
+                "their features count as unknown"
+            )
     return notes
 
 

@@ -521,14 +521,19 @@ class SideEncoder:
             everything[is_request],
             np.arange(len(requests)),
         )
-        return side, self._unseen(parts, is_request)
+        looked_at = {"history": ~is_request, "context": is_request}
+        return side, self.unseen(parts, looked_at)
 
-    def _unseen(
-        self, parts: Mapping[str, Coded], is_request: np.ndarray
+    def unseen(
+        self, parts: Mapping[str, Coded], rows: Mapping[str, np.ndarray]
     ) -> dict[str, int]:
-        """Counts the values that mean nothing, by the feature."""
+        """Counts the values that mean nothing, by the feature.
+
+        Args:
+            parts: What `code` returned.
+            rows: The rows of each part to look at, bool. Default: all.
+        """
         found: dict[str, int] = {}
-        rows = {"history": ~is_request, "context": is_request}
         for part, encoded in parts.items():
             is_empty = ~(encoded.weights != 0).any(axis=1)
             taken = encoded.codes[rows.get(part, slice(None))]

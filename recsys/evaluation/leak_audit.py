@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.sequences import Sequences, offsets_of
+from recsys.config import CLOCK_FEATURES, OUTCOMES
+from recsys.data.sequences import Sequences, concatenated_ranges, offsets_of
+from recsys.data.side_information import SideEncoder, history_side
 from recsys.data.splits import Queries, Split
 from recsys.evaluation.results import query_ids
 
+# Queries whose features are checked, and the newest events of each.
+_MOST_QUERIES = 1_000
+_MOST_EVENTS = 64
 _NO_TARGET = np.iinfo(np.int64).max
 
 
@@ -74,7 +80,7 @@ class AuditReport:
         return "\n  ".join([*lines, *map(str, self.checks)])
 
 
-def audit(split: Split) -> AuditReport:
+def audit(split: Split, side: SideEncoder | None = None) -> AuditReport:
     """Checks that no query can see its targets.
 
     For both validation and test, histories and targets must lie within the
@@ -93,12 +99,18 @@ def audit(split: Split) -> AuditReport:
 
     A split with another name is checked like `leave_last_out`.
 
+    With features, what is read of up to 1,000 queries must be the same where
+    everything from the target on is another: its rating and its kind of event,
+    and its columns and its time where they are not context. Of histories and
+    users, nothing from there on may be read.
+
     The audit does not rely on how the split was made: it compares training
     interactions with the sequences of the queries by user, item and time. Of
     shards, it reads the users of the queries.
 
     Args:
         split: The split.
+        side: Reads what is known of events, requests and users.
 
     Returns:
         The findings; call `AuditReport.raise_for_leaks` to raise an error.
@@ -113,6 +125,8 @@ def audit(split: Split) -> AuditReport:
     if not any(check.num_violations for check in checks):
         for name, queries in parts.items():
             checks += _training_checks(split.protocol, name, queries, train)
+            if side is not None:
+                checks += _feature_checks(name, queries, side)
         if len(parts) == 2:
             checks += _overlap_checks(split.protocol, **parts)
     return AuditReport(split.protocol, tuple(checks))
@@ -202,6 +216,81 @@ def _training_checks(
             )
         )
     return checks
+
+
+def _feature_checks(
+    part: str, queries: Queries, side: SideEncoder
+) -> list[Check]:
+    """Checks that features of a query do not tell of its target."""
+    # One of a user: what follows it is the history of no other.
+    _, first = np.unique(queries.users, return_index=True)
+    step = -(-len(first) // _MOST_QUERIES)
+    queries = queries.select(first[::step])
+    sequences = queries.sequences
+    names = {"time", *sequences.columns}
+    context = {*side.column_names("context")}
+    hidden = names & {*OUTCOMES} | names - context
+    if context & {*CLOCK_FEATURES}:
+        hidden -= {"time"}
+    before = _entries(side, sequences, queries)
+    checks = []
+    for claim, changed, read in (
+        (
+            f"{part}: features do not tell the target's "
+            f"{', '.join(sorted(hidden)) or 'row'}",
+            hidden,
+            before.keys(),
+        ),
+        (
+            f"{part}: features of histories and users tell nothing from the "
+            "target on",
+            names,
+            [n for n in before if n.startswith(("history", "user"))],
+        ),
+    ):
+        after = _entries(side, _altered(queries, changed), queries)
+        violates = np.zeros(len(queries), bool)
+        for name in read:
+            differs = before[name] != after[name]
+            violates |= differs.reshape(len(differs), -1).any(axis=1)
+        checks.append(_check(claim, violates, query_ids(queries)))
+    return checks
+
+
+def _altered(queries: Queries, names: Set[str]) -> Sequences:
+    """Returns sequences with other values from each first target on."""
+    sequences = queries.sequences
+    ends = sequences.offsets[queries.users + 1]
+    rows = concatenated_ranges(
+        queries.history_ends, ends - queries.history_ends
+    )
+    columns = dict(sequences.columns)
+    for name in names & columns.keys():
+        codes = columns[name] = columns[name].copy()
+        levels = sequences.levels.get(name)
+        num = codes.max(initial=-1) + 1 if levels is None else len(levels)
+        codes[rows] = np.where(codes[rows] + 1 < num, codes[rows] + 1, -1)
+    times = sequences.timestamps.copy()
+    if "time" in names:
+        # Another hour, weekday and month.
+        seconds = 40 * 86_400 + 7 * 3600 + 11
+        times[rows] += seconds * max(1, sequences.timestamps_per_second)
+    return dataclasses.replace(sequences, columns=columns, timestamps=times)
+
+
+def _entries(
+    side: SideEncoder, sequences: Sequences, queries: Queries
+) -> dict[str, np.ndarray]:
+    """Returns what a model reads besides items, of the newest events."""
+    starts, ends = queries.history_starts, queries.history_ends
+    known = history_side(
+        side, sequences, starts, ends, queries.users, are_followed=True
+    )
+    offsets = offsets_of(ends - starts)
+    length = min(_MOST_EVENTS, int((ends - starts).max()))
+    positions = offsets[1:, np.newaxis] + np.arange(-length, 0)
+    positions[positions < offsets[:-1, np.newaxis]] = -1
+    return known.batch(np.arange(len(queries)), positions, offsets[1:])
 
 
 def _overlap_checks(

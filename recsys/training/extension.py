@@ -60,9 +60,11 @@ def write_extension(
         folder = Workdir(temporary)
         folder.log.mkdir(parents=True)
         write_log(grown.log, folder.log)
-        if grown.workdir.item_features.is_file():
-            with folder.writing(folder.item_features) as path:
-                shutil.copy(grown.workdir.item_features, path)
+        for name in ("item_features", "side_information"):
+            fitted: pathlib.Path = getattr(grown.workdir, name)
+            if fitted.is_file():
+                with folder.writing(getattr(folder, name)) as path:
+                    shutil.copy(fitted, path)
         new = Trainer(config, folder, grown.grown_data, verbose=False)
         size = grown.grown_data.vocabulary.size
         for source, target in (

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import SEEDED_SPLITS, SOURCE_FIELDS, TrainConfig
-from recsys.data import shards, sources
+from recsys.data import shards
+from recsys.data.columns import concat
 from recsys.data.events import EventRules, label
 from recsys.data.interactions import Interactions
-from recsys.data.prepare import PreparedData, counted, prepare_log, read_log
-from recsys.data.sequences import Sequences, concatenated_ranges
+from recsys.data.prepare import (
+    PreparedData,
+    counted,
+    features_of,
+    prepare_log,
+    read_log,
+)
+from recsys.data.sequences import (
+    Sequences,
+    build_sequences,
+    concatenated_ranges,
+)
 from recsys.data.sources import Log
 from recsys.data.splits import Queries
 from recsys.errors import InputError
@@ -38,6 +50,7 @@ class GrownData:
         grown_data: The data of the extending run.
         indices: `[old vocabulary size]` int32, the index in the grown
             vocabulary of each index of the old one.
+        unseen: Lines on new values of features that the model cannot know.
     """
 
     workdir: Workdir
@@ -47,6 +60,7 @@ class GrownData:
     grown_config: TrainConfig
     grown_data: PreparedData
     indices: np.ndarray
+    unseen: Sequence[str] = ()
 
     @property
     def num_new_items(self) -> int:
@@ -94,7 +108,7 @@ def grow_data(
     old_log = read_log(config)
     data = prepare_log(old_log, config)
     workdir.check_data(data.vocabulary)
-    new_log = sources.read(**source)
+    new_log = read_log(dataclasses.replace(config, **source))
     try:
         # What the filters need, or all new rows would be dropped.
         label(new_log.interactions, EventRules.of(config))
@@ -114,7 +128,39 @@ def grow_data(
     )
     _check_items(grown)
     _check_queries(grown)
-    return grown
+    return dataclasses.replace(grown, unseen=_unseen(grown, new_log))
+
+
+def _unseen(grown: GrownData, new_log: Log) -> list[str]:
+    """Says how many new values of features the model cannot know.
+
+    Raises:
+        InputError: The new log lacks what the features read.
+    """
+    encoder = grown.workdir.read_side_encoder()
+    if encoder is None:
+        return []
+    if (users := new_log.users) is not None:
+        names = encoder.given_names("user")
+        if missing := [n for n in names if n not in users.column_names]:
+            raise InputError(
+                f"{new_log.name}: expected the columns of users that the "
+                f"model reads, {', '.join(names)}. Received: no {missing[0]!r}"
+            )
+    # New users need no description, nor known ones another.
+    described = dataclasses.replace(new_log, users=grown.log.users)
+    sequences = build_sequences(
+        new_log.interactions,
+        grown.grown_data.vocabulary,
+        **features_of(described, grown.config),
+        strict=False,
+    )
+    found = encoder.unseen(encoder.code(sequences), {})
+    return [
+        f"{new_log.name}: {counted(number, 'value')} of {name} unknown to the "
+        "model, ignored"
+        for name, number in found.items()
+    ]
 
 
 def _check_items(grown: GrownData) -> None:
@@ -267,7 +313,8 @@ def merge_logs(old: Log, new: Log) -> Log:
             columns=columns,
             num_empty=first.num_empty + second.num_empty,
         ),
-        items=_merge_items(old, new),
+        items=_merge_known(old.items, new.items, "item_id", old, new),
+        users=_merge_known(old.users, new.users, "user_id", old, new),
         notes=tuple(dict.fromkeys([*old.notes, *new.notes, *notes])),
     )
 
@@ -283,7 +330,7 @@ def _merge_columns(old: Log, new: Log) -> tuple[pa.Table | None, list[str]]:
         notes += [f"{log.name}: {rows} without {n!r}" for n in sorted(missing)]
     if not any(has):
         return None, notes
-    merged = pa.concat_tables(tables, promote_options="permissive")
+    merged = _concat(tables, old, new)
     names = [name for name in merged.column_names if name]
     return merged.select(names).unify_dictionaries(), notes
 
@@ -311,21 +358,18 @@ def _ratings(interactions: Interactions) -> np.ndarray:
     return np.full(len(interactions), np.nan, np.float32)
 
 
-def _merge_items(old: Log, new: Log) -> pa.Table | None:
-    if old.items is None or new.items is None:
-        return new.items if old.items is None else old.items
-    known = set(old.items["item_id"].to_pylist())
-    is_new = [item not in known for item in new.items["item_id"].to_pylist()]
-    try:
-        return pa.concat_tables(
-            [old.items, new.items.filter(pa.array(is_new, pa.bool_()))],
-            promote_options="permissive",
-        )
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{new.name}: expected item columns of the same types as in "
-            f"{old.name}. Received: {error}"
-        ) from error
+def _merge_known(
+    first: pa.Table | None, second: pa.Table | None, ids: str, *logs: Log
+) -> pa.Table | None:
+    """Returns what both logs know of items or users, the first before."""
+    if first is None or second is None:
+        return second if first is None else first
+    is_new = pc.invert(pc.is_in(second[ids], value_set=first[ids]))
+    return _concat([first, second.filter(is_new)], *logs)
+
+
+def _concat(tables: list[pa.Table], old: Log, new: Log) -> pa.Table:
+    return concat(tables, f"{new.name} after {old.name}")
 
 
 def write_log(log: Log, folder: pathlib.Path) -> None:
@@ -334,7 +378,7 @@ def write_log(log: Log, folder: pathlib.Path) -> None:
     Args:
         log: The log.
         folder: The folder, which gets `interactions.parquet` and, if the log
-            has item metadata, `items.parquet`.
+            has them, `items.parquet` and `users.parquet`.
     """
     for name, table in _log_tables(log).items():
         if table is not None:
@@ -373,7 +417,8 @@ def _log_tables(log: Log) -> dict[str, pa.Table | None]:
     if interactions.columns is not None:
         for name in interactions.columns.column_names:
             columns.setdefault(name, interactions.columns[name])
-    return {"interactions": pa.table(columns), "items": log.items}
+    tables = {"interactions": pa.table(columns), "items": log.items}
+    return {**tables, "users": log.users}
 
 
 def _decoded(ids: np.ndarray, codes: np.ndarray) -> pa.Array:
