@@ -144,16 +144,13 @@ def main(values: dict[str, Any]) -> int:
         run.check_report(report)
     if lists := _path(values, "write_rankings"):
         _check_lists(lists)
+    given, protocol = given_fields(values), values["protocol"]
     asked = run.evaluation_data(
-        config,
-        folder.read_vocabulary(),
-        given_fields(values),
-        values["protocol"],
+        config, folder.read_vocabulary(), given, protocol
     )
     if values["audit"]:
-        audit = recsys.evaluation.audit(
-            asked.data.split, folder.read_side_encoder()
-        )
+        side = folder.read_side_encoder()
+        audit = recsys.evaluation.audit(asked.data.split, side)
         print(f"{audit}\n", flush=True)
         if not audit.passed:
             return EXIT_FAILED

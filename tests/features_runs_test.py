@@ -292,6 +292,8 @@ class KillTest(absltest.TestCase):
             "embedding_dim": 8,
             "num_blocks": 1,
             "max_history_length": 32,
+            "min_rating": 4.0,
+            "positions_per_batch": 2048,
             "num_epochs": 1,
             "checkpoint_steps": 5,
         }
