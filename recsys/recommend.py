@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import recsys
 from recsys.command_line import (
     Command,
@@ -243,7 +241,7 @@ def _print_users(
 ) -> None:
     """Prints recommendations for users of the log."""
     for place, user in enumerate(users.user_ids):
-        one = users.select(np.array([place]))
+        one = users.select([place])
         dislikes = None
         if one.dislikes is not None:
             dislikes = one.dislikes.items, one.dislikes.offsets
@@ -392,6 +390,9 @@ def _print_recommended(
             "No known item in the history (name some by --history=…): the "
             "most popular items, scored by their interactions:\n"
         )
+    # Not needed for `--help`.
+    import numpy as np
+
     indices = np.array(history, np.int32)
     listed, scores = recommender.recommend_indices(
         indices, np.array([0, len(history)]), values["k"], side=side, **options

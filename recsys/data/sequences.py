@@ -361,7 +361,7 @@ class Sequences(TrainingSequences):
             np.flatnonzero(is_kept), np.diff(offsets), dislikes=dislikes
         )
 
-    def select(self, users: np.ndarray) -> Sequences:
+    def select(self, users: np.ndarray | list[int]) -> Sequences:
         """Returns the sequences of some users.
 
         Args:
