@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 from commands import ROOT, run
 from recommend_test import IDS, VECTORS, write_workdir
@@ -34,7 +35,7 @@ pytest.importorskip("rapidfuzz")
 import uvicorn
 
 from recsys.serving import http as http_lib
-from recsys.serving.batching import Batcher
+from recsys.serving.batching import Batcher, Signatures
 from recsys.serving.live import Folder, answer_together, read_asked
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -575,6 +576,27 @@ class BatcherTest(absltest.TestCase):
         answers, _ = self.run_batches([1, 2, 3], answer, max_rows=2)
         self.assertIsInstance(answers[1], InputError)
         self.assertEqual([answers[0], answers[2]], [1, 3])
+
+    def test_numbers_are_padded_with_what_means_unknown(self):
+        function = tf.function(
+            lambda time, rating: {"time": time, "rating": rating}
+        ).get_concrete_function(
+            tf.TensorSpec([None, None], tf.int64, "time"),
+            tf.TensorSpec([None, None], tf.float32, "rating"),
+        )
+        signatures = Signatures({"serving_default": function})
+        calls = [
+            signatures.read({"instances": [row]})
+            for row in (
+                {"time": [5], "rating": [2]},
+                {"time": [7, 8], "rating": [1.5, 3]},
+            )
+        ]
+        first, second = signatures.answer(calls)
+        np.testing.assert_array_equal(first["time"], [[5, -1]])
+        np.testing.assert_array_equal(first["rating"], [[2, np.nan]])
+        np.testing.assert_array_equal(second["time"], [[7, 8]])
+        np.testing.assert_array_equal(second["rating"], [[1.5, 3]])
 
     def test_requests_of_any_kind_are_answered_together(self):
         model = recsys.load(WORKDIR)

@@ -142,7 +142,7 @@ class Recommend(History):
         {}, examples=[{"genres": 3}]
     )
     """By column, how many items may have the same value."""
-    diversity: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    diversity: Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] = 0.0
     """How much similar items are avoided."""
     explain: pydantic.StrictBool = False
     """Whether each item gets its influences."""
