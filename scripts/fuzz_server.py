@@ -14,6 +14,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from benchmark_serving import start_server
@@ -55,7 +56,9 @@ def main(values: dict[str, Any]) -> int:
             "--exclude-checks=positive_data_acceptance",
         ]
         try:
-            code = subprocess.run(command).returncode
+            # It keeps what it finds in the folder it runs in.
+            with tempfile.TemporaryDirectory() as folder:
+                code = subprocess.run(command, cwd=folder).returncode
         except OSError as error:
             raise InputError(
                 "--program must be schemathesis (pip install schemathesis). "
