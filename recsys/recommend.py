@@ -207,7 +207,7 @@ def main(values: dict[str, Any]) -> int:
         _print_users(recommender, parts[0](), context, values, options)
     else:
         request = recsys.data.side_information.Request.of(
-            vocabulary.decode(items).tolist(), context=context
+            [str(index) for index in items], context=context
         )
         side, _, unseen = recommender.side_of([request])
         for feature in unseen:

@@ -93,10 +93,22 @@ def _of_vectors(layer: keras.layers.Layer, ids: Any) -> Any:
     return layer(layer.table_in_front(ids))
 
 
+def _values_and_weights(ids: Any) -> tuple[Any, Any]:
+    if isinstance(ids, tf.RaggedTensor):
+        ids = ids.to_tensor()
+    values = keras.ops.expand_dims(ids, -1)
+    return values, keras.ops.cast(values != 0, "float32")
+
+
 CASES = {
     "CandidateTower": Case(
         lambda **kwargs: recsys.CandidateTower(_table(), **kwargs),
         lambda layer, ids: layer(ids),
+        per_position=True,
+    ),
+    "FeatureSum": Case(
+        lambda **kwargs: recsys.FeatureSum(99, 4, **kwargs),
+        lambda layer, ids: layer(*_values_and_weights(ids)),
         per_position=True,
     ),
     "GRUEncoder": Case(

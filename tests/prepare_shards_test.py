@@ -191,7 +191,7 @@ class CommandTest(parameterized.TestCase):
             for path in local.rglob("*")
             if path.is_file()
         ]
-        self.assertLen(names, 2 + 2 * 3)
+        self.assertLen(names, 2 + 3 * 3)
         for name in names:
             self.assertEqual(
                 (local / name).read_bytes(), (beam / name).read_bytes(), name
