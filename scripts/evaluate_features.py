@@ -17,7 +17,8 @@ times, NDCG@10 is also given by the time between the last event and the target.
 one time are in random order: what is left there is no artifact of the file.
 
 `--part=cold_users` holds out whole users and asks for their first item by what
-is known of them alone, beside the most popular items.
+is known of them alone, beside the most popular items, and those with which most
+users begin. Items that tie with the asked one rank behind it.
 
 `--part=cost` times training steps, and requests one by one, with and without
 all features, in turn.
@@ -261,7 +262,8 @@ def _cold_users(
             "--part=cold_users needs a log with a users file. Received: "
             f"{config.data} without one"
         )
-    rows: dict[str, list[dict[str, float]]] = {"popularity": [], "users": []}
+    kinds = ("popularity", "first items", "users")
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for seed in seeds:
         run = train(
             dataclasses.replace(
@@ -289,8 +291,14 @@ def _cold_users(
         )
         scores = model.user_vectors(none[:0], none, side)
         scores = scores @ model.item_vectors().T
-        popular = np.tile(model.popularity, (len(first), 1))
-        for name, each in (("popularity", popular), ("users", scores)):
+        train = run.data.split.train.read_all()
+        begins = train.items[train.offsets[:-1][train.lengths > 0]]
+        begun = np.bincount(begins, minlength=len(model.popularity))
+        popular, common = (
+            np.tile(counts.astype(np.float64), (len(first), 1))
+            for counts in (model.popularity, begun)
+        )
+        for name, each in zip(kinds, (popular, common, scores), strict=True):
             each[:, :2] = -np.inf
             asked = each[np.arange(len(first)), first][:, np.newaxis]
             ranks = (each > asked).sum(axis=1)
