@@ -11,6 +11,8 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).parents[1]
+# What runs the whole suite.
+TESTS = "-m pytest --numprocesses=2 --dist=loadfile"
 
 # Answers the scripts' probes of Python and records each call in a file.
 STAND_IN = """#!/bin/bash
@@ -75,7 +77,7 @@ class ScriptsTest(parameterized.TestCase):
         self.assertEndsWith(calls[2], f"{self.checkout}[lint,test]")
         self.assertEqual(calls[3:], ["-m pytest -k name"])
         process, calls = self.run_script("test")
-        self.assertEqual(calls, ["-m pytest"])
+        self.assertEqual(calls, [TESTS])
         self.assertEqual(process.stderr, "")
 
     def test_quickstart_trains_evaluates_and_recommends(self):
@@ -95,7 +97,7 @@ class ScriptsTest(parameterized.TestCase):
         _, calls = self.run_script("quickstart")
         self.assertLen(calls, 3)
         _, calls = self.run_script("test")
-        self.assertEqual(calls, ["-m pytest"])
+        self.assertEqual(calls, [TESTS])
 
     def test_tests_extend_the_environment_of_quickstart(self):
         self.run_script("quickstart")
@@ -119,14 +121,14 @@ class ScriptsTest(parameterized.TestCase):
         process, calls = self.run_script("test")
         self.assertIn("incomplete; creating it again", process.stderr)
         self.assertStartsWith(calls[0], "-m venv")
-        self.assertEqual(calls[-1], "-m pytest")
+        self.assertEqual(calls[-1], TESTS)
 
     def test_an_environment_without_its_python_is_recreated(self):
         self.run_script("test")
         (self.checkout / ".venv" / "bin" / "python").unlink()
         process, calls = self.run_script("test")
         self.assertIn("incomplete; creating it again", process.stderr)
-        self.assertEqual(calls[-1], "-m pytest")
+        self.assertEqual(calls[-1], TESTS)
 
     def test_a_failure_of_pip_is_shown_and_retried(self):
         process, calls = self.run_script("test", PIP_STATUS="1")
@@ -135,7 +137,7 @@ class ScriptsTest(parameterized.TestCase):
         self.assertIn("pip could not install", process.stderr)
         self.assertLen(calls, 2)
         process, calls = self.run_script("test")
-        self.assertEqual(calls[-1], "-m pytest")
+        self.assertEqual(calls[-1], TESTS)
 
     def test_a_failed_update_keeps_the_environment(self):
         self.run_script("test")
