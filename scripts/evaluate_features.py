@@ -291,8 +291,8 @@ def _cold_users(
         )
         scores = model.user_vectors(none[:0], none, side)
         scores = scores @ model.item_vectors().T
-        train = run.data.split.train.read_all()
-        begins = train.items[train.offsets[:-1][train.lengths > 0]]
+        known = run.data.split.train.read_all()
+        begins = known.items[known.offsets[:-1][known.lengths > 0]]
         begun = np.bincount(begins, minlength=len(model.popularity))
         popular, common = (
             np.tile(counts.astype(np.float64), (len(first), 1))
