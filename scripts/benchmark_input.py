@@ -278,7 +278,7 @@ def _read_tfds(
     from recsys.data import movielens
 
     began = time.perf_counter()
-    interactions, _ = movielens.read_tfds(name, data_dir, manual_dir)
+    interactions, *_ = movielens.read_tfds(name, data_dir, manual_dir)
     return {
         "rows per second": len(interactions) / (time.perf_counter() - began)
     }
