@@ -40,6 +40,15 @@ class ReadItemsTest(parameterized.TestCase):
         self.assertEqual(table["genres"].to_pylist(), [["A", "B"], [], []])
         self.assertEqual(table["year"].to_pylist(), [1999, 2000, None])
 
+    @parameterized.parameters("item", "user")
+    def test_every_column_is_named_once(self, role: str):
+        path = self.write(f"{role}_id,age,age\na,1,2\nb,2,3\n")
+        read = {"item": items.read_items, "user": items.read_users}[role]
+        with self.assertRaisesRegex(
+            InputError, "expected every column name once.*twice: 'age'$"
+        ):
+            read(path, None)
+
     @parameterized.parameters(
         ("film", "film", "movieId"),
         ("sku", None, "sku"),

@@ -1,4 +1,4 @@
-"""What is known of the items and of the users: columns by id."""
+"""Metadata of items and users: columns by id."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_items(
 def read_users(
     file: Traversable, user_column: str | None, encoding: str | None = None
 ) -> pa.Table:
-    """Reads a users file, as `read_items` an items file.
+    """Reads a users file, as `read_items` reads an items file.
 
     Returns:
         `user_id` (string), then the other columns.
@@ -55,7 +55,7 @@ def read_users(
 
 
 def users_from_frame(frame: Any, user_column: str | None) -> pa.Table:
-    """Takes what is known of users from a frame; see `read_users`."""
+    """Takes user metadata from a frame; see `read_users`."""
     where = "users frame"
     table = tables.frame_table(frame, where)
     name = _id_column(table.column_names, user_column, where, "user")
@@ -71,7 +71,7 @@ def users_table(table: pa.Table, name: str, file: object) -> pa.Table:
         file: Where it comes from, for messages.
 
     Raises:
-        InputError: An id is missing or there twice.
+        InputError: An id is missing or duplicated.
     """
     ids = _checked_ids(as_ids(table[name], file), file, "user")
     rest = table.drop_columns([name])
@@ -115,13 +115,6 @@ def from_frame(frame: Any, item_column: str, where: str) -> pa.Table:
 
 def _with_roles(table: pa.Table, name: str, file: object) -> pa.Table:
     """Returns the columns under the names of `read_items`."""
-    names = table.column_names
-    if len(set(names)) < len(names):
-        twice = next(each for each in names if names.count(each) > 1)
-        raise InputError(
-            f"{file}: expected every column name once. "
-            f"Received twice: {twice!r}"
-        )
     columns = {"item_id": as_ids(table[name], file)}
     taken = [name]
     for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
@@ -144,7 +137,7 @@ def tidy(table: pa.Table, file: object) -> pa.Table:
         file: Where it comes from, for messages.
 
     Raises:
-        InputError: An id is missing or there twice.
+        InputError: An id is missing or duplicated.
     """
     ids = _checked_ids(table["item_id"], file, "item")
     columns = dict(zip(table.column_names, table.columns, strict=True))
@@ -223,6 +216,12 @@ def _split(genres: pa.ChunkedArray) -> pa.Array:
 def _id_column(
     header: Sequence[str], given: str | None, file: object, role: str
 ) -> str:
+    """Returns the column of ids among names that must be distinct."""
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(
+            f"{file}: expected every column name once. "
+            f"Received twice: {twice[0]!r}"
+        )
     if given in header:
         return str(given)
     is_plain = any(is_usual(name, role) for name in header)
