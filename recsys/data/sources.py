@@ -329,12 +329,7 @@ class Source:
         )
 
     def _items(self, found: _FoundLog) -> pa.Table | None:
-        path = self.items_file and input_files.path_at(self.items_file)
-        if path and not path.is_file():
-            raise InputError(
-                "`items_file` must be a CSV or Parquet file. "
-                f"Received: {self.items_file!r}"
-            )
+        path = self._named("items_file") if self.items_file else None
         read = [*getattr(found, "full_parts", ()), *([path] if path else [])]
         kinds = map(input_files.file_kind, read if self.encoding else ())
         if {*kinds} == {"parquet"}:
@@ -346,13 +341,18 @@ class Source:
     def _users(self, found: _FoundLog) -> pa.Table | None:
         if self.users_file is None:
             return found.users()
-        path = input_files.path_at(self.users_file)
+        path = self._named("users_file")
+        return items_lib.read_users(path, self.user_column, self.encoding)
+
+    def _named(self, option: str) -> AnyPath:
+        """Returns the path of the file that an option names."""
+        path = input_files.path_at(getattr(self, option))
         if not path.is_file():
             raise InputError(
-                "`users_file` must be a CSV or Parquet file. "
-                f"Received: {self.users_file!r}"
+                f"`{option}` must be a CSV or Parquet file. "
+                f"Received: {getattr(self, option)!r}"
             )
-        return items_lib.read_users(path, self.user_column, self.encoding)
+        return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -532,30 +532,25 @@ class _TablesLog(_FoundLog):
     def items(self) -> pa.Table | None:
         if self.grouplens:
             return movielens.read_films(self.members, self.grouplens)
-        found = [self.members[n] for n in _ITEMS_NAMES if n in self.members]
-        if len(found) > 1:
-            raise InputError(
-                f"{self.parts[0]}: expected one items file beside it; choose "
-                "one with --items_file. "
-                f"Received: {', '.join(file.name for file in found)}"
-            )
-        if not found or found[0] in self.parts:
-            return None
-        return items_lib.read_items(found[0], self.item_column)
+        file = self._beside("items", _ITEMS_NAMES)
+        return file and items_lib.read_items(file, self.item_column)
 
     def users(self) -> pa.Table | None:
         if found := movielens.read_users(self.members, self.grouplens):
             return found
-        files = [self.members[n] for n in _USERS_NAMES if n in self.members]
-        if len(files) > 1:
+        file = self._beside("users", _USERS_NAMES)
+        return file and items_lib.read_users(file, self.first.names.user)
+
+    def _beside(self, kind: str, names: tuple[str, ...]) -> Traversable | None:
+        """Returns the items or users file beside the log, if there is one."""
+        found = [self.members[n] for n in names if n in self.members]
+        if len(found) > 1:
             raise InputError(
-                f"{self.parts[0]}: expected one users file beside it; choose "
-                "one with --users_file. "
-                f"Received: {', '.join(file.name for file in files)}"
+                f"{self.parts[0]}: expected one {kind} file beside it; choose "
+                f"one with --{kind}_file. "
+                f"Received: {', '.join(file.name for file in found)}"
             )
-        if not files:
-            return None
-        return items_lib.read_users(files[0], self.first.names.user)
+        return found[0] if found and found[0] not in self.parts else None
 
     def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:
         # Other processes cannot read from an archive that is open in this one.
