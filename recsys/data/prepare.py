@@ -255,18 +255,8 @@ def user_histories(
     """
     if log is not None or not shards.is_sharded(config.data):
         log = log or read_log(config)
-        interactions, labels = filter_log(log, config)
-        dislikes = None
-        if EventRules.of(config).has_dislikes:
-            dislikes = _dislikes(log, labels, config.repeats)
-        sequences = build_sequences(
-            interactions,
-            vocabulary,
-            labels.kinds,
-            dislikes,
-            strict=False,
-            **features_of(log, config),
-        )
+        found = filter_log(log, config)
+        sequences = _sequences(log, config, vocabulary, *found, strict=False)
         return [lambda: sequences]
     folder = pathlib.Path(os.path.expanduser(config.data))
     manifest = shards.read_manifest(folder)
@@ -305,16 +295,7 @@ def prepare_log(
         )
     vocabulary = Vocabulary(interactions.item_ids, log.items)
     notes = [*_notes(log, config), *describe(rules, labels.kinds, labels.found)]
-    dislikes = None
-    if rules.has_dislikes:
-        dislikes = _dislikes(log, labels, config.repeats)
-    sequences = build_sequences(
-        interactions,
-        vocabulary,
-        labels.kinds,
-        dislikes,
-        **features_of(log, config),
-    )
+    sequences = _sequences(log, config, vocabulary, interactions, labels)
     if sequences.dislikes is not None:
         num_dislikes = int(np.sum(labels.codes == DISLIKE))
         notes.append(
@@ -390,7 +371,7 @@ def item_totals(
 
 
 def odd_rows(interactions: Interactions) -> Counter[str]:
-    """Counts the rows that a user should know of, by what is odd in them."""
+    """Counts the rows that the user should know about, by what is odd."""
     found = Counter(
         {_EMPTY: interactions.num_empty} if interactions.num_empty else {}
     )
@@ -426,11 +407,28 @@ def _notes(log: Log, config: TrainConfig) -> list[str]:
     return notes
 
 
-def _dislikes(log: Log, labels: EventLabels, repeats: str) -> Interactions:
-    dislikes = labels.rows(log.interactions, dislikes=True)
-    if not len(dislikes):
-        return dislikes
-    return filter_interactions(dislikes, repeats=repeats)
+def _sequences(
+    log: Log,
+    config: TrainConfig,
+    vocabulary: Vocabulary,
+    interactions: Interactions,
+    labels: EventLabels,
+    strict: bool = True,
+) -> Sequences:
+    """Sorts what `filter_log` left, beside the dislikes and the features."""
+    dislikes = None
+    if EventRules.of(config).has_dislikes:
+        dislikes = labels.rows(log.interactions, dislikes=True)
+        if len(dislikes):
+            dislikes = filter_interactions(dislikes, repeats=config.repeats)
+    return build_sequences(
+        interactions,
+        vocabulary,
+        labels.kinds,
+        dislikes,
+        strict=strict,
+        **features_of(log, config),
+    )
 
 
 def no_training_pairs(name: str, target_events: str | None) -> InputError:
@@ -451,7 +449,7 @@ def no_training_pairs(name: str, target_events: str | None) -> InputError:
 
 
 def no_users(name: str) -> InputError:
-    """Returns the error for a log without what is known of users.
+    """Returns the error for a log without user metadata.
 
     Args:
         name: The name of the log.
