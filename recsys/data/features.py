@@ -397,16 +397,14 @@ class ItemEncoder:
             InputError: A column is missing, or its type does not match.
         """
         none = np.zeros((len(items), 0), np.float32)
-        parts, vectors = [(none.astype(np.int64), none)], [none]
-        first = 1
-        for column, state in zip(self.columns, self._states, strict=True):
+        parts, vectors = [(none.astype(np.int32), none)], [none]
+        for number, column in enumerate(self.columns):
+            state = self._states[number]
             if "mean" in state:
                 vectors.append(_encode_vectors(items, column, state))
-                continue
-            encode = _encode_numbers if "knots" in state else _encode_text
-            values, weights = encode(items, column, state)
-            parts.append((np.where(weights > 0, values + first, 0), weights))
-            first += _num_values(state)
+            else:
+                raw = raw_column(items, column.name, column.of)
+                parts.append(self.encode_column(number, raw))
         values, weights = (
             np.concatenate(each, axis=1) for each in zip(*parts, strict=True)
         )
@@ -414,8 +412,8 @@ class ItemEncoder:
         order = np.argsort(weights == 0, axis=1, kind="stable")
         order = order[:, : np.count_nonzero(weights, axis=1).max(initial=0)]
         return EncodedItems(
-            values=np.take_along_axis(values, order, 1).astype(np.int32),
-            weights=np.take_along_axis(weights, order, 1).astype(np.float32),
+            values=np.take_along_axis(values, order, 1),
+            weights=np.take_along_axis(weights, order, 1),
             vectors=np.concatenate(vectors, axis=1),
         )
 
