@@ -87,10 +87,16 @@ def _read_movies_dat(file: Traversable) -> pa.Table:
     return items_lib.tidy(table, file)
 
 
-# What is known of users, by the name of the file.
+# The users file of a layout, its delimiter and its columns.
 _USERS = {
-    "users.dat": ("::", ("user_id", "gender", "age", "occupation", "zip")),
-    "u.user": ("|", ("user_id", "age", "gender", "occupation", "zip")),
+    "ratings.dat": (
+        *("users.dat", "::"),
+        ("user_id", "gender", "age", "occupation", "zip"),
+    ),
+    "u.data": (
+        *("u.user", "|"),
+        ("user_id", "age", "gender", "occupation", "zip"),
+    ),
 }
 
 
@@ -108,11 +114,12 @@ def read_users(members: dict[str, Traversable], layout: str) -> pa.Table | None:
     Raises:
         InputError: The file is damaged or a row malformed.
     """
-    name = {"ratings.dat": "users.dat", "u.data": "u.user"}.get(layout, "")
-    file = member(members, name) if name else None
+    if layout not in _USERS:
+        return None
+    name, delimiter, columns = _USERS[layout]
+    file = member(members, name)
     if file is None:
         return None
-    delimiter, columns = _USERS[name]
     rows = [row for _, row in _split_lines(file, delimiter, len(columns))]
     table = pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
     place = columns.index("age")
