@@ -157,11 +157,10 @@ class Manifest(ShardRules):
     def to_json(self) -> str:
         """Returns the text of `manifest.json`, without what is not used."""
         fields = {"format": _FORMAT, **dataclasses.asdict(self)}
-        for name in (*_OR_NONE, *_EVENT_COUNTS):
-            if fields[name] in (None, {}, []) or (
-                name in _EVENT_COUNTS and not fields[name]
-            ):
-                del fields[name]
+        unused = [name for name in _OR_NONE if fields[name] is None]
+        unused += [name for name in _EVENT_COUNTS if not fields[name]]
+        for name in unused:
+            del fields[name]
         return files.json_text(fields)
 
 

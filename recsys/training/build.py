@@ -121,9 +121,8 @@ def initialize_table(
     """
     table = model.candidate_tower.embedding.embeddings
     if config.table_init == "co_occurrence":
-        counted = data.split.train.sample(np.random.default_rng(config.seed))
         vectors = co_occurrence_vectors(
-            counted, table.shape[0], table.shape[1], seed=config.seed
+            data.sample(config.seed), *table.shape, seed=config.seed
         )
         noise = np.random.default_rng(config.seed).standard_normal(table.shape)
         rows = (0.1 * vectors + 0.02 * noise).astype(np.float32)

@@ -50,7 +50,7 @@ class GrownData:
         grown_data: The data of the extending run.
         indices: `[old vocabulary size]` int32, the index in the grown
             vocabulary of each index of the old one.
-        unseen: Lines on new values of features that the model cannot know.
+        unseen: Lines that count new feature values unknown to the model.
     """
 
     workdir: Workdir
@@ -132,7 +132,7 @@ def grow_data(
 
 
 def _unseen(grown: GrownData, new_log: Log) -> list[str]:
-    """Says how many new values of features the model cannot know.
+    """Counts the feature values of a new log that the model does not know.
 
     Raises:
         InputError: The new log lacks what the features read.
@@ -147,7 +147,7 @@ def _unseen(grown: GrownData, new_log: Log) -> list[str]:
                 f"{new_log.name}: expected the columns of users that the "
                 f"model reads, {', '.join(names)}. Received: no {missing[0]!r}"
             )
-    # New users need no description, nor known ones another.
+    # The users file of the new log need not list all of its users.
     described = dataclasses.replace(new_log, users=grown.log.users)
     sequences = build_sequences(
         new_log.interactions,
@@ -361,7 +361,7 @@ def _ratings(interactions: Interactions) -> np.ndarray:
 def _merge_known(
     first: pa.Table | None, second: pa.Table | None, ids: str, *logs: Log
 ) -> pa.Table | None:
-    """Returns what both logs know of items or users, the first before."""
+    """Returns the metadata of both logs; the first describes known ids."""
     if first is None or second is None:
         return second if first is None else first
     is_new = pc.invert(pc.is_in(second[ids], value_set=first[ids]))
@@ -417,8 +417,8 @@ def _log_tables(log: Log) -> dict[str, pa.Table | None]:
     if interactions.columns is not None:
         for name in interactions.columns.column_names:
             columns.setdefault(name, interactions.columns[name])
-    tables = {"interactions": pa.table(columns), "items": log.items}
-    return {**tables, "users": log.users}
+    table = pa.table(columns)
+    return {"interactions": table, "items": log.items, "users": log.users}
 
 
 def _decoded(ids: np.ndarray, codes: np.ndarray) -> pa.Array:
