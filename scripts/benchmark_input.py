@@ -21,13 +21,14 @@ has ten million ids.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import pathlib
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -141,48 +142,43 @@ def _named(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_csv(folder: pathlib.Path, values: dict[str, Any]) -> Any:
-    path = folder / "ratings-like.csv"
-    log = SyntheticLog(_USERS, _ITEMS, values["interactions"], seed=20)
-    _write_csv(log, path)
-    # Once, so that both find the file in the page cache.
-    path.read_bytes()
-    ours = _alone(_read_with_recsys, str(path))
-    theirs = _alone(_read_with_pandas, str(path))
+    with _csv_file(folder, values) as (path, about):
+        ours = _alone(_read_with_recsys, path)
+        theirs = _alone(_read_with_pandas, path)
     if ours["interactions"] != theirs["interactions"]:
         raise RuntimeError(
             "recsys and pandas must find the same interactions. Received: "
             f"{ours['interactions']} and {theirs['interactions']}"
         )
-    size = path.stat().st_size / 2**20
-    path.unlink()
-    return {
-        "rows": values["interactions"],
-        "size, MB": size,
-        **_named("recsys", ours),
-        **_named("pandas", theirs),
-    }
+    return {**about, **_named("recsys", ours), **_named("pandas", theirs)}
 
 
 def _measure_events(folder: pathlib.Path, values: dict[str, Any]) -> Any:
-    path = folder / "events.csv"
-    log = SyntheticLog(_USERS, _ITEMS, values["interactions"], seed=20)
-    _write_csv(log, path, has_events=True)
-    path.read_bytes()
-    alike = _alone(_read_with_recsys, str(path))
-    weighted = _alone(_read_with_recsys, str(path), _RULES)
-    size = path.stat().st_size / 2**20
-    path.unlink()
+    with _csv_file(folder, values, has_events=True) as (path, about):
+        alike = _alone(_read_with_recsys, path)
+        weighted = _alone(_read_with_recsys, path, _RULES)
     return {
-        "rows": values["interactions"],
-        "size, MB": size,
+        **about,
         **_named("alike", alike),
         **_named("weights and dislikes", weighted),
     }
 
 
-def _write_csv(
-    log: SyntheticLog, path: pathlib.Path, has_events: bool = False
-) -> None:
+@contextlib.contextmanager
+def _csv_file(
+    folder: pathlib.Path, values: dict[str, Any], has_events: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Provides the path of a log like MovieLens-20M, and its size."""
+    path = folder / "log.csv"
+    log = SyntheticLog(_USERS, _ITEMS, values["interactions"], seed=20)
+    _write_csv(log, path, has_events)
+    # Once, so that all readers find the file in the page cache.
+    size = len(path.read_bytes()) / 2**20
+    yield str(path), {"rows": values["interactions"], "size, MB": size}
+    path.unlink()
+
+
+def _write_csv(log: SyntheticLog, path: pathlib.Path, has_events: bool) -> None:
     """Writes a log with ratings, whose rows are in order of users."""
     writer = None
     for number, chunk in enumerate(log.chunks()):
