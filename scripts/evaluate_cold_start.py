@@ -23,7 +23,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from evaluate_movielens import parse_seeds
+from evaluate_movielens import mean_and_spread, parse_seeds
 
 from recsys.command_line import (
     Command,
@@ -79,10 +79,10 @@ def main(values: dict[str, Any]) -> int:
         found.append(_evaluate(each, workdir / str(seed)))
     print(f"\nknown items, validation, {len(found)} seeds:")
     for name, metric in itertools.product(MODELS, _VALIDATION):
-        known = np.array([each["known"][name][metric] for each in found])
-        spread = known.std(ddof=1) if len(known) > 1 else 0.0
+        known = [each["known"][name][metric] for each in found]
+        mean, spread = mean_and_spread(known)
         listed = ", ".join(f"{value:.4f}" for value in known)
-        print(f"{name} {metric} {known.mean():.4f} ± {spread:.4f} ({listed})")
+        print(f"{name} {metric} {mean:.4f} ± {spread:.4f} ({listed})")
     write_json(
         workdir / "cold_start.json",
         {"config": config.to_dict(), "results": found},

@@ -26,7 +26,12 @@ import sys
 from typing import Any
 
 import numpy as np
-from evaluate_movielens import parse_seeds, test_runs, train_seed
+from evaluate_movielens import (
+    mean_and_spread,
+    parse_seeds,
+    test_runs,
+    train_seed,
+)
 from measuring import machine
 
 from recsys.command_line import Command, load_tensorflow
@@ -129,10 +134,9 @@ def _markdown(found: dict[str, Any], num_seeds: int) -> str:
         cells = []
         for metric in _METRICS:
             values = [row[metric] for row in result["rows"]]
-            spread = ""
-            if num_seeds > 1:
-                spread = f" ± {np.std(values, ddof=1):.4f}"
-            cells.append(f"{np.mean(values):.4f}{spread}")
+            mean, spread = mean_and_spread(values)
+            more = f" ± {spread:.4f}" if num_seeds > 1 else ""
+            cells.append(f"{mean:.4f}{more}")
         published = PUBLISHED[name]
         beside = ""
         if published is not None:

@@ -69,7 +69,7 @@ def main(values: dict[str, Any]) -> int:
     runs = [train_seed(config, seed, workdir) for seed in seeds]
     rows, table = test_runs(config, runs)
     print(f"seed {seeds[0]} beside baselines:\n\n{table}\n")
-    mean = {name: _mean_and_spread(rows, name) for name in _METRICS}
+    mean = {n: mean_and_spread([row[n] for row in rows]) for n in _METRICS}
     minutes = [sum(e["seconds"] for e in run.history) / 60 for run in runs]
     for seed, row, run, time in zip(seeds, rows, runs, minutes, strict=True):
         print(
@@ -175,13 +175,10 @@ def test_runs(
     return rows, results.table(intervals=True)
 
 
-def _mean_and_spread(
-    rows: list[dict[str, float]], name: str
-) -> tuple[float, float]:
-    """Mean and sample standard deviation over the seeds."""
-    values = np.array([row[name] for row in rows])
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    return float(values.mean()), float(spread)
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Returns the mean and the sample standard deviation, 0 for one value."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(spread)
 
 
 if __name__ == "__main__":
