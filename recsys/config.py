@@ -62,8 +62,9 @@ class FieldInfo:
             it, "data" for fields that filter and split it, "event" for
             fields about kinds of events and dislikes, "temporal" for fields
             that only the temporal split reads (both count as "data" too),
-            "sampling" for fields that only the sampled softmax reads; "" for
-            all others.
+            "feature" for fields that name features of events, times, requests
+            and users, "sampling" for fields that only the sampled softmax
+            reads; "" for all others.
         is_flag: Whether it can be set on the command line.
     """
 
@@ -92,6 +93,7 @@ _data = functools.partial(_field, "Data", reads="data")
 _event = functools.partial(_field, "Data", reads="event")
 _temporal = functools.partial(_field, "Data", reads="temporal")
 _model = functools.partial(_field, "Model")
+_feature = functools.partial(_field, "Model", reads="feature")
 _loss = functools.partial(_field, "Loss")
 _sampling = functools.partial(_field, "Loss", reads="sampling")
 _optimization = functools.partial(_field, "Optimization")
@@ -167,8 +169,8 @@ class TrainConfig:
     )
     users_file: str | None = _source(
         None,
-        "CSV or Parquet file with what is known of users, by user id. Default: "
-        "users.csv (or .tsv, .parquet) beside the log, or MovieLens's own.",
+        "CSV or Parquet file of user metadata, by user id. Default: users.csv "
+        "(or .tsv, .parquet) beside the log, or the users of MovieLens.",
     )
     tfds_data_dir: str | None = _source(
         None, "Where TensorFlow Datasets keeps prepared data."
@@ -260,32 +262,33 @@ class TrainConfig:
         "KIND is categorical, multi, words, numeric or vector; or "
         "name:multi:SEPARATOR.",
     )
-    event_features: str | None = _model(
+    event_features: str | None = _feature(
         None,
-        "What is known of each event of a history, added to its item: rating, "
+        "Features of each event of a history, added to its item: rating, "
         "event, or other columns of the log, named as for item_features.",
     )
-    time_features: str | None = _model(
+    time_features: str | None = _feature(
         None,
-        "What the times of a history tell, separated by commas: gap (since the "
-        "event before), hour, weekday and month (in UTC) of each event, and "
-        "age: attention by the time between two events.",
+        "Features of the times of a history, separated by commas: gap (since "
+        "the previous event), hour, weekday and month (in UTC) of each event, "
+        "and age: attention by the time between two events.",
     )
-    context_features: str | None = _model(
+    context_features: str | None = _feature(
         None,
-        "What is known when a recommendation is asked for: gap (since the last "
-        "event), hour, weekday, month, or columns of the log, which are then "
-        "read from the row of the target.",
+        "Features of the request: gap (since the last event), hour, weekday, "
+        "month, or columns of the log, which training reads from the row of "
+        "the target.",
     )
-    user_features: str | None = _model(
+    user_features: str | None = _feature(
         None,
-        "Columns of the users file to use as user features, likewise: auto for "
-        "all, or names; users without any event get recommendations by them.",
+        "Columns of the users file to use as user features: auto for all, or "
+        "names, as for item_features. Users without events are recommended "
+        "items by them.",
     )
     feature_dropout: float = _model(
         0.1,
-        "With features of events, times, context or users: share of the "
-        "histories that training sees without each of them.",
+        "With event, time, context or user features: share of the histories "
+        "in training from which each of them is hidden.",
         at_least=0,
         below=1,
     )
@@ -556,16 +559,10 @@ def _fields_that_read(*what: str) -> tuple[str, ...]:
 
 
 SOURCE_FIELDS = _fields_that_read("source")
-# What is known besides the items, in the order in which it is described.
-FEATURE_FIELDS = (
-    "event_features",
-    "time_features",
-    "context_features",
-    "user_features",
-)
-# What a time tells of an event, and of a request.
+FEATURE_FIELDS = _fields_that_read("feature")
+# Features that come from the time of an event or of a request.
 CLOCK_FEATURES = ("gap", "hour", "weekday", "month")
-# Known of an event of the past only.
+# Known only once an event has happened.
 OUTCOMES = ("rating", "event")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
@@ -702,8 +699,8 @@ def check_features(config: TrainConfig) -> None:
             "--time_features=age must go with --encoder=self_attention, whose "
             f"attention it changes. Received: --encoder={config.encoder}"
         )
-    for name in parse_names(config.context_features):
-        if name.partition(":")[0] in (*OUTCOMES, "age"):
+    for name in bare_names(config.context_features):
+        if name in (*OUTCOMES, "age"):
             raise InputError(
                 "--context_features must be known when a recommendation is "
                 "asked for, which a rating, a kind of event or an age is not. "
@@ -724,7 +721,7 @@ def check_features(config: TrainConfig) -> None:
 
 
 def read_names(fields: Any) -> tuple[str, ...]:
-    """Returns the names, without kinds, that events or context read.
+    """Returns the names, without kinds, of event and context features.
 
     Args:
         fields: A configuration, or other rules with those of its fields.
@@ -734,12 +731,12 @@ def read_names(fields: Any) -> tuple[str, ...]:
 
 
 def bare_names(text: str | None) -> tuple[str, ...]:
-    """Returns the names in the value of a flag of features, without kinds."""
+    """Returns the names in the value of a feature flag, without kinds."""
     return tuple(part.partition(":")[0] for part in parse_names(text))
 
 
 def other_columns(fields: Any) -> tuple[str, ...]:
-    """Returns the columns of the log, without a role, that features read.
+    """Returns the further columns of the log that features need.
 
     Args:
         fields: As for `read_names`.

@@ -313,7 +313,7 @@ class Preparation:
             shard: Its number.
             pieces: Its rows, in the order of the log.
             vocabulary: All items.
-            users: What is known of users; see `kept_users`.
+            users: The user metadata; see `kept_users`.
 
         Returns:
             A summary of the shard.
@@ -723,7 +723,7 @@ def _load_vocabulary(path: pathlib.Path) -> Vocabulary:
 
 @functools.lru_cache(maxsize=1)
 def _load_users(path: pathlib.Path) -> pa.Table:
-    """Loads what is known of users, once in each process."""
+    """Loads the user metadata, once in each process."""
     return pq.read_table(path)
 
 

@@ -63,11 +63,11 @@ _DISLIKED = "disliked_"
 # What columns that features read begin with, and the struct of those of users.
 FEATURE = "feature_"
 _USER = "user"
-# Entries of the manifest that are left out where there is nothing to say.
+# Entries of the manifest that are left out where they are empty or 0.
 _EVENT_COUNTS = (
     *("num_dislikes", "num_kept_dislikes", "found", "dropped", "odd"),
 )
-# Those that say something even where they are 0.
+# Those that are left out only where they are None.
 _OR_NONE = (*EVENT_FIELDS, *FEATURE_FIELDS, "timestamps_per_second")
 # What takes the flags of events.
 _PROGRAM = "recsys.prepare_shards "
@@ -579,7 +579,7 @@ def _features(
 
 
 def _users(tables: Sequence[pa.Table]) -> pa.Table | None:
-    """Returns what is known of users; nulls where a table has nothing."""
+    """Returns the user metadata; null where a table has none."""
     if not any(_USER in table.column_names for table in tables):
         return None
     names = ["length", _USER]

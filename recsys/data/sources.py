@@ -111,7 +111,7 @@ class Source:
         users_file: CSV or Parquet file with a column of user ids and any
             others. Default: `users.csv` (or .tsv, .parquet) beside the log, or
             the users of MovieLens.
-        with_users: Whether to read what is known of users.
+        with_users: Whether to read the user metadata.
         tfds_data_dir: Where TensorFlow Datasets keeps prepared data.
             Default: its own default.
         tfds_manual_dir: A folder with the original archive, which is used
@@ -175,7 +175,7 @@ class Source:
             return found.notes()
 
     def users(self) -> pa.Table | None:
-        """Reads what is known of users; see `Log`.
+        """Reads the user metadata; see `Log`.
 
         Raises:
             InputError: It cannot be read, or an option has no effect.
@@ -369,7 +369,7 @@ class Log:
             `interactions.item_ids`.
         source: Where the log was read from; None for a log in memory.
         notes: What the user should know of how it was understood.
-        users: What is known of the users, or None: one row per user, with
+        users: The user metadata, or None: one row per user, with
             `user_id` (string), then any other columns.
     """
 
@@ -460,7 +460,7 @@ class _FoundLog(abc.ABC):
         return None
 
     def users(self) -> pa.Table | None:
-        """Reads what is known of the users, if that comes with the log."""
+        """Reads the user metadata that comes with the log."""
         return None
 
     def notes(self) -> list[str]:
