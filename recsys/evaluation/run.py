@@ -416,6 +416,11 @@ class EvaluationRun:
                 is kept.
         """
         model = self.results.model
+        parts: dict[str, Any] = {}
+        if self.by_event:
+            parts["events"] = _entries(self.by_event)
+        if slices:
+            parts["slices"] = {n: _entries(s) for n, s in self.slices.items()}
         files.write_json(
             self.folder.metrics,
             {
@@ -435,18 +440,7 @@ class EvaluationRun:
                     for name, each in self.comparison.items()
                 },
                 "lists": self.list_metrics,
-                **(
-                    {"events": _entries(self.by_event)} if self.by_event else {}
-                ),
-                **(
-                    {
-                        "slices": {
-                            by: _entries(s) for by, s in self.slices.items()
-                        }
-                    }
-                    if slices
-                    else {}
-                ),
+                **parts,
                 "health": dataclasses.asdict(self.health),
                 "evaluated_with": evaluated_with,
                 "text": self.text().splitlines(),

@@ -199,12 +199,11 @@ class Trainer:
         """The input of a step; rows and lengths differ between batches."""
         train = self._data.split.train
         signature = dict(PART_SIGNATURE if self._replicas else BATCH_SIGNATURE)
-        if train.kinds is not None:
+        if with_kinds := train.kinds is not None:
             spec = tf.TensorSpec([None, None], tf.float32)
             signature["target_weights"] = spec
         if train.has_dislikes:
             signature["dislike_ids"] = tf.TensorSpec([None, None], tf.int32)
-        with_kinds = train.kinds is not None
         return signature | pipeline.feature_signature(self.side, with_kinds)
 
     def run(self) -> Progress:
