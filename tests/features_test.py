@@ -211,6 +211,19 @@ class TowerTest(parameterized.TestCase):
             tower(ids, features=features)[0], (first + second) / 2, rtol=1e-5
         )
 
+    def test_no_feature_costs_no_operation(self):
+        tower = make_tower(MeanPooling())
+        ids = tf.TensorSpec([None, None], tf.int32)
+        graph = tf.function(tower).get_concrete_function(ids).graph
+        found = {each.type for each in graph.get_operations()}
+        # The search for the start, and what makes room for it.
+        self.assertNoCommonElements(found, {"Min", "Pad"})
+        tower = make_tower(MeanPooling(), user=1)
+        graph = tf.function(tower).get_concrete_function(ids).graph
+        self.assertContainsSubset(
+            {"Min", "Pad"}, {each.type for each in graph.get_operations()}
+        )
+
     def test_the_start_is_a_position_of_its_own(self):
         tower = make_tower(MeanPooling(), user=1)
         features = {"user_features": np.array([[2], [3]])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -414,11 +415,15 @@ class _Known:
         self._tower = tower
         self._features = features
         self._training = training
-        # Of the start, the place before the first event.
-        first = tf.where(mask, tf.range(tf.shape(mask)[1]), tf.int32.max)
-        first = tf.reduce_min(first, axis=1)
-        self.start_position = tf.where(first == tf.int32.max, 0, first)
         self._sees_context: tf.Tensor | None = None
+
+    @functools.cached_property
+    def start_position(self) -> tf.Tensor:
+        """`[batch]` int32: of the start, the place before the first event."""
+        positions = tf.range(tf.shape(self.mask)[1])
+        first = tf.where(self.mask, positions, tf.int32.max)
+        first = tf.reduce_min(first, axis=1)
+        return tf.where(first == tf.int32.max, 0, first)
 
     def added(
         self, vectors: tf.Tensor
