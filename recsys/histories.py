@@ -430,9 +430,9 @@ def _user_chunks(
             _count(summary, some.items, some.lengths, side)
             no = some.dislikes
             lists = (no.items, no.offsets) if no else None
-            yield some.user_ids.tolist(), some.items, some.offsets, lists, side
             if recommender.side and recommender.side.lacks_context(context):
                 summary.num_lacking += some.num_users
+            yield some.user_ids.tolist(), some.items, some.offsets, lists, side
 
 
 def _answers(

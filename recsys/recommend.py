@@ -209,9 +209,8 @@ def main(values: dict[str, Any]) -> int:
         request = recsys.data.side_information.Request.of(
             [str(index) for index in items], context=context
         )
-        side, _, unseen = recommender.side_of([request])
-        for feature in unseen:
-            print(f"a value new to the model: {feature}", file=sys.stderr)
+        side, notes = recommender.side_of_one(request)
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         _print_recommended(recommender, items, side, values, options)
     return 0
 

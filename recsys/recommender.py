@@ -109,10 +109,9 @@ class Recommender:
         self._item_vectors: np.ndarray | None = None
         self._popularity = train_counts(vocabulary).astype(np.float32)
         self.side = side
-        # Of features that are not known, entries are left out, or unknown.
-        spec = tf.TensorSpec([None, None], tf.int32)
         self._encode = tf.function(
-            lambda ids: model.history_tower(ids), input_signature=[spec]
+            model.history_tower,
+            input_signature=[tf.TensorSpec([None, None], tf.int32)],
         )
         self._encode_side = tf.function(
             lambda ids, features: model.history_tower(ids, features=features),
@@ -261,16 +260,7 @@ class Recommender:
         items, offsets = queries.histories(rows)
         if indices is not None:
             items = indices[items]
-        side = None
-        if self.side is not None:
-            side = history_side(
-                self.side,
-                queries.sequences,
-                queries.history_starts[rows],
-                queries.history_ends[rows],
-                queries.users[rows],
-                are_followed=True,
-            )
+        side = self.side_of_queries(queries, rows)
         vectors = self.user_vectors(items, offsets, side)
         return vectors @ self.item_vectors().T
 
@@ -324,7 +314,7 @@ class Recommender:
             exclude_history=exclude_history,
             dislikes=disliked if dislikes else None,
             rules=self._rules(rules, filters),
-            side=self._side_of_one(request),
+            side=self._read(request),
         )
         return self.named(items[0], scores[0])
 
@@ -352,6 +342,29 @@ class Recommender:
         side, unseen = self.side.of_requests(requests)
         return side, sum(map(self.side.lacks, requests)), unseen
 
+    def side_of_queries(
+        self, queries: Queries, rows: np.ndarray
+    ) -> Side | None:
+        """Encodes what is known of queries.
+
+        Args:
+            queries: The queries.
+            rows: `[n]` integers, the numbers of some of them.
+
+        Returns:
+            What the model reads of it; None for a model of items alone.
+        """
+        if self.side is None:
+            return None
+        return history_side(
+            self.side,
+            queries.sequences,
+            queries.history_starts[rows],
+            queries.history_ends[rows],
+            queries.users[rows],
+            are_followed=True,
+        )
+
     def side_of_users(
         self, sequences: Sequences, context: Mapping[str, Any]
     ) -> Side | None:
@@ -366,21 +379,35 @@ class Recommender:
             raise _reads_items_only()
         return None
 
-    def _side_of_one(self, request: Request) -> Side | None:
-        """Encodes what is known of a request, and prints what is not."""
+    def side_of_one(self, request: Request) -> tuple[Side | None, list[str]]:
+        """Encodes what is known of a request.
+
+        Args:
+            request: The request.
+
+        Returns:
+            As `side_of`, and lines on what is not given or new to the model.
+
+        Raises:
+            InputError: As `side_of`.
+        """
         side, num_lacking, unseen = self.side_of([request])
+        notes = []
         if num_lacking and self.side is not None:
-            print(
-                "some of what the model reads is not given, and unknown: "
-                + self.side.describe(),
-                file=sys.stderr,
+            notes.append(
+                "not all that the model reads is given; the rest is unknown: "
+                + self.side.describe()
             )
-        for name, number in unseen.items():
-            print(
-                f"{counted(number, 'value')} of {name} new to the model: "
-                "ignored",
-                file=sys.stderr,
-            )
+        notes += [
+            f"{counted(number, 'value')} of {name} new to the model: ignored"
+            for name, number in unseen.items()
+        ]
+        return side, notes
+
+    def _read(self, request: Request) -> Side | None:
+        """Encodes a request; prints its notes."""
+        side, notes = self.side_of_one(request)
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         return side
 
     def _rules(
@@ -455,7 +482,7 @@ class Recommender:
             [self.vocabulary.find(text) for text in request.items], np.int32
         )
         scored = np.array([self.vocabulary.find(item)])
-        side = self._side_of_one(request)
+        side = self._read(request)
         [influences] = self.explain_indices(indices, scored, side)
         return influences
 

@@ -327,7 +327,6 @@ def _cost(
     seeds: list[int],
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
-    from recsys.data.side_information import history_side
     from recsys.recommender import Recommender
     from recsys.training.trainer import Trainer
     from recsys.workdir import Workdir
@@ -361,16 +360,7 @@ def _cost(
             model, queries = run
             rows = np.array([i % len(queries)])
             items, offsets = queries.histories(rows)
-            side = None
-            if model.side is not None:
-                side = history_side(
-                    model.side,
-                    queries.sequences,
-                    queries.history_starts[rows],
-                    queries.history_ends[rows],
-                    queries.users[rows],
-                    are_followed=True,
-                )
+            side = model.side_of_queries(queries, rows)
             model.recommend_indices(items, offsets, 10, side=side)
 
         asked = _alternately(requests, ask)
