@@ -779,7 +779,10 @@ def parse_cutoff(text: str, name: str) -> Cutoff:
     try:
         number = decimal.Decimal(text)
     except decimal.InvalidOperation:
-        return Cutoff(seconds=_seconds(text, name), is_date=True)
+        try:
+            return Cutoff(seconds=iso_seconds(text), is_date=True)
+        except ValueError as error:
+            raise _error(text, name) from error
     if not number.is_finite() or number.copy_abs() >= 2**63:
         raise _error(text, name)
     if 0 < number < 1:
@@ -789,12 +792,16 @@ def parse_cutoff(text: str, name: str) -> Cutoff:
     return Cutoff(seconds=number)
 
 
-def _seconds(text: str, name: str) -> decimal.Decimal:
-    """Returns the exact seconds between 1970 and an ISO date."""
-    try:
-        moment = datetime.datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise _error(text, name) from error
+def iso_seconds(text: str) -> decimal.Decimal:
+    """Returns the exact seconds between 1970 and an ISO date.
+
+    Args:
+        text: The date or time; in UTC unless it names a time zone.
+
+    Raises:
+        ValueError: It is none.
+    """
+    moment = datetime.datetime.fromisoformat(text.strip())
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -9,9 +9,7 @@ like any other.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config import CLOCK_FEATURES, TrainConfig, parse_names
+from recsys.config import (
+    CLOCK_FEATURES,
+    TrainConfig,
+    iso_seconds,
+    parse_names,
+)
 from recsys.data.columns import is_text
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
 from recsys.data.interactions import EVENT
@@ -32,7 +35,7 @@ from recsys.data.sequences import (
     offsets_of,
 )
 from recsys.errors import InputError
-from recsys.files import atomic_path, read_json_object
+from recsys.files import read_json_object, write_json
 
 # What each part is called in messages.
 PARTS = {"history": "event", "context": "context", "user": "user"}
@@ -41,7 +44,9 @@ NO_TIME = -1
 _UNKNOWN = np.iinfo(np.int64).min
 # Whether an event has the time of the one before, of which `gap` has no log.
 _SAME_TIME = "same time"
-_KINDS = {"gap": "numeric", _SAME_TIME: "categorical"}
+# The columns that times tell, and their kinds where these are not categories.
+CLOCK_COLUMNS = (*CLOCK_FEATURES, _SAME_TIME)
+_KINDS = {"gap": "numeric"}
 _DAY = 86_400
 _NUMBER = r"^[-+]?([Nn][Aa][Nn]|(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)$"
 # More rows than this say no more about the values of a column.
@@ -275,9 +280,6 @@ class SideEncoder:
         per_second: As given.
     """
 
-    # The columns that times tell.
-    CLOCK = (*CLOCK_FEATURES, _SAME_TIME)
-
     def __init__(
         self,
         encoders: Mapping[str, ItemEncoder],
@@ -289,6 +291,8 @@ class SideEncoder:
         self.reads_times = reads_times
         self.per_second = per_second
         self._kinds = tuple(kinds)
+        # Evaluation asks for many batches of the same sequences.
+        self._latest: tuple[Any, Any] = (None, None)
 
     @property
     def reads_request_time(self) -> bool:
@@ -301,7 +305,7 @@ class SideEncoder:
     def reads_clock(self) -> bool:
         """Whether any time is read."""
         names = self.column_names("history") + self.column_names("context")
-        return self.reads_times or bool({*_CLOCK}.intersection(names))
+        return self.reads_times or any(n in CLOCK_COLUMNS for n in names)
 
     def num_values(self, part: str) -> int:
         """Rows of a part's table of values, row 0 for padding included."""
@@ -316,7 +320,7 @@ class SideEncoder:
 
     def given_names(self, part: str) -> list[str]:
         """The columns of a part that a request may give."""
-        return [n for n in self.column_names(part) if n not in _CLOCK]
+        return [n for n in self.column_names(part) if n not in CLOCK_COLUMNS]
 
     def describe(self) -> str:
         """Returns a line on what is read."""
@@ -374,7 +378,6 @@ class SideEncoder:
                 where that is not in the log.
             users: `[num_queries]` int64 rows of the users.
         """
-        # Evaluation asks for many batches of the same sequences.
         if self._latest[0] is not sequences:
             found = (self.code(sequences), self.times(sequences))
             self._latest = (sequences, found)
@@ -382,8 +385,6 @@ class SideEncoder:
         return Side(
             parts, times, self.reads_request_time, events, requests, users
         )
-
-    _latest: tuple[Any, Any] = (None, None)
 
     def without_each(self, side: Side) -> Iterator[tuple[str, Side]]:
         """Yields what is known without each feature, and the feature's name.
@@ -595,10 +596,7 @@ class SideEncoder:
         per_second = max(1, self.per_second)
         try:
             if isinstance(value, str):
-                moment = datetime.datetime.fromisoformat(value.strip())
-                if moment.tzinfo is None:
-                    moment = moment.replace(tzinfo=datetime.UTC)
-                return round(moment.timestamp() * per_second)
+                return round(iso_seconds(value) * per_second)
             if isinstance(value, bool) or not abs(value) < 2**62:
                 raise ValueError
             return int(value)
@@ -618,7 +616,7 @@ class SideEncoder:
             if users is None or name not in users.column_names:
                 return np.full(num_users, -1, np.int32), pa.nulls(0)
             return coded(users[name].combine_chunks())
-        if name in _CLOCK:
+        if name in CLOCK_COLUMNS:
             return coded(
                 clock_column(
                     name, data.timestamps, data.offsets, self.per_second
@@ -638,9 +636,7 @@ class SideEncoder:
             "per_second": self.per_second,
             "kinds": list(self._kinds),
         }
-        with atomic_path(path) as temporary:
-            text = json.dumps(content, ensure_ascii=False, indent=1)
-            temporary.write_text(text + "\n", "utf-8")
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> SideEncoder:
@@ -662,9 +658,6 @@ class SideEncoder:
             content["per_second"],
             content["kinds"],
         )
-
-
-_CLOCK = (*CLOCK_FEATURES, _SAME_TIME)
 
 
 def clock_column(
@@ -748,7 +741,7 @@ def fit_side_encoder(
         table = _sample(train, part, clocks.get(part, ()), kinds)
         columns = []
         if text := texts[part]:
-            given = [n for n in table.column_names if n not in _CLOCK]
+            given = [n for n in table.column_names if n not in CLOCK_COLUMNS]
             typed = {n: _with_numbers(table[n].combine_chunks()) for n in given}
             columns = parse_columns(text, pa.table(typed), of)
             numeric = [c.name for c in columns if c.kind == "numeric"]
@@ -758,7 +751,7 @@ def fit_side_encoder(
         columns += [
             FeatureColumn(name, _KINDS.get(name, "categorical"), of=of)
             for name in table.column_names
-            if name in _CLOCK
+            if name in CLOCK_COLUMNS
         ]
         if columns:
             encoders[part] = ItemEncoder.fit(table, columns)
@@ -790,11 +783,7 @@ def _sample(
         column = clock_column(
             name, train.timestamps, train.offsets, train.timestamps_per_second
         )
-        column = (
-            column[rows]
-            if step <= 1
-            else column.take(pa.array(np.arange(len(column))[rows]))
-        )
+        column = column[rows]
         if name != _SAME_TIME or len(column) - column.null_count > 1:
             found[name] = column
     return pa.table(found)
@@ -835,7 +824,7 @@ def _merge(
     ]
     width = max(1, *(values.shape[1] for values, _ in parts))
     codes, first = [], 1
-    for (code, levels), _ in zip(columns, parts, strict=True):
+    for code, levels in columns:
         codes.append(np.where(code < 0, 0, code + first))
         first += len(levels)
     blank = [np.zeros((1, width))]

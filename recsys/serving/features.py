@@ -9,7 +9,11 @@ import pyarrow as pa
 import tensorflow as tf
 
 from recsys.data.features import MAX_VALUES, ItemEncoder
-from recsys.data.side_information import NO_TIME, SideEncoder
+from recsys.data.side_information import (
+    CLOCK_COLUMNS,
+    NO_TIME,
+    SideEncoder,
+)
 
 _DAY = 86_400
 # The input of the times, in the unit of the log.
@@ -186,7 +190,7 @@ class _Column:
         self.name = column.name
         self._separator = column.separator
         self._kind = column.kind
-        self.is_given = column.name not in SideEncoder.CLOCK
+        self.is_given = column.name not in CLOCK_COLUMNS
         self.dtype = tf.float32 if column.kind == "numeric" else tf.string
         self.table: tf.lookup.StaticHashTable | None = None
         self._knots: np.ndarray | None = None
