@@ -395,11 +395,11 @@ class Recommender:
         notes = []
         if num_lacking and self.side is not None:
             notes.append(
-                "not all that the model reads is given; the rest is unknown: "
+                "the request lacks some features, which count as unknown; "
                 + self.side.describe()
             )
         notes += [
-            f"{counted(number, 'value')} of {name} new to the model: ignored"
+            f"{counted(number, 'new value')} of {name}, ignored"
             for name, number in unseen.items()
         ]
         return side, notes

@@ -30,7 +30,11 @@ QUOTED = ['9" nail', "it's", "a,b", "<i>&amp;</i>", "é", "tab\\t", "'x'", '""']
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 40, 9
 
 KINDS = {
-    "gru_features": ["--encoder=gru", "--item_features=genres,title:words"],
+    "gru_features": [
+        "--encoder=gru",
+        "--item_features=genres,title:words",
+        "--time_features=gap",
+    ],
     "mean_sampled": [
         "--encoder=mean_pooling",
         "--loss=sampled_softmax",
@@ -45,6 +49,8 @@ KINDS = {
         "--negatives=popularity",
         "--num_negatives=8",
         "--table_init=co_occurrence",
+        "--time_features=gap,age",
+        "--context_features=gap",
     ],
 }
 # Shards cannot be extended (see test_shards_are_not_extended).
