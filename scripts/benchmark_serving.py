@@ -5,7 +5,7 @@ Run it from the checkout, on an otherwise idle machine, with the extra
 
     python scripts/benchmark_serving.py --workdir=runs/movielens-small
 
-Four parts, each with histories of 20 of the 500 most popular items, k = 10:
+Three parts, each with histories of 20 of the 500 most popular items, k = 10:
 
 - latency: requests at a fixed rate, each sent when it is due, whether or not
   those before are answered; the time runs from when it was due;

@@ -1,6 +1,7 @@
 """Drives a headless Chromium by its DevTools protocol, with aiohttp alone.
 
-async with browser.open_page("http://127.0.0.1:8501/") as page:
+async with browser.open_browser() as page:
+    await page.show("http://127.0.0.1:8501/")
     await page.evaluate("document.title")
 """
 
@@ -29,8 +30,6 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-port=0",
 )
 _SECONDS = 60
 _KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowDown": 40, "ArrowRight": 39}
@@ -190,12 +189,12 @@ class Page:
                 clickCount=1,
             )
 
-    async def picture(self, path: pathlib.Path, full: bool = False) -> None:
-        """Writes a PNG of the window, or of the whole page."""
+    async def picture(self, full: bool = False) -> bytes:
+        """Returns a PNG of the window, or of the whole page."""
         found = await self.call(
             "Page.captureScreenshot", captureBeyondViewport=full
         )
-        path.write_bytes(base64.b64decode(found["data"]))
+        return base64.b64decode(found["data"])
 
 
 @contextlib.asynccontextmanager
@@ -210,7 +209,14 @@ async def open_browser() -> AsyncIterator[Page]:
         raise RuntimeError(f"expected one of {', '.join(NAMES)}: none found")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+            [
+                program,
+                *FLAGS,
+                "--hide-scrollbars",
+                "--remote-debugging-port=0",
+                f"--user-data-dir={folder}",
+                "about:blank",
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

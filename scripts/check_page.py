@@ -134,7 +134,7 @@ async def check(values: dict[str, Any]) -> list[str]:
                         folder = pathlib.Path(values["pictures"])
                         folder.mkdir(parents=True, exist_ok=True)
                         path = folder / f"{view}-{where}.png"
-                        await page.picture(path, full=True)
+                        path.write_bytes(await page.picture(full=True))
                     print(f"{where} {view}: {len(json.loads(found))} faults")
         if values["recording"]:
             await record(page, address, pathlib.Path(values["recording"]))
@@ -152,10 +152,7 @@ async def record(page: browser.Page, address: str, path: pathlib.Path) -> None:
     lasting: list[int] = []
 
     async def keep(milliseconds: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            picture = pathlib.Path(folder, "picture.png")
-            await page.picture(picture)
-            content = io.BytesIO(picture.read_bytes())
+        content = io.BytesIO(await page.picture())
         frame = Image.open(content).convert("RGB")
         frames.append(frame.resize((900, 563), Image.Resampling.LANCZOS))
         lasting.append(milliseconds)

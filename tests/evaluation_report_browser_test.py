@@ -7,35 +7,23 @@ import html
 import json
 import pathlib
 import re
-import shutil
 import subprocess
+import sys
 import tempfile
 
 import pytest
 from absl.testing import absltest
+from commands import ROOT
 from evaluation_report_test import make_split, report_data
 
 from recsys.report.page import render_page
 
-BROWSER = next(
-    filter(
-        None,
-        map(
-            shutil.which,
-            ("chromium", "chromium-browser", "google-chrome", "chrome"),
-        ),
-    ),
-    None,
-)
+sys.path.insert(0, str(ROOT / "scripts"))
+import browser
+
+BROWSER = browser.find_browser()
 FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *browser.FLAGS,
     "--window-size=1400,1000",
     # The wrapper looks into frames that are files as well.
     "--allow-file-access-from-files",
