@@ -71,6 +71,7 @@ function bar(change, largest) {
   return el("span", { class: "bar", "aria-hidden": "true" }, part);
 }
 
+const figures = new Intl.NumberFormat();
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 const say = (text) => { $("status").textContent = text; };
 
@@ -122,8 +123,8 @@ function newest(work) {
 function changeHistory(change) {
   change();
   const ids = state.history.map((item) => item.item_id);
-  const hash = ids.length ? `#${new URLSearchParams(ids.map((id) => ["h", id]))}` : " ";
-  history.replaceState(null, "", hash === " " ? location.pathname + location.search : hash);
+  history.replaceState(null, "", ids.length
+    ? `#${new URLSearchParams(ids.map((id) => ["h", id]))}` : location.pathname + location.search);
   state.open = null;
   drawHistory();
   drawMap();
@@ -348,10 +349,9 @@ function drawWishes() {
   state.hues.rank = new Map(common.map((name, n) => [name, n]));
   const columns = state.models[0]?.columns ?? {};
   const filters = state.models[0]?.kind === "workdir";
-  $("variety-field").hidden = !filters;
   $("wishes").hidden = !filters;
   $("wishes").open = matchMedia("(min-width: 52rem)").matches;
-  $("genres").hidden = !common.length || !filters;
+  $("genres").hidden = !common.length;
   $("genre-list").replaceChildren(...common.sort().map((genre) => el("button", {
     type: "button", "aria-pressed": String(state.genres.has(genre)),
     click: (event) => {
@@ -361,7 +361,7 @@ function drawWishes() {
       wish();
     },
   }, genre)));
-  $("years").hidden = !("year" in columns) || !filters;
+  $("years").hidden = !("year" in columns);
   const years = state.catalog.map((item) => item.metadata.year).filter(Boolean);
   if (years.length) {
     $("from").placeholder = Math.min(...years);
@@ -458,13 +458,12 @@ function goTo(place, { center = false } = {}) {
   $("map-item").hidden = !item;
   if (item) {
     if (center) Object.assign(view, { x: item.x, y: item.y, zoom: Math.max(view.zoom, 3) });
-    const [x, y] = toScreen(item, $("map").getBoundingClientRect());
     const box = $("map").getBoundingClientRect();
+    const [x, y] = toScreen(item, box);
     if (x < 0 || y < 0 || x > box.width || y > box.height) Object.assign(view, { x: item.x, y: item.y });
-    const similar = el("ul", { class: "chips" });
     $("map-item").replaceChildren(words(item), el("div", { class: "row" },
       el("button", { class: "solid", click: () => add(item) }, "Add to your history"),
-      el("button", { "aria-label": "Close", click: () => { goTo(-1); $("map").focus(); } }, "Close")), similar);
+      el("button", { "aria-label": "Close", click: () => { goTo(-1); $("map").focus(); } }, "Close")));
     const { name, year } = nameOf(item);
     $("map-live").textContent = `${name}${year ? `, ${year}` : ""}. ${genresOf(item).join(", ")}`;
   }
@@ -599,12 +598,11 @@ const lookUp = newest(async (signal) => {
 });
 
 function drawBefore(user) {
-  const places = new Intl.NumberFormat();
   return el("section", { class: "card wide" },
     el("h2", {}, "Before that"),
-    el("p", { class: "muted" }, `${places.format(user.length)} items, newest first`),
+    el("p", { class: "muted" }, `${figures.format(user.length)} items, newest first`),
     el("ul", { class: "plain" }, ...user.history.slice(-20).reverse().map((item) => el("li", {}, words(item)))),
-    user.length > 20 ? el("p", { class: "muted note" }, `and ${places.format(user.length - 20)} earlier`) : null,
+    user.length > 20 ? el("p", { class: "muted note" }, `and ${figures.format(user.length - 20)} earlier`) : null,
     el("button", {
       class: "solid", click: () => {
         changeHistory(() => { state.history = user.history.slice(-40); });
@@ -620,22 +618,23 @@ async function showUser(id) {
   $("user-view").classList.toggle("two", answers.length > 1);
   $("user-view").replaceChildren(...answers.map(([model, user]) => {
     const candidates = model.num_items - user.length;
-    const places = new Intl.NumberFormat();
     return el("section", { class: "card" },
       el("h2", {}, answers.length > 1 ? `User ${user.user_id}, ${model.name}` : `User ${user.user_id}`),
       user.next.length ? el("p", { class: "muted" },
-        `What they did next was held out from training (${user.held_out}). The model ranked it among ${places.format(candidates)} items:`)
+        `What they did next was held out from training (${user.held_out}). The model ranked it among ${figures.format(candidates)} items:`)
         : el("p", { class: "muted" }, "Nothing of this user was held out from training."),
       ...user.next.slice(0, 10).map((item) => el("div", { class: "next" },
-        el("span", { class: "rank" }, item.rank === null ? "–" : `#${places.format(item.rank)}`), words(item))));
+        el("span", { class: "rank" }, `#${figures.format(item.rank)}`), words(item))));
   }), drawBefore(answers[0][1]));
   say(`User ${id}.`);
 }
 
 // ---------------------------------------------------------------------- tabs
 
+const TABS = ["list", "map", "users"];
+
 function openTab(name) {
-  for (const each of ["list", "map", "users"]) {
+  for (const each of TABS) {
     const tab = $(`tab-${each}`);
     tab.setAttribute("aria-selected", String(each === name));
     tab.tabIndex = each === name ? 0 : -1;
@@ -646,13 +645,12 @@ function openTab(name) {
 }
 
 function tabs() {
-  const names = ["list", "map", "users"];
-  names.forEach((name, place) => {
+  TABS.forEach((name) => {
     $(`tab-${name}`).addEventListener("click", () => openTab(name));
     $(`tab-${name}`).addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step) return;
-      const shown = names.filter((each) => !$(`tab-${each}`).hidden);
+      const shown = TABS.filter((each) => !$(`tab-${each}`).hidden);
       const next = shown[(shown.indexOf(name) + step + shown.length) % shown.length];
       openTab(next);
       $(`tab-${next}`).focus();
