@@ -36,7 +36,7 @@ import uvicorn
 
 from recsys.serving import http as http_lib
 from recsys.serving.batching import Batcher, Signatures
-from recsys.serving.live import Folder, answer_together, read_asked
+from recsys.serving.live import Folder, Place, answer_together, read_asked
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import browser
@@ -452,6 +452,11 @@ class RefusalTest(parameterized.TestCase):
             SERVER.get("/api/recommend", big, 413)["error"],
             "a body may have 1,048,576 bytes",
         )
+        for path in ("search", "map", "users"):
+            self.assertEqual(
+                SERVER.get(f"/api/{path}?limit=501", status=400)["error"],
+                "`limit` must be at most 500. Received: 501",
+            )
 
     def test_time(self):
         def slowly(requests):
@@ -691,6 +696,18 @@ class NewModelTest(absltest.TestCase):
         shutil.rmtree(path)
         folder.poll()
         self.assertIs(folder.model, before)
+
+    def test_every_file_that_is_loaded_is_watched(self):
+        path = self.folder / "films"
+        write_workdir(path, FOLDER / "log.csv")
+        for name in (
+            *("config.json", "vocabulary.parquet", "model.keras"),
+            *("item_features.json", "side_information.json"),
+        ):
+            before = Place.find(path)
+            with (path / name).open("ab") as file:
+                file.write(b" ")
+            self.assertNotEqual(Place.find(path).files, before.files, name)
 
     def test_a_new_number_is_a_new_version(self):
         shutil.copytree(FOLDER / "bare", self.folder / "bare")

@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 import recsys
 from recsys.command_line import printable
 from recsys.errors import InputError
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.serving.batching import predictions
 from recsys.serving.live import (
     Asked,
@@ -67,11 +68,12 @@ class Limits:
     def check(self, **sizes: int) -> None:
         """Raises InputError if a size is over its limit."""
         for name, size in sizes.items():
-            most = self.k if name == "k" else self.history
+            is_count = name in ("k", "limit")
+            most = self.k if is_count else self.history
             if size > most:
                 raise InputError(
                     f"`{name}` must be at most {most:,}"
-                    f"{' long' * (name != 'k')}. Received: {size:,}"
+                    f"{' long' * (not is_count)}. Received: {size:,}"
                 )
 
 
@@ -344,7 +346,7 @@ def search(
     live: Live, request: fastapi.Request, q: str = "", limit: Count = 10
 ) -> Response:
     """Finds items by what somebody types: parts of a title, or an id."""
-    _state(request).limits.check(k=limit)
+    _state(request).limits.check(limit=limit)
     if len(q) > 200:
         raise InputError(f"`q` must be at most 200 long. Received: {len(q)}")
     return JSONResponse(live.items.about(live.items.search(q, limit)))
@@ -361,7 +363,7 @@ def item_map(
     live: Live, request: fastapi.Request, limit: Count = 500
 ) -> Response:
     """Places the most popular items on a map: close means similar."""
-    _state(request).limits.check(k=limit)
+    _state(request).limits.check(limit=limit)
     indices, points = live.items.points(limit)
     return JSONResponse(
         [
@@ -386,7 +388,7 @@ def users(
     live: Live, request: fastapi.Request, q: str = "", limit: Count = 10
 ) -> Response:
     """Finds users of the log by the beginning of their ids."""
-    _state(request).limits.check(k=limit)
+    _state(request).limits.check(limit=limit)
     return JSONResponse(_users(live, request).search(q, limit))
 
 
@@ -396,7 +398,8 @@ def user(user_id: str, live: Live, request: fastapi.Request) -> Response:
     log = _users(live, request)
     history, targets, ranks = log.show(user_id)
     about = live.items.about
-    known, after = history[history > 1], targets > 1
+    known = history[history >= FIRST_ITEM_INDEX]
+    after = targets >= FIRST_ITEM_INDEX
     num_unknown = len(history) - len(known) + int((~after).sum())
     ranked = zip(about(targets[after]), ranks[after].tolist(), strict=True)
     return JSONResponse(
@@ -625,7 +628,7 @@ def _as_json(request: fastapi.Request, error: Exception) -> Response:
             where = ".".join(map(str, first["loc"][1:])) or first["loc"][0]
             received = json.dumps(first.get("input"), default=str)[:99]
             text = f"`{where}`: {first['msg']}. Received: {received}"
-    elif isinstance(error, NotFoundError | InputError):
+    elif isinstance(error, InputError):
         status = 404 if isinstance(error, NotFoundError) else 400
         text = str(error)
     elif isinstance(error, HTTPException):

@@ -40,6 +40,7 @@ _CLOSE = 65
 _NUM_CLOSE = 5
 # Items whose columns are kept as JSON needs them.
 _NUM_ITEMS_KEPT = 2**14
+_NUM_RULES_KEPT = 100
 # What JSON shows of an item's columns.
 _PLAIN = (
     pa.types.is_string,
@@ -84,7 +85,8 @@ class Place:
         """
         own = Workdir(path)
         if own.config.is_file() and own.model.is_file():
-            paths = [own.config, own.vocabulary, own.model, own.item_features]
+            features = [own.item_features, own.side_information]
+            paths = [own.config, own.vocabulary, own.model, *features]
             return cls._of(path, None, paths)
         numbered = [
             each
@@ -154,6 +156,7 @@ class Catalog:
         }
         self._columns = pa.table(columns) if columns else None
         self._item = functools.lru_cache(_NUM_ITEMS_KEPT)(self._read)
+        self._placed = functools.lru_cache(2)(self._place)
         names = [vocabulary.describe(i + FIRST_ITEM_INDEX) for i in range(size)]
         self._texts = pa.array([f" {_plain(name)} " for name in names])
         words = pc.list_flatten(pc.utf8_split_whitespace(self._texts))
@@ -245,7 +248,6 @@ class Catalog:
         found = pc.match_substring(self._texts, f" {word}")
         return found.to_numpy(zero_copy_only=False).astype(float)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
     def points(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Places the most popular items on a map.
 
@@ -256,6 +258,9 @@ class Catalog:
             `[n]` indices, the most popular first, and `[n, 2]` positions
             between -1 and 1; see `recsys.report.map_points`.
         """
+        return self._placed(limit)
+
+    def _place(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.argsort(-self._counts, kind="stable")[:limit]
         # The vectors of others are still where they were initialized.
         rows = rows[self._counts[rows] > 0]
@@ -472,7 +477,6 @@ class LiveModel:
         self.name, self.place = name, place
         self.catalog: Catalog | None = None
         self._recommender: Recommender | None = None
-        self._rules: dict[str, Rules] = {}
         self._lock = threading.Lock()
         self._users: UserLog | None = None
         num_items = 1
@@ -482,6 +486,10 @@ class LiveModel:
             vocabulary = folder.read_vocabulary()
             recommender = restore(folder, self._config, vocabulary)
             self._recommender = recommender
+            # Requests with equal rules share them, and are ranked together.
+            self._rules_of = functools.lru_cache(_NUM_RULES_KEPT)(
+                lambda text: Rules.make(vocabulary, **json.loads(text))
+            )
             # Python owns the tables of a model: as long as it is held.
             self._held: Any = ServedModel(recommender, exclude_history=True)
             functions = self._held.signatures()
@@ -567,10 +575,9 @@ class LiveModel:
         Raises:
             NotFoundError: There is none.
         """
+        vocabulary = self.items.vocabulary
         try:
-            return self.items.vocabulary.find(text)
-        except NotFoundError:
-            raise
+            return vocabulary.find(text)
         except InputError as error:
             raise NotFoundError(str(error)) from error
 
@@ -621,7 +628,7 @@ class LiveModel:
                 context,
                 k=k,
                 exclude_history=exclude_history,
-                rules=self._rules_of(filters),
+                rules=self._rules_of(json.dumps(filters)),
             )
         unread = sorted(filters.keys() - {"items", "exclude"})
         unread += [*(user or ()), *(context or ())]
@@ -637,17 +644,6 @@ class LiveModel:
         }
         name = "recommend_among" if "items" in filters else "recommend"
         return Call(name, {**columns, "k": np.array([k])})
-
-    def _rules_of(self, filters: dict[str, Any]) -> Rules:
-        key = json.dumps(filters, sort_keys=True)
-        with self._lock:
-            rules = self._rules.pop(key, None)
-        rules = rules or Rules.make(self.items.vocabulary, **filters)
-        with self._lock:
-            self._rules[key] = rules  # The last of them, as the newest.
-            while len(self._rules) > 100:
-                del self._rules[next(iter(self._rules))]
-        return rules
 
     def _answer_from_export(self, calls: list[Any]) -> list[Answer]:
         """Answers calls of one row each that give lists."""
