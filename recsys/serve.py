@@ -85,10 +85,10 @@ COMMAND.add_flag(
     default=True,
 )
 for name, help_text, default in (
-    ("max_body_kb", "Kilobytes of a request's body.", 1024),
-    ("max_history", "Items of a history.", 1000),
-    ("max_k", "Items of an answer.", 500),
-    ("max_seconds", "Seconds until a request is answered.", 10),
+    ("max_body_kb", "Maximum size of a request's body in kilobytes.", 1024),
+    ("max_history", "Maximum number of items in a history or list.", 1000),
+    ("max_k", "Maximum number of items in an answer.", 500),
+    ("max_seconds", "Maximum number of seconds to answer a request.", 10),
 ):
     COMMAND.add_flag(int, name, help_text, group="Limits", default=default)
 

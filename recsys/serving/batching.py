@@ -180,8 +180,8 @@ class Signatures:
         found = Call(name, arrays, is_rows)
         if not found.num_rows or set(lengths.values()) - {1, found.num_rows}:
             raise InputError(
-                "inputs must have a row or more, each as many, or a single "
-                f"one. Received: {lengths}"
+                "each input must have a row or more, and all the same number "
+                f"of rows, except for those with one. Received: {lengths}"
             )
         return found
 

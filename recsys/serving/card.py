@@ -17,6 +17,7 @@ import recsys
 from recsys import datasets, files
 from recsys.config import TrainConfig
 from recsys.evaluation.results import PROTOCOL_NOTES
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.recommender import Recommender
 from recsys.workdir import Workdir
 
@@ -112,7 +113,7 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
             num_queries=int,
             num_candidates=int,
         )
-    counts = recommender.popularity[2:]
+    counts = recommender.popularity[FIRST_ITEM_INDEX:]
     weights = f"training for at most {config.num_epochs} epochs"
     if found.get("best_epoch"):
         weights = (
