@@ -31,7 +31,7 @@ from recsys.data.sequences import (
     offsets_of,
 )
 from recsys.data.sequences import Part as Part
-from recsys.data.side_information import SideEncoder
+from recsys.data.side_information import NO_TIME, SideEncoder
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -528,7 +528,7 @@ def _side_entries(
             entries["first_weights"] = weights
             entries["first_ids"] *= tf.cast(weights > 0, tf.int32)
     if "times" in group:
-        unknown = tf.constant(-1, tf.int64)
+        unknown = tf.constant(NO_TIME, tf.int64)
         for name, places in (
             ("history_times", position),
             ("request_times", position + 1 if reads_request_time else position),

@@ -299,7 +299,8 @@ def merge_logs(old: Log, new: Log) -> Log:
     ratings = None
     if first.ratings is not None or second.ratings is not None:
         ratings = np.concatenate([_ratings(first), _ratings(second)])
-    columns, notes = _merge_columns(old, new)
+    where = f"{new.name} after {old.name}"
+    columns, notes = _merge_columns(old, new, where)
     return Log(
         name=old.name,
         interactions=Interactions(
@@ -313,13 +314,15 @@ def merge_logs(old: Log, new: Log) -> Log:
             columns=columns,
             num_empty=first.num_empty + second.num_empty,
         ),
-        items=_merge_known(old.items, new.items, "item_id", old, new),
-        users=_merge_known(old.users, new.users, "user_id", old, new),
+        items=_merge_known(old.items, new.items, "item_id", where),
+        users=_merge_known(old.users, new.users, "user_id", where),
         notes=tuple(dict.fromkeys([*old.notes, *new.notes, *notes])),
     )
 
 
-def _merge_columns(old: Log, new: Log) -> tuple[pa.Table | None, list[str]]:
+def _merge_columns(
+    old: Log, new: Log, where: str
+) -> tuple[pa.Table | None, list[str]]:
     """Returns the columns of both logs, and lines on what one of them lacks."""
     logs, notes = [log.interactions for log in (old, new)], []
     # A table needs a column to have rows.
@@ -330,7 +333,7 @@ def _merge_columns(old: Log, new: Log) -> tuple[pa.Table | None, list[str]]:
         notes += [f"{log.name}: {rows} without {n!r}" for n in sorted(missing)]
     if not any(has):
         return None, notes
-    merged = _concat(tables, old, new)
+    merged = concat(tables, where)
     names = [name for name in merged.column_names if name]
     return merged.select(names).unify_dictionaries(), notes
 
@@ -359,17 +362,13 @@ def _ratings(interactions: Interactions) -> np.ndarray:
 
 
 def _merge_known(
-    first: pa.Table | None, second: pa.Table | None, ids: str, *logs: Log
+    first: pa.Table | None, second: pa.Table | None, ids: str, where: str
 ) -> pa.Table | None:
     """Returns the metadata of both logs; the first describes known ids."""
     if first is None or second is None:
         return second if first is None else first
     is_new = pc.invert(pc.is_in(second[ids], value_set=first[ids]))
-    return _concat([first, second.filter(is_new)], *logs)
-
-
-def _concat(tables: list[pa.Table], old: Log, new: Log) -> pa.Table:
-    return concat(tables, f"{new.name} after {old.name}")
+    return concat([first, second.filter(is_new)], where)
 
 
 def write_log(log: Log, folder: pathlib.Path) -> None:
