@@ -337,9 +337,9 @@ class FeaturesTest(parameterized.TestCase):
         self.assertEqual(
             self.findings(side, sequences, protocol),
             {
-                f"features do not tell the target's {hidden}": 0,
-                "features of histories and users tell nothing from the target "
-                "on": 0,
+                f"features do not reveal the target's {hidden}": 0,
+                "features of histories and users reveal nothing from the "
+                "target on": 0,
             },
         )
 
@@ -350,7 +350,7 @@ class FeaturesTest(parameterized.TestCase):
         lines = str(audit(split, side)).splitlines()
         num = np.count_nonzero(sequences.lengths >= 2)
         self.assertIn(
-            "  ok    test: features do not tell the target's device, rating, "
+            "  ok    test: features do not reveal the target's device, rating, "
             f"time ({num} queries)",
             lines,
         )
@@ -366,9 +366,9 @@ class FeaturesTest(parameterized.TestCase):
         self.assertEqual(
             found,
             {
-                "features do not tell the target's device, rating, time": num,
-                "features of histories and users tell nothing from the target "
-                "on": 0,
+                "features do not reveal the target's device, rating, time": num,
+                "features of histories and users reveal nothing from the "
+                "target on": 0,
             },
         )
         with self.assertRaisesRegex(LeakError, "target's device, rating"):

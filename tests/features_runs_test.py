@@ -214,7 +214,7 @@ class ExtensionTest(parameterized.TestCase):
             self.fit(other)
         code, out, err = run(evaluate, f"--workdir={self.old}", "--audit")
         self.assertEqual(code, 0, err)
-        self.assertIn("features do not tell the target's rating, tags (", out)
+        self.assertIn("features do not reveal the target's rating, tags (", out)
 
     def test_extended_with_new_values(self):
         columns = columns_of(15, 10)

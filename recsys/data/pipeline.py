@@ -290,7 +290,7 @@ def train_dataset(
         first_step: The number of batches to skip; groups that end before it
             are not read.
         part: The process, if each of several makes some rows of every batch.
-        side: Encodes what is known of events, requests and users.
+        side: Encodes the features of events, requests and users.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
@@ -446,7 +446,7 @@ def _side_signature(side: SideEncoder) -> dict[str, tf.TensorSpec]:
 def _side_arrays(
     side: SideEncoder, group: Group, plan: GroupPlan
 ) -> dict[str, np.ndarray]:
-    """Returns what is known of a group's events, and of its windows' users."""
+    """Returns the features of a group's events and of its windows' users."""
     arrays = {}
     for part, found in side.code(group).items():
         for name in ("codes", "values", "weights"):
@@ -498,7 +498,7 @@ def _side_entries(
     inside: tf.Tensor,
     reads_request_time: bool,
 ) -> dict[str, tf.Tensor]:
-    """Returns what is known of a batch; see `feature_signature`."""
+    """Returns the features of a batch; see `feature_signature`."""
     entries = {}
 
     def add(part: str, places: tf.Tensor, known: tf.Tensor | None) -> None:

@@ -80,8 +80,8 @@ class PreparedData:
             training interaction but gives no query.
         num_dropped: Interactions removed by the filters.
         dropped: The same by reason, where it is known.
-        notes: What the user should know of how the log was understood,
-            and of kinds of events and dislikes.
+        notes: What the user should know about how the log was read, and
+            about kinds of events and dislikes.
     """
 
     name: str
@@ -392,7 +392,7 @@ def odd_notes(found: Mapping[str, int]) -> list[str]:
 
 
 def _notes(log: Log, config: TrainConfig) -> list[str]:
-    """Returns what the user should know of how a log was read."""
+    """Returns what the user should know about how a log was read."""
     notes = [*log.notes, *odd_notes(odd_rows(log.interactions))]
     # Microseconds are what dates are read as, and not worth a line.
     if unit := _UNITS.get(log.interactions.timestamps_per_second):

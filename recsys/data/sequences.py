@@ -175,13 +175,13 @@ class Sequences(TrainingSequences):
             (2 and above).
         timestamps: `[num_interactions]` int64 in the log's own unit,
             non-decreasing within a user.
-        columns: `[num_interactions]` int32 arrays, what else is known of each
+        columns: `[num_interactions]` int32 arrays, further columns of each
             interaction; "event" is its position in `kinds`, any other column
             that in its `levels`, -1 where it is missing.
         levels: The distinct values of the columns, but "event".
         timestamps_per_second: As in `Interactions`.
-        users: `[num_users]` rows, what is known of the users; null where
-            nothing is. None without a users file.
+        users: `[num_users]` rows of user metadata, null where there is none
+            for a user. None without a users file.
         kinds: The kinds of events, if `columns` has them.
         dislikes: The known negatives of the same users. Their column "place",
             int64, is the number of the user's interactions up to their time.
@@ -415,7 +415,7 @@ def build_sequences(
         kinds: The kinds of events, where the log has `event_codes`.
         dislikes: Known negatives; those of other users or items are left out.
         with_ratings: Whether ratings become a column.
-        users: What is known of users, with their `user_id`; in any order.
+        users: The user metadata, with `user_id`, in any order.
 
     Returns:
         The sequences, one per user of the log.

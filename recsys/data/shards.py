@@ -111,7 +111,7 @@ class Manifest(ShardRules):
         num_single: Users with a single interaction.
         num_dropped: Interactions of the log removed by the filters.
         dropped: The same by reason.
-        odd: Lines on rows that the user should know of.
+        odd: Lines on rows that the user should know about.
         num_dislikes: Rows of the log that are dislikes.
         num_kept_dislikes: Those of them that are used.
         found: The rows of each kind of event, if the log has any.
@@ -136,7 +136,7 @@ class Manifest(ShardRules):
     timestamps_per_second: int | None = None
 
     def notes(self) -> list[str]:
-        """Says what became of odd rows, kinds of events and dislikes."""
+        """Describes odd rows, kinds of events and dislikes, in a line each."""
         kinds = describe(self, self.kinds(), self.found, _PROGRAM)
         lines = [*self.odd, *kinds]
         if self.has_dislikes:
@@ -526,7 +526,7 @@ def to_sequences(
 
     Args:
         table: The table.
-        manifest: Says which kinds of events and units of time it has.
+        manifest: Names its kinds of events and unit of time.
     """
     user_ids = np.array(table["user_id"].to_pylist(), object)
 

@@ -166,7 +166,7 @@ class Source:
             )
 
     def notes(self) -> list[str]:
-        """Returns what the user should know of how the log is understood.
+        """Returns what the user should know about how the log is read.
 
         Raises:
             InputError: The log cannot be read, or an option has no effect.
@@ -368,7 +368,7 @@ class Log:
             then any other columns. Neither complete nor aligned with
             `interactions.item_ids`.
         source: Where the log was read from; None for a log in memory.
-        notes: What the user should know of how it was understood.
+        notes: What the user should know about how it was read.
         users: The user metadata, or None: one row per user, with
             `user_id` (string), then any other columns.
     """
@@ -464,7 +464,7 @@ class _FoundLog(abc.ABC):
         return None
 
     def notes(self) -> list[str]:
-        """Returns what the user should know of how it is understood."""
+        """Returns what the user should know about how it is read."""
         return []
 
     def parts_to_stream(self) -> list[tuple[str, _ReadBlocks]]:

@@ -155,8 +155,7 @@ def _understand(
         if flags is None:
             raise InputError(
                 f"{error}. If there is no header, name them all with --columns,"
-                " or add --layout=sequences; --separator says what stands "
-                "between two values"
+                " or add --layout=sequences; --separator sets the delimiter"
             ) from error
         raise InputError(
             f"{file}: expected the names of the columns in the first line, "
@@ -174,7 +173,7 @@ def _has_item(header: Sequence[str], given: ColumnNames) -> bool:
 
 
 def notes(part: Part, given: ColumnNames) -> list[str]:
-    """Returns what the user should know of how a log was understood.
+    """Returns what the user should know about how a log was read.
 
     Args:
         part: Its first file.

@@ -99,10 +99,10 @@ def audit(split: Split, side: SideEncoder | None = None) -> AuditReport:
 
     A split with another name is checked like `leave_last_out`.
 
-    With features, what is read of up to 1,000 queries must be the same where
-    everything from the target on is another: its rating and its kind of event,
-    and its columns and its time where they are not context. Of histories and
-    users, nothing from there on may be read.
+    With features, the input for up to 1,000 queries must stay the same when
+    everything from the target on changes: its rating and its kind of event, and
+    its columns and its time where they are not context. Features of histories
+    and users may read nothing from there on.
 
     The audit does not rely on how the split was made: it compares training
     interactions with the sequences of the queries by user, item and time. Of
@@ -110,7 +110,7 @@ def audit(split: Split, side: SideEncoder | None = None) -> AuditReport:
 
     Args:
         split: The split.
-        side: Reads what is known of events, requests and users.
+        side: Encodes the features of events, requests and users.
 
     Returns:
         The findings; call `AuditReport.raise_for_leaks` to raise an error.
@@ -221,7 +221,7 @@ def _training_checks(
 def _feature_checks(
     part: str, queries: Queries, side: SideEncoder
 ) -> list[Check]:
-    """Checks that features of a query do not tell of its target."""
+    """Checks that features of a query do not reveal its target."""
     # One of a user: what follows it is the history of no other.
     _, first = np.unique(queries.users, return_index=True)
     step = -(-len(first) // _MOST_QUERIES)
@@ -236,13 +236,13 @@ def _feature_checks(
     checks = []
     for claim, changed, read in (
         (
-            f"{part}: features do not tell the target's "
+            f"{part}: features do not reveal the target's "
             f"{', '.join(sorted(hidden)) or 'row'}",
             hidden,
             before.keys(),
         ),
         (
-            f"{part}: features of histories and users tell nothing from the "
+            f"{part}: features of histories and users reveal nothing from the "
             "target on",
             names,
             [n for n in before if n.startswith(("history", "user"))],

@@ -134,7 +134,7 @@ class _Ranking:
         """Ranks for some queries, without their history if `exclude`."""
         items, offsets = self._queries.histories(rows)
         names = self.names[rows]
-        # A model that reads more than items takes it from the queries.
+        # A model of further features reads them from the queries.
         score_queries = getattr(scorer, "query_scores", None)
         scores = _checked(
             scorer,
@@ -225,7 +225,7 @@ def padded_relevant_items(queries: Queries, names: np.ndarray) -> np.ndarray:
 
 
 def _checked(scorer: Scorer, found: Any, names: np.ndarray) -> np.ndarray:
-    """Returns `[batch_size, vocabulary_size]` scores if they are in order."""
+    """Returns `[batch_size, vocabulary_size]` scores after checking them."""
     scores = np.asarray(found)
     if scores.ndim != 2 or len(scores) != len(names):
         raise ValueError(

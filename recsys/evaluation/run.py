@@ -175,7 +175,7 @@ class OtherCatalog:
         return self._of_other(scores)
 
     def query_scores(self, queries: Queries, rows: np.ndarray) -> np.ndarray:
-        """Scores them for queries, with what is known of these."""
+        """Scores the items for queries, with the features of these."""
         score = getattr(self._recommender, "query_scores", None)
         if score is None:
             return self.scores(*queries.histories(rows))
