@@ -23,12 +23,12 @@ _TIME = "time"
 class FeatureTensors:
     """Encodes what is known of requests, as `SideEncoder` does.
 
-    Attributes:
-        resources: The lookup tables, which a SavedModel must track.
-
     Args:
         side: The encoder. Kinds "words" and "vector" of events, requests and
             users are not read from requests here, and are unknown.
+
+    Attributes:
+        resources: The lookup tables, which a SavedModel must track.
     """
 
     def __init__(self, side: SideEncoder) -> None:

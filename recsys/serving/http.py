@@ -33,6 +33,7 @@ from recsys.serving.live import (
     Folder,
     LiveModel,
     NotFoundError,
+    UserLog,
     read_asked,
 )
 
@@ -375,7 +376,7 @@ def item_map(
     )
 
 
-def _users(live: LiveModel, request: fastapi.Request) -> Any:
+def _users(live: LiveModel, request: fastapi.Request) -> UserLog:
     if not _state(request).has_users:
         raise NotFoundError(
             "this server does not show users of the log (--users)"

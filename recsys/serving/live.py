@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import rapidfuzz
 import tensorflow as tf
 
@@ -33,6 +32,7 @@ from recsys.report import map_points
 from recsys.reranking import Rules, item_columns
 from recsys.serving.batching import Batcher, Call, Signatures
 from recsys.serving.saved_model import ServedModel
+from recsys.serving.vectors import PARQUET_FILE, read_items
 from recsys.workdir import Workdir
 
 # Similarity of spelling, of 100, from which a word stands in for another.
@@ -505,16 +505,11 @@ class LiveModel:
         else:
             self._held = tf.saved_model.load(str(place.saved_model))
             functions = self._held.signatures
-            items = place.folder / "parquet" / "items.parquet"
-            if items.is_file():
-                table = pq.read_table(items)
-                vectors = table["vector"].combine_chunks().flatten().to_numpy()
-                vectors = vectors.reshape(len(table), -1)
-                table = table.drop_columns("vector")
-                vocabulary = Vocabulary(
-                    table["item_id"].combine_chunks(), table
-                )
-                self.catalog = Catalog(vocabulary, vectors, None)
+            parquet = place.folder / "parquet"
+            if (parquet / PARQUET_FILE).is_file():
+                table, vectors = read_items(parquet)
+                ids = table["item_id"].combine_chunks()
+                self.catalog = Catalog(Vocabulary(ids, table), vectors, None)
         if self.catalog is not None:
             num_items = self.catalog.vocabulary.num_items
             self.catalog.vocabulary.matching("")  # Makes the index of titles.

@@ -65,7 +65,7 @@ def read_ids(path: pathlib.Path) -> np.ndarray:
     return ids
 
 
-_PARQUET_FILE = "items.parquet"
+PARQUET_FILE = "items.parquet"
 
 
 def write_parquet(recommender: Recommender, folder: pathlib.Path) -> None:
@@ -80,21 +80,30 @@ def write_parquet(recommender: Recommender, folder: pathlib.Path) -> None:
     columns["vector"] = pa.FixedSizeListArray.from_arrays(
         pa.array(vectors.ravel()), vectors.shape[1]
     )
-    pq.write_table(
-        pa.table(columns), folder / _PARQUET_FILE, compression="zstd"
-    )
+    pq.write_table(pa.table(columns), folder / PARQUET_FILE, compression="zstd")
 
 
 def read_parquet(
     recommender: Recommender, folder: pathlib.Path
 ) -> dict[str, np.ndarray]:
     """Reads `item_vectors` and `item_ids` back."""
-    table = pq.ParquetFile(folder / _PARQUET_FILE).read()
+    items, vectors = read_items(folder)
+    return {"item_vectors": vectors, "item_ids": items["item_id"].to_numpy()}
+
+
+def read_items(folder: pathlib.Path) -> tuple[pa.Table, np.ndarray]:
+    """Reads `items.parquet`.
+
+    Args:
+        folder: The folder of `write_parquet`.
+
+    Returns:
+        The columns of the items, and `[num_items, embedding_dim]` float32,
+        their vectors.
+    """
+    table = pq.ParquetFile(folder / PARQUET_FILE).read()
     vectors = table["vector"].combine_chunks().flatten().to_numpy()
-    return {
-        "item_vectors": vectors.reshape(len(table), -1),
-        "item_ids": table["item_id"].to_numpy(),
-    }
+    return table.drop_columns("vector"), vectors.reshape(len(table), -1)
 
 
 def write_numpy(recommender: Recommender, folder: pathlib.Path) -> None:
