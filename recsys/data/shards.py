@@ -460,28 +460,20 @@ def read_users(
 def _continued(table: pa.Table, later: pa.Table) -> pa.Table:
     """Appends the lists of later rows to those of the same users."""
     rows = pc.index_in(later["user_id"], value_set=table["user_id"]).to_numpy()
+    owners = np.append(np.arange(len(table)), rows)
+    order = np.argsort(owners, kind="stable")
+    both, owners = _joined([table, later]).take(order), owners[order]
     columns = {}
     for name in table.column_names:
         column = table[name]
         prefix = _DISLIKED if name.startswith(_DISLIKED) else ""
-        lengths = table[f"{prefix}length"].to_numpy().astype(np.int32)
-        added = later[f"{prefix}length"].to_numpy()
+        added = both[f"{prefix}length"].to_numpy()
+        lengths = np.bincount(owners, added, len(table)).astype(np.int32)
         if name == f"{prefix}length":
-            column = lengths.copy()
-            column[rows] += added
+            column = lengths
         elif pa.types.is_list(column.type):
-            owners = np.append(
-                np.repeat(np.arange(len(table)), lengths),
-                np.repeat(rows, added),
-            )
-            both = [
-                pa.table({name: pc.list_flatten(each)})
-                for each in (column, later[name])
-            ]
-            order = np.argsort(owners, kind="stable")
-            values = _joined(both)[name].combine_chunks().take(order)
-            lengths = np.bincount(owners, minlength=len(table))
             offsets = pa.array(offsets_of(lengths).astype(np.int32))
+            values = pc.list_flatten(both[name]).combine_chunks()
             column = pa.ListArray.from_arrays(offsets, values)
         columns[name] = column
     return pa.table(columns)
