@@ -9,6 +9,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from commands import run
@@ -587,6 +588,37 @@ class TrainedTest(LogTestCase):
         self.assertEqual(users.num_rows, 300)
         with self.assertRaisesRegex(InputError, "must not be before the ev"):
             self.model.recommend_users(k=1, context={"time": _START})
+
+    def test_the_server_answers_the_same_alone_and_together(self):
+        pytest.importorskip("rapidfuzz")
+        from recsys.serving.live import answer_together, read_asked
+
+        event = {"item": "i4", "time": _START, "device": "tv"}
+        now = {"time": _START + 1800, "device": "phone"}
+        parts = [
+            ([event], {"gender": "F"}, now),
+            ([event, "i9"], None, {**now, "device": "tv"}),
+            ([], {"gender": "M"}, None),
+            (["i4"], None, None),
+        ]
+        asked = [read_asked(self.model, *each, k=3) for each in parts]
+        together = answer_together(self.model, asked)
+        for (history, user, context), each, (items, scores) in zip(
+            parts, asked, together, strict=True
+        ):
+            expected = self.model.recommend(
+                history, 3, user=user, context=context
+            )
+            [alone] = answer_together(self.model, [each])
+            np.testing.assert_array_equal(alone[0], items)
+            self.assertEqual(
+                self.model.vocabulary.decode(items).tolist(),
+                [one.item_id for one in expected],
+            )
+            for found in (scores, alone[1]):
+                np.testing.assert_allclose(
+                    found, [one.score for one in expected], rtol=1e-5
+                )
 
     def test_the_saved_model_answers_the_same(self):
         with tempfile.TemporaryDirectory() as folder:

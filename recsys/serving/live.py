@@ -434,7 +434,9 @@ def answer_together(
     """
     items = np.concatenate([each.items for each in asked])
     offsets = offsets_of(np.array([len(each.items) for each in asked]))
-    side, *_ = recommender.side_of([each.known for each in asked])
+    side = asked[0].side
+    if len(asked) > 1:
+        side, *_ = recommender.side_of([each.known for each in asked])
     vectors = recommender.user_vectors(items, offsets, side)
     alike: dict[tuple[int, bool, int], list[int]] = {}
     for place, each in enumerate(asked):
