@@ -110,11 +110,13 @@ class Recommender:
         self._popularity = train_counts(vocabulary).astype(np.float32)
         self.side = side
         self._encode = tf.function(
-            model.history_tower,
+            lambda ids: model.history_tower(ids, training=False),
             input_signature=[tf.TensorSpec([None, None], tf.int32)],
         )
         self._encode_side = tf.function(
-            lambda ids, features: model.history_tower(ids, features=features),
+            lambda ids, features: model.history_tower(
+                ids, training=False, features=features
+            ),
             reduce_retracing=True,
         )
 

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from evaluate_movielens import parse_seeds
+from evaluate_movielens import mean_and_spread, parse_seeds
 from measuring import machine
 
 from recsys.command_line import (
@@ -241,10 +241,8 @@ def _by_gap(found: Any, queries: Any) -> dict[str, float]:
 
 
 def _mean(values: list[float]) -> str:
-    text = f"{np.mean(values):.4f}"
-    if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):.4f}"
-    return text
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.4f}" + f" ± {spread:.4f}" * (len(values) > 1)
 
 
 def _cold_users(

@@ -289,6 +289,29 @@ class SelfAttentionEncoderTest(parameterized.TestCase):
         ):
             SelfAttentionEncoder(num_heads=4)(_vectors())
 
+    @parameterized.parameters(False, True)
+    def test_a_graph_to_serve_is_freed_with_its_model(self, reads_times):
+        encoder = SelfAttentionEncoder(num_blocks=2, reads_times=reads_times)
+        encoder.build((None, None, DIM))
+        _randomize(encoder)
+        vectors = tf.constant(_vectors())
+        times = tf.constant(np.arange(14).reshape(2, 7), tf.int64)
+        known = {"times": (times, times)} if reads_times else {}
+
+        def traced(**options):
+            function = tf.function(
+                lambda: encoder(vectors, **known, **options)
+            ).get_concrete_function()
+            graph = function.graph.as_graph_def()
+            # TensorFlow keeps what has a gradient of its own for good.
+            return function(), "CustomGradient" in str(graph)
+
+        served, has_gradient = traced(training=False)
+        self.assertFalse(has_gradient)
+        other, has_gradient = traced()
+        self.assertTrue(has_gradient)
+        np.testing.assert_array_equal(served, other)
+
 
 class GRUEncoderTest(parameterized.TestCase):
     def test_units_default_to_the_dim(self):

@@ -276,7 +276,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
         *first_blocks, last_block = self.blocks
         bias: dict[str, Any] = {}
         if self.reads_times and times is not None:
-            bias["pair_bias"] = time_bias(self.time_bias, *times)
+            bias["pair_bias"] = time_bias(self.time_bias, *times, training)
         for block in first_blocks:
             hidden = block(hidden, mask=mask, training=training, **bias)
         if bias and only_positions is not None:

@@ -81,6 +81,7 @@ def causal_attention(
     distance_bias: tf.Tensor,
     mask: tf.Tensor | None = None,
     pair_bias: tf.Tensor | None = None,
+    training: bool | None = None,
 ) -> tf.Tensor:
     """Softmax attention of every position over itself and those before it.
 
@@ -96,6 +97,8 @@ def causal_attention(
         mask: `[batch, length]` boolean, false where a key is not to be read;
             None reads all.
         pair_bias: `[batch, heads, length, length]` float, row the query.
+        training: False where no gradient will be asked for: see
+            `written_gradient`.
 
     Returns:
         `[batch, heads, length, head_dim]`. Positions before the first true
@@ -108,7 +111,27 @@ def causal_attention(
         bias += tf.cast(pair_bias, bias.dtype)
     if mask is None:
         mask = tf.ones([tf.shape(queries)[0], length], tf.bool)
-    return _attend(queries, keys, values, bias, mask)
+    attend = written_gradient(_attend, training)
+    return attend(queries, keys, values, bias, mask)
+
+
+def written_gradient(
+    function: Callable[..., tuple[tf.Tensor, Callable]], training: bool | None
+) -> Callable[..., tf.Tensor]:
+    """Returns a function that has the gradient that it brings.
+
+    TensorFlow keeps every graph with such a function for as long as the process
+    lives, so a service that loads one model after the other must not have any:
+    with `training=False` the function is plain operations, and gives the same.
+
+    Args:
+        function: Returns what it computes, and a function from the gradient of
+            that to those of its arguments.
+        training: As for a layer.
+    """
+    if training is False:
+        return lambda *arguments: function(*arguments)[0]
+    return tf.custom_gradient(function)
 
 
 def _bias_matrix(distance_bias: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -127,7 +150,6 @@ def _maybe_add(
     return tf.cond(condition, lambda: wide + narrow, lambda: wide)
 
 
-@tf.custom_gradient
 def _attend(
     queries: tf.Tensor,
     keys: tf.Tensor,
@@ -195,7 +217,10 @@ NUM_TIME_BUCKETS = 64
 
 
 def time_bias(
-    bias: tf.Tensor, query_times: tf.Tensor, key_times: tf.Tensor
+    bias: tf.Tensor,
+    query_times: tf.Tensor,
+    key_times: tf.Tensor,
+    training: bool | None = None,
 ) -> tf.Tensor:
     """Looks up a bias by the time from one event to another.
 
@@ -206,6 +231,7 @@ def time_bias(
         bias: `[heads, NUM_TIME_BUCKETS]`.
         query_times: `[batch, queries]` int64 seconds, below 0 for unknown.
         key_times: `[batch, keys]` int64 seconds, likewise.
+        training: As for `causal_attention`.
 
     Returns:
         `[batch, heads, queries, keys]`: the bias 0 where a time is unknown, 1
@@ -232,10 +258,10 @@ def time_bias(
     buckets = tf.minimum(buckets, NUM_TIME_BUCKETS - 1)
     buckets = tf.where(seconds > 0, buckets, 1)
     buckets = tf.where((queries < 0) | (keys < 0), 0, buckets)
-    return _look_up(tf.convert_to_tensor(bias), buckets)
+    look_up = written_gradient(_look_up, training)
+    return look_up(tf.convert_to_tensor(bias), buckets)
 
 
-@tf.custom_gradient
 def _look_up(
     table: tf.Tensor, buckets: tf.Tensor
 ) -> tuple[tf.Tensor, Callable]:
@@ -389,7 +415,9 @@ class TransformerBlock(keras.layers.Layer):
             queries, keys, values, gate = tf.split(
                 _product(normed, self.attention_in), 4, axis=-1
             )
-            attended = self._attend(queries, keys, values, mask, pair_bias)
+            attended = self._attend(
+                queries, keys, values, mask, pair_bias, training
+            )
         else:
             attended, gate = self._attend_at(
                 only_positions, normed, mask, pair_bias
@@ -405,7 +433,12 @@ class TransformerBlock(keras.layers.Layer):
             [self.hidden_dim, self.hidden_dim, dim],
             axis=-1,
         )
-        fed = _product(tf.nn.silu(left) * right, self.feed_forward_out)
+        # TensorFlow's own has a written gradient, too.
+        if training is False:
+            silu = left * tf.sigmoid(left)
+        else:
+            silu = tf.nn.silu(left)
+        fed = _product(silu * right, self.feed_forward_out)
         fed = self.dropout(fed, training=training)
         return hidden + fed * tf.sigmoid(gate)
 
@@ -434,6 +467,7 @@ class TransformerBlock(keras.layers.Layer):
         values: tf.Tensor,
         mask: tf.Tensor | None,
         pair_bias: tf.Tensor | None,
+        training: bool | None,
     ) -> tf.Tensor:
         """Causal multi-head attention, `[batch, length, dim]` each."""
         shape = tf.shape(queries)
@@ -450,6 +484,7 @@ class TransformerBlock(keras.layers.Layer):
             self.distance_bias,
             mask,
             pair_bias,
+            training,
         )
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
 

@@ -405,11 +405,7 @@ def read_asked(
         InputError: A title is ambiguous, or the model cannot read something.
     """
     known = side_information.Request.of(history, user, context)
-    side, num_lacking, unseen = recommender.side_of([known])
-    notes = [f"{n:,} of {name}: new, ignored" for name, n in unseen.items()]
-    if num_lacking and recommender.side is not None:
-        reads = recommender.side.describe()
-        notes.append(f"not all is given, which counts as unknown; {reads}")
+    side, notes = recommender.side_of_one(known)
     vocabulary = recommender.vocabulary
     texts = np.array(known.items, object)
     items = vocabulary.encode(texts)
