@@ -13,6 +13,7 @@ Run it from the checkout:
 Training looks at the validation queries only, whose metrics are those of the
 best epoch; the test queries are read here, once for each run. Where the log has
 times, NDCG@10 is also given by the time between the last event and the target.
+`--item_features` names what the variant `items` reads of the items.
 `--shuffle_ties` first writes a copy of the log in which events of one user at
 one time are in random order: what is left there is no artifact of the file.
 
@@ -76,8 +77,8 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     str,
     "variants",
-    "Which of base, gaps, ratings, users, request and all to train. Default: "
-    "those that the log allows.",
+    "Which of base, gaps, ratings, users, request, items (with "
+    "--item_features) and all to train. Default: those that the log allows.",
     group="Run",
 )
 COMMAND.add_flag(
@@ -122,6 +123,7 @@ def main(values: dict[str, Any]) -> int:
     if values["shuffle_ties"]:
         config = dataclasses.replace(config, data=_shuffled(config, workdir))
     variants = _variants(config)
+    config = dataclasses.replace(config, item_features=None)
     if values["variants"] is not None:
         names = parse_names(values["variants"])
         if wrong := [name for name in names if name not in variants]:
@@ -152,6 +154,8 @@ def _variants(config: TrainConfig) -> dict[str, dict[str, str]]:
         found["users"] = {"user_features": "auto"}
     if per_second:
         found["request"] = {"context_features": clock}
+    if config.item_features is not None:
+        found["items"] = {"item_features": config.item_features}
     every = {n: text for each in found.values() for n, text in each.items()}
     return {**found, "all": every}
 

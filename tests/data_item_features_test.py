@@ -83,6 +83,19 @@ class ParseColumnsTest(parameterized.TestCase):
             [FeatureColumn(*fields) for fields in expected],
         )
 
+    def test_the_names_of_the_file(self):
+        # An items table has them as `genres` and `title`.
+        columns = parse_columns("categories,Movie Title", ITEMS)
+        self.assertEqual([c.name for c in columns], ["genres", "title"])
+        with self.assertRaisesRegex(InputError, "each column once"):
+            parse_columns("genres,categories", ITEMS)
+        # A column of that name is another one.
+        items = ITEMS.append_column("category", [["x", "y", "x", "y"]])
+        self.assertEqual(
+            parse_columns("category", items),
+            [FeatureColumn("category", "categorical", "|")],
+        )
+
     @parameterized.parameters(
         ("color", "must be a column of the items file .*image.*: 'color'$"),
         (

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.columns import is_list
-from recsys.data.items import NO_GENRES
+from recsys.data.items import NO_GENRES, name_here
 from recsys.errors import InputError
 from recsys.files import atomic_path, read_json_object
 
@@ -94,6 +94,8 @@ def parse_columns(
     for part in filter(None, parts):
         name, _, rest = part.partition(":")
         kind, _, separator = rest.partition(":")
+        if of == "item":
+            name = name_here(items, name)
         column = FeatureColumn(
             name,
             kind or _usual_kind(name, raw_column(items, name, of)),

@@ -17,6 +17,7 @@ from recsys.errors import InputError
 
 _TITLES = ("title", "name", "movietitle", "itemname", "itemtitle")
 _GENRES = ("genres", "genre", "moviegenres", "categories", "category")
+_ROLES = {"title": _TITLES, "genres": _GENRES}
 # How the MovieLens sets write that they know no genre.
 NO_GENRES = ("(no genres listed)", "unknown", "")
 
@@ -117,7 +118,7 @@ def _with_roles(table: pa.Table, name: str, file: object) -> pa.Table:
     """Returns the columns under the names of `read_items`."""
     columns = {"item_id": as_ids(table[name], file)}
     taken = [name]
-    for role, spellings in (("title", _TITLES), ("genres", _GENRES)):
+    for role, spellings in _ROLES.items():
         column = _find(table.column_names, spellings)
         if column not in (None, name):
             columns[role] = table[column]
@@ -126,6 +127,23 @@ def _with_roles(table: pa.Table, name: str, file: object) -> pa.Table:
         if other not in taken and other not in columns:
             columns[other] = table[other]
     return tidy(pa.table(columns), file)
+
+
+def name_here(table: pa.Table, name: str) -> str:
+    """Returns the name that an items table has for a column of its file.
+
+    Args:
+        table: The table, as `read_items` returns it.
+        name: A name in the file, such as "categories".
+
+    Returns:
+        "title" or "genres" where the table has it under that name, else the
+        name itself.
+    """
+    if name in table.column_names:
+        return name
+    roles = (r for r, usual in _ROLES.items() if _find([name], usual))
+    return next((r for r in roles if r in table.column_names), name)
 
 
 def tidy(table: pa.Table, file: object) -> pa.Table:
