@@ -9,6 +9,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
@@ -682,6 +683,86 @@ class TrainedTest(LogTestCase):
         np.testing.assert_allclose(
             plain["scores"][0], [each.score for each in again], rtol=1e-4
         )
+
+    def test_words_and_vectors_in_the_saved_model(self):
+        rng = np.random.default_rng(0)
+        notes = ["Für Élise, für alle", "night drive (1999)", "  ", "NIGHT"]
+        rows = [
+            {
+                "user": f"u{user}",
+                "item": f"i{rng.integers(8)}",
+                "timestamp": place,
+                "note": notes[(user + place) % 4],
+                "tags": "a;b ;a;zz"[: 2 * (place % 5)],
+                "image": [float(user % 3), float(place), 1.0],
+            }
+            for user in range(20)
+            for place in range(6)
+        ]
+        bios = ["likes jazz", "likes rock", "jazz and rock", ""]
+        users = [
+            {"user": f"u{n}", "bio": bios[n % 4], "taste": [n % 5, 1.0 * n]}
+            for n in range(20)
+        ]
+        model = recsys.fit(
+            recsys.Log.from_frame(
+                pa.Table.from_pylist(rows),
+                users=pa.Table.from_pylist(users),
+                other_columns=("note", "tags", "image"),
+            ),
+            preset="movielens-small",
+            event_features="note:words,tags:multi:;,image:vector",
+            context_features="image:vector",
+            user_features="bio:words,taste:vector",
+            num_epochs=1,
+            embedding_dim=8,
+            evaluate=False,
+            verbose=False,
+        )
+        nan = [np.nan] * 3
+        notes = [["FÜR, night für!", "drive (2001)"], ["", "?"]]
+        tags = [["b;b; a", "zz"], ["a", ""]]
+        images = [[[2.0, 1.0, 5.0], nan], [[0.0, 0.0, 0.0], nan]]
+        asked = [[1.0, 2.0, 3.0], nan]
+        bios = ["Rock; likes rock", "unknown"]
+        tastes = [[3.0, 4.0], [np.nan, 1.0]]
+        with tempfile.TemporaryDirectory() as folder:
+            saved_model.write_saved_model(
+                model, pathlib.Path(folder), exclude_history=False
+            )
+            signatures = tf.saved_model.load(folder).signatures
+            got = signatures["recommend_with_features"](
+                history=tf.constant([["i1", "i2"], ["i3", "i3"]]),
+                items=tf.constant([[""]]),
+                exclude=tf.constant([[""]]),
+                k=tf.constant([4]),
+                history_note=tf.constant(notes),
+                history_tags=tf.constant(tags),
+                history_image=tf.constant(images),
+                context_image=tf.constant(asked),
+                user_bio=tf.constant(bios),
+                user_taste=tf.constant(tastes),
+            )
+        requests = [
+            {
+                "history": [
+                    {"item": item, "note": note, "tags": tag, "image": image}
+                    for item, note, tag, image in zip(
+                        history, notes[row], tags[row], images[row]
+                    )
+                ],
+                "user": {"bio": bios[row], "taste": tastes[row]},
+                "context": {"image": asked[row]},
+            }
+            for row, history in enumerate([["i1", "i2"], ["i3", "i3"]])
+        ]
+        expected = model.recommend_histories(
+            requests, k=4, exclude_history=False
+        )
+        scores = expected["score"].to_numpy().reshape(2, 4)
+        np.testing.assert_allclose(got["scores"], scores, rtol=1e-4, atol=1e-4)
+        ids = [each.decode() for each in got["item_ids"].numpy().ravel()]
+        self.assertEqual(ids, expected["item"].to_pylist())
 
     def test_by_the_command_line(self):
         lines = self.folder / "lines.jsonl"

@@ -23,8 +23,8 @@ KINDS = ("categorical", "multi", "words", "numeric", "vector")
 DEFAULT_SEPARATOR = "|"
 # The columns that `auto` uses if an items table has them.
 _USUAL = ("genres", "year", "title")
-_YEAR_IN_TITLE = r"\((?P<year>\d{4})(?:[-–]\d{0,4})?\)\s*$"
-_BETWEEN_WORDS = r"[^\p{L}\p{N}]+"
+YEAR_IN_TITLE = r"\((?P<year>\d{4})(?:[-–]\d{0,4})?\)\s*$"
+BETWEEN_WORDS = r"[^\p{L}\p{N}]+"
 # A comma between columns, not one that is the separator of a multi column.
 _COMMA = re.compile(r"(?<!:multi:),")
 
@@ -133,7 +133,7 @@ def raw_column(items: pa.Table, name: str, of: str = "item") -> pa.Array:
         return items.column(name).combine_chunks()
     if _has(items, name):
         titles = items.column("title").combine_chunks()
-        found = pc.extract_regex(titles, _YEAR_IN_TITLE)
+        found = pc.extract_regex(titles, YEAR_IN_TITLE)
         return pc.struct_field(found, "year").cast(pa.float32())
     known = [n for n in items.column_names if n not in ("item_id", "user_id")]
     where = "log" if of in ("event", "context") else f"{of}s file"
@@ -166,8 +166,8 @@ def text_values(items: pa.Table, column: FeatureColumn) -> pa.ListArray:
     except pa.ArrowException as error:
         raise _wrong_type(column, values.type) from error
     if column.kind == "words":
-        text = pc.replace_substring_regex(text, _YEAR_IN_TITLE, "")
-        return pc.split_pattern_regex(pc.utf8_lower(text), _BETWEEN_WORDS)
+        text = pc.replace_substring_regex(text, YEAR_IN_TITLE, "")
+        return pc.split_pattern_regex(pc.utf8_lower(text), BETWEEN_WORDS)
     text = pc.utf8_trim_whitespace(text)
     known = pc.invert(pc.is_in(text, value_set=pa.array(NO_GENRES)))
     text = pc.if_else(known, text, pa.scalar(None, pa.string()))
@@ -428,6 +428,28 @@ class ItemEncoder:
         state = self._states[number]
         return list(state.get("values", _knots(state)))
 
+    def first_row(self, number: int) -> int:
+        """Returns the row of the first value of a column; see `encode_column`.
+
+        Args:
+            number: The position of the column in `columns`.
+        """
+        before = self._states[:number]
+        if "mean" in self._states[number]:
+            num_before = sum(len(state.get("mean", ())) for state in before)
+            return self.num_values + num_before
+        return 1 + sum(map(_num_values, before))
+
+    def scaling(self, number: int) -> tuple[np.ndarray, np.float32]:
+        """Returns what is subtracted from vectors, and what divides them.
+
+        Args:
+            number: The position of a column of vectors in `columns`.
+        """
+        state = self._states[number]
+        mean = np.array(state["mean"], np.float32)
+        return mean, np.float32(state["scale"])
+
     def encode_column(
         self, number: int, values: pa.Array
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -449,16 +471,13 @@ class ItemEncoder:
         """
         column, state = self.columns[number], self._states[number]
         table = pa.table({column.name: values})
-        before = self._states[:number]
+        first = self.first_row(number)
         if "mean" in state:
             weights = _encode_vectors(table, column, state)
-            first = self.num_values
-            first += sum(len(other.get("mean", ())) for other in before)
             rows = np.arange(first, first + weights.shape[1])
             return np.tile(rows, (len(weights), 1)).astype(np.int32), weights
         encode = _encode_numbers if "knots" in state else _encode_text
         rows, weights = encode(table, column, state)
-        first = 1 + sum(map(_num_values, before))
         rows = np.where(weights > 0, rows + first, 0).astype(np.int32)
         return rows, weights.astype(np.float32)
 

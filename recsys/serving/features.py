@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
-from recsys.data.features import MAX_VALUES, ItemEncoder
+from recsys.data.features import (
+    BETWEEN_WORDS,
+    MAX_VALUES,
+    YEAR_IN_TITLE,
+    ItemEncoder,
+)
 from recsys.data.side_information import (
     CLOCK_COLUMNS,
     NO_TIME,
@@ -24,8 +28,7 @@ class FeatureTensors:
     """Encodes what is known of requests, as `SideEncoder` does.
 
     Args:
-        side: The encoder. Kinds "words" and "vector" of events, requests and
-            users are not read from requests here, and are unknown.
+        side: The encoder.
 
     Attributes:
         resources: The lookup tables, which a SavedModel must track.
@@ -55,7 +58,8 @@ class FeatureTensors:
             `context_time`, `[batch]`, -1 for unknown; `history_<name>`,
             `context_<name>` and `user_<name>`, of the same shapes: float32 for
             numbers (NaN for unknown), else string ("" for unknown; several
-            values with the column's separator between).
+            values with the column's separator between). Vectors are float32
+            with one more axis, their length.
         """
         specs: dict[str, tf.TensorSpec] = {}
         shapes = {"history": [None, None], "context": [None], "user": [None]}
@@ -73,7 +77,8 @@ class FeatureTensors:
                     where = ["context", "history"]
                 for each in where:
                     name = f"{each}_{column.name}"
-                    specs[name] = tf.TensorSpec(shapes[each], column.dtype)
+                    shape = [*shapes[each], *column.shape]
+                    specs[name] = tf.TensorSpec(shape, column.dtype)
         return specs
 
     def entries(
@@ -95,12 +100,14 @@ class FeatureTensors:
             The entries that `HistoryTower` describes, without the others.
         """
         shape = tf.shape(is_kept)
-        given = {
-            name: _events(tf.broadcast_to(each, shape), is_event)
-            if name.startswith("history_")
-            else tf.broadcast_to(each, shape[:1])
-            for name, each in given.items()
-        }
+        given = dict(given)
+        for name, each in given.items():
+            num_axes = 2 if name.startswith("history_") else 1
+            # A vector has one axis more.
+            whole = tf.concat([shape[:num_axes], tf.shape(each)[num_axes:]], 0)
+            given[name] = tf.broadcast_to(each, whole)
+            if num_axes == 2:
+                given[name] = _events(given[name], is_event)
         is_kept = _events(is_kept, is_event)
         times, asked = map(given.get, ("history_time", "context_time"))
         entries = {}
@@ -191,51 +198,69 @@ class _Column:
         self._separator = column.separator
         self._kind = column.kind
         self.is_given = column.name not in CLOCK_COLUMNS
-        self.dtype = tf.float32 if column.kind == "numeric" else tf.string
+        is_number = column.kind in ("numeric", "vector")
+        self.dtype = tf.float32 if is_number else tf.string
+        self.shape: list[int] = []
         self.table: tf.lookup.StaticHashTable | None = None
-        self._knots: np.ndarray | None = None
+        self._knots = self._mean = np.zeros(0, np.float32)
+        self._first = encoder.first_row(number)
         levels = encoder.levels(number)
         if column.kind == "numeric":
             self._knots = np.array(levels, np.float32)
-            rows, _ = encoder.encode_column(
-                number, pa.array(levels[:1], pa.float64())
-            )
-            self._first = int(rows.max())
-        elif levels and column.kind in ("categorical", "multi"):
-            values = pa.array(levels, pa.string())
-            rows, _ = encoder.encode_column(number, values)
+        elif column.kind == "vector":
+            self._mean, self._scale = encoder.scaling(number)
+            self.shape = [len(self._mean)]
+        else:
+            rows = self._first + np.arange(len(levels))
             self.table = tf.lookup.StaticHashTable(
                 tf.lookup.KeyValueTensorInitializer(
-                    levels, rows.max(axis=1).astype(np.int64)
+                    levels, rows.astype(np.int64)
                 ),
                 default_value=0,
             )
 
     def encode(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `[..., width]` rows of the table of values, and weights."""
-        if self._knots is not None:
-            return self._encode_numbers(values, self._knots)
-        if self.table is None:
-            rows = tf.zeros_like(values, tf.int32)[..., tf.newaxis]
-            return rows, tf.zeros_like(rows, tf.float32)
-        text = tf.strings.strip(values)
+        if self._kind == "numeric":
+            return self._encode_numbers(values)
+        if self._kind == "vector":
+            weights = (values - self._mean) / self._scale
+            is_known = tf.reduce_all(tf.math.is_finite(values), -1, True)
+            weights = tf.where(is_known, weights, 0.0)
+            rows = self._first + tf.range(self.shape[0])
+            return tf.broadcast_to(rows, tf.shape(weights)), weights
         if self._kind == "categorical":
-            rows = tf.cast(self.table.lookup(text), tf.int32)[..., tf.newaxis]
+            rows = self._rows(tf.strings.strip(values))[..., tf.newaxis]
             return rows, tf.cast(rows > 0, tf.float32)
-        shape = tf.shape(text)
-        parts = tf.strings.split(tf.reshape(text, [-1]), self._separator)
-        parts = tf.strings.strip(parts[:, :MAX_VALUES].to_tensor(""))
-        rows = tf.cast(self.table.lookup(parts), tf.int32)
-        num_values = tf.reduce_sum(tf.cast(rows > 0, tf.float32), 1)
-        weights = tf.math.divide_no_nan(1.0, tf.sqrt(num_values))[:, None]
-        weights *= tf.cast(rows > 0, tf.float32)
-        shape = tf.concat([shape, tf.shape(rows)[1:]], axis=0)
-        return tf.reshape(rows, shape), tf.reshape(weights, shape)
+        text = tf.reshape(values, [-1])
+        if self._kind == "words":
+            text = tf.strings.regex_replace(text, YEAR_IN_TITLE, "")
+            text = tf.strings.lower(text, encoding="utf-8")
+            text = tf.strings.regex_replace(text, BETWEEN_WORDS, " ")
+            parts = tf.strings.split(text)
+        else:
+            parts = tf.strings.split(text, self._separator)
+        rows = self._rows(tf.strings.strip(parts.to_tensor("")))
+        # Each value counts once, and only the first ones count.
+        same = rows[:, :, tf.newaxis] == rows[:, tf.newaxis, :]
+        earlier = tf.linalg.band_part(tf.cast(same, tf.float32), -1, 0)
+        is_new = (rows > 0) & (tf.reduce_sum(earlier, axis=2) == 1)
+        rows = tf.ragged.boolean_mask(rows, is_new)[:, :MAX_VALUES].to_tensor()
+        weights = tf.cast(rows > 0, tf.float32)
+        num_values = tf.reduce_sum(weights, axis=1, keepdims=True)
+        weights = tf.math.divide_no_nan(weights, tf.sqrt(num_values))
+        whole = tf.concat([tf.shape(values), tf.shape(rows)[1:]], axis=0)
+        return tf.reshape(rows, whole), tf.reshape(weights, whole)
+
+    def _rows(self, values: tf.Tensor) -> tf.Tensor:
+        """Looks up rows of the table of values, 0 for unknown ones."""
+        assert self.table is not None  # Of a column of text.
+        return tf.cast(self.table.lookup(values), tf.int32)
 
     def _encode_numbers(
-        self, values: tf.Tensor, levels: np.ndarray
+        self, values: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        knots = tf.constant(levels)
+        knots = tf.constant(self._knots)
         known = tf.math.is_finite(values)
         clipped = tf.clip_by_value(
             tf.where(known, values, 0.0), knots[0], knots[-1]
@@ -243,7 +268,7 @@ class _Column:
         flat = tf.reshape(clipped, [-1])
         above = tf.searchsorted(knots, flat, "right")
         below = tf.reshape(above, tf.shape(values)) - 1
-        above = tf.minimum(below + 1, len(levels) - 1)
+        above = tf.minimum(below + 1, len(self._knots) - 1)
         left, right = tf.gather(knots, below), tf.gather(knots, above)
         share = tf.math.divide_no_nan(clipped - left, right - left)
         weights = tf.stack([1 - share, share], axis=-1)
