@@ -265,7 +265,7 @@ async def with_swaps(
     model: pathlib.Path,
 ) -> dict[str, Any]:
     """Sends requests while the model is written anew and loaded."""
-    part = num_requests // (num_swaps + 1)
+    part = -(-num_requests // (num_swaps + 1))
     memory, found = [], []
     for swap in range(num_swaps + 1):
         if swap:
