@@ -257,9 +257,7 @@ class _Column:
         assert self.table is not None  # Of a column of text.
         return tf.cast(self.table.lookup(values), tf.int32)
 
-    def _encode_numbers(
-        self, values: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _encode_numbers(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         knots = tf.constant(self._knots)
         known = tf.math.is_finite(values)
         clipped = tf.clip_by_value(
