@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from json_flag import add_json_flag, check_output_file, write_if_asked
-from measuring import machine, peak_memory
+from measuring import machine, peak_memory, seconds_per_epoch
 from peer_runs import check_peers, peers_table, run_peers
 
 from recsys.command_line import (
@@ -72,7 +72,7 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     int,
     "peer_epochs",
-    "Epochs of RecTools' SASRec, and without --until_ndcg of ours.",
+    "Epochs of the other libraries' models, and without --until_ndcg of ours.",
     group="Run",
     default=1,
 )
@@ -106,8 +106,8 @@ def main(values: dict[str, Any]) -> int:
         peers = run_peers(
             values["peers"],
             data,
+            config,
             epochs=values["peer_epochs"],
-            dim=config.embedding_dim,
         )
         measured["peers"] = [ours, *peers]
         print(f"\n{aligned(*peers_table(ours, peers))}")
@@ -181,17 +181,17 @@ def _train(
 def _our_row(config: TrainConfig, curve: QualityCurve) -> dict[str, Any]:
     """Returns what `peers_table` shows of ours."""
     epochs = curve.epochs
+    seconds = [epoch["seconds"] for epoch in epochs]
     interactions = [e["interactions_per_second"] * e["seconds"] for e in epochs]
     return {
         "name": f"recsys {config.encoder}",
         "epochs": len(epochs),
         "training seconds": curve.training_seconds,
-        "seconds per epoch": curve.training_seconds / len(epochs),
+        "seconds per epoch": seconds_per_epoch(seconds),
         "interactions per epoch": float(np.mean(interactions)),
         "recommend seconds": curve.recommend_seconds,
         "resident memory, GB": peak_memory(),
-        "recall@10": epochs[-1]["test_recall@10"],
-        "ndcg@10": epochs[-1]["test_ndcg@10"],
+        "curve": epochs,
     }
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure alike: the machine and a process's memory.
+"""What the benchmarks measure alike: machine, memory, time of an epoch.
 
 Imports nothing of ours, since benchmark_peers.py runs without it.
 """
@@ -19,6 +19,12 @@ def machine() -> str:
     """Returns the processor's kind and how many cores this process has."""
     cores = num_cores()
     return f"{platform.machine()}, {cores} core{'' if cores == 1 else 's'}"
+
+
+def seconds_per_epoch(seconds: list[float]) -> float:
+    """Returns the mean, without the first where there are several."""
+    warm = seconds[1:] or seconds
+    return sum(warm) / len(warm)
 
 
 def peak_memory() -> float:

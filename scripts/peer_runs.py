@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.config import TrainConfig
 from recsys.data.prepare import PreparedData
 from recsys.data.splits import Queries
 from recsys.errors import InputError
@@ -19,9 +20,12 @@ from recsys.ids import FIRST_ITEM_INDEX
 from recsys.metrics import parse_metric
 
 METRICS = ("recall@10", "ndcg@10")
-PEERS = ("sasrec", "als")
+PEERS = ("sasrec", "flat_sasrec", "replay_sasrec", "replay_two_tower", "als")
 _SCRIPT = pathlib.Path(__file__).with_name("benchmark_peers.py")
-INSTALL = "pip install torch==2.13.0 'rectools[torch]==0.19.0'"
+INSTALL = (
+    "pip install torch==2.13.0 'rectools[torch]==0.19.0' "
+    "'replay-rec[torch]==0.22.0'"
+)
 
 
 def check_peers(python: str) -> None:
@@ -51,7 +55,7 @@ def check_peers(python: str) -> None:
 
 
 def run_peers(
-    python: str, data: PreparedData, *, epochs: int, dim: int
+    python: str, data: PreparedData, config: TrainConfig, *, epochs: int
 ) -> list[dict[str, Any]]:
     """Trains each of the other libraries' models and scores its lists.
 
@@ -60,28 +64,32 @@ def run_peers(
     Args:
         python: An interpreter that `check_peers` accepts.
         data: The log and its split, with test queries.
+        config: Has the sizes that the models share with ours.
         epochs: Epochs of the models that are trained by epochs.
-        dim: Length of the vectors.
 
     Returns:
-        What was measured of each model, with its test metrics.
+        What was measured of each model; `curve` has, for each epoch, its
+        `seconds` of training and the metrics after it, named as in
+        `quality_curve.QualityCurve`.
 
     Raises:
         InputError: A run failed.
     """
-    queries = data.split.test
-    assert queries is not None  # The caller has asked for them before.
+    sizes = {
+        "epochs": epochs,
+        "dim": config.embedding_dim,
+        "blocks": config.num_blocks,
+        "heads": config.num_heads,
+        "length": config.max_history_length,
+    }
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        write_split(data, queries, folder / "split.npz")
+        write_split(data, folder / "split.npz")
         for model in PEERS:
             process = _run(
-                python,
-                f"--model={model}",
-                f"--folder={folder}",
-                f"--epochs={epochs}",
-                f"--dim={dim}",
+                python, f"--model={model}", f"--folder={folder}", *flags
             )
             if process.returncode:
                 raise InputError(
@@ -89,44 +97,68 @@ def run_peers(
                     f"{_last_line(process.stderr)}"
                 )
             measured = json.loads((folder / f"{model}.json").read_text("utf-8"))
-            evaluation = read_rankings(
-                folder / f"{model}.jsonl",
-                queries,
-                data.vocabulary,
-                protocol=data.split.protocol,
-                ks=(10,),
-            )
-            metrics = evaluation.metrics([parse_metric(m) for m in METRICS])
-            rows.append({**measured, **metrics})
+            curve = [
+                {"seconds": seconds, **_metrics(data, folder, model, epoch)}
+                for epoch, seconds in enumerate(measured.pop("seconds"), 1)
+            ]
+            rows.append({**measured, "curve": curve})
     return rows
 
 
-def write_split(
-    data: PreparedData, queries: Queries, path: pathlib.Path
-) -> None:
-    """Writes what a peer needs, items counted from 0, ids as text.
+def _metrics(
+    data: PreparedData, folder: pathlib.Path, model: str, epoch: int
+) -> dict[str, float]:
+    """Scores the lists that a model wrote after an epoch."""
+    found = {}
+    for part, queries in _parts(data).items():
+        evaluation = read_rankings(
+            folder / f"{model}-{part}-{epoch}.jsonl",
+            queries,
+            data.vocabulary,
+            protocol=data.split.protocol,
+            ks=(10,),
+        )
+        metrics = evaluation.metrics([parse_metric(name) for name in METRICS])
+        found |= {f"{part}_{name}": value for name, value in metrics.items()}
+    return found
 
-    Row r of the training part and of the histories belongs to query r, so
-    that users who are asked nothing are at the end of the training part.
-    """
+
+def _parts(data: PreparedData) -> dict[str, Queries]:
+    assert data.split.test is not None  # The caller has asked for them before.
+    return {"validation": data.split.validation, "test": data.split.test}
+
+
+def write_split(data: PreparedData, path: pathlib.Path) -> None:
+    """Writes what a peer needs, items counted from 0, ids as text."""
     train = data.split.train
-    others = np.setdiff1d(np.arange(train.num_users), queries.users)
-    users = np.concatenate([queries.users, others])
-    lengths = train.lengths[users]
-    rows = [
-        train.items[train.offsets[user] : train.offsets[user + 1]]
-        for user in users
-    ]
-    histories, offsets = queries.histories(np.arange(len(queries)))
-    np.savez(
-        path,
-        train_items=np.concatenate(rows) - FIRST_ITEM_INDEX,
-        train_offsets=np.append(0, np.cumsum(lengths)),
-        history_items=histories - FIRST_ITEM_INDEX,
-        history_offsets=offsets,
-        query_ids=query_ids(queries).astype(str),
-        item_ids=np.array(data.vocabulary.item_ids).astype(str),
-    )
+    arrays = {
+        "train_items": train.items - FIRST_ITEM_INDEX,
+        "train_offsets": train.offsets,
+        "item_ids": np.array(data.vocabulary.item_ids).astype(str),
+    }
+    for part, queries in _parts(data).items():
+        items, offsets = queries.histories(np.arange(len(queries)))
+        arrays |= {
+            f"{part}_items": items - FIRST_ITEM_INDEX,
+            f"{part}_offsets": offsets,
+            f"{part}_ids": query_ids(queries).astype(str),
+        }
+    np.savez(path, **arrays)
+
+
+def best_epoch(curve: list[dict[str, float]]) -> int:
+    """Returns the epoch with the best validation NDCG@10, counted from 0."""
+    return int(np.argmax([epoch["validation_ndcg@10"] for epoch in curve]))
+
+
+def seconds_until(curve: list[dict[str, float]], ndcg: float) -> float | None:
+    """Returns the training until the validation NDCG@10 is there; or None."""
+    seconds = 0.0
+    for epoch in curve:
+        seconds += epoch["seconds"]
+        if epoch["validation_ndcg@10"] >= ndcg:
+            return seconds
+    return None
 
 
 def peers_table(
@@ -140,7 +172,11 @@ def peers_table(
 
     Returns:
         The header and the rows. A ratio says how many times ours is faster;
-        a dash stands for a model that learns no next items.
+        a dash stands for a model that learns no next items. Recall and NDCG
+        are those of the test queries after the epoch that is best for the
+        validation queries, `to best, s` the seconds of training until its
+        end, and `ours, s` those that ours takes to a validation NDCG@10 no
+        worse, or a dash where it never has it.
     """
     header = [
         "model",
@@ -152,6 +188,9 @@ def peers_table(
         "recommend, s",
         "ratio",
         "memory, GB",
+        "best epoch",
+        "to best, s",
+        "ours, s",
         *METRICS,
     ]
     our_rate = ours["interactions per epoch"] / ours["seconds per epoch"]
@@ -162,6 +201,9 @@ def peers_table(
             each = row["interactions per epoch"] / row["seconds per epoch"]
             rate, ratio = f"{each:,.0f}", f"{our_rate / each:.2f}"
         faster = row["recommend seconds"] / ours["recommend seconds"]
+        best = best_epoch(row["curve"])
+        ndcg = row["curve"][best]["validation_ndcg@10"]
+        reached = [seconds_until(each["curve"], ndcg) for each in (row, ours)]
         rows.append(
             [
                 row["name"],
@@ -173,7 +215,9 @@ def peers_table(
                 f"{row['recommend seconds']:.2f}",
                 f"{faster:.2f}",
                 f"{row['resident memory, GB']:.2f}",
-                *(f"{row[metric]:.4f}" for metric in METRICS),
+                "-" if len(row["curve"]) < row["epochs"] else str(best + 1),
+                *("-" if s is None else f"{s:.1f}" for s in reached),
+                *(f"{row['curve'][best][f'test_{m}']:.4f}" for m in METRICS),
             ]
         )
     return header, rows
