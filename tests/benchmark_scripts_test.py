@@ -25,6 +25,7 @@ import benchmark_scale  # noqa: E402
 import benchmark_training  # noqa: E402
 import compare_extension  # noqa: E402
 import evaluate_cold_start  # noqa: E402
+import evaluate_ensembles  # noqa: E402
 import measuring  # noqa: E402
 import peer_runs  # noqa: E402
 
@@ -363,6 +364,22 @@ class CompareExtensionTest(TempFolderTest):
         self.assertEqual(parts, {p: p.stat() for p in parts})
         with self.assertRaisesRegex(InputError, "same --share.*'share': 0.2"):
             compare_extension.split_log(config, 0.1, runs)
+
+
+class EnsemblesTest(parameterized.TestCase):
+    def test_scores_are_added(self):
+        models = [mock.Mock(), mock.Mock()]
+        for model, scores in zip(models, ([[1.0, 2.0]], [[0.5, -4.0]])):
+            model.query_scores.return_value = np.array(scores)
+            model.scores.return_value = np.array(scores)
+        found = evaluate_ensembles.Sum(models)
+        for each in (found.query_scores(None, None), found.scores(None, None)):
+            self.assertEqual(each.tolist(), [[1.5, -2.0]])
+
+    def test_two_models_are_needed(self):
+        values = evaluate_ensembles.COMMAND.parse(["--workdirs=one"])
+        with self.assertRaisesRegex(InputError, "at least two. .*'one'"):
+            evaluate_ensembles.main(values)
 
 
 class LastItem:
