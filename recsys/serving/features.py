@@ -13,6 +13,7 @@ from recsys.data.features import (
     YEAR_IN_TITLE,
     ItemEncoder,
 )
+from recsys.data.items import NO_GENRES
 from recsys.data.side_information import (
     CLOCK_COLUMNS,
     NO_TIME,
@@ -20,6 +21,12 @@ from recsys.data.side_information import (
 )
 
 _DAY = 86_400
+# What Arrow's `utf8_trim_whitespace` takes away, too.
+_SPACE = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
+_OUTER_SPACE = f"^{_SPACE}|{_SPACE}$"
+# Letters whose small form depends on their place, or is two characters, in
+# TensorFlow; Arrow has one for each letter.
+_LOWER = {"Σ": "σ", "İ": "i"}
 # The input of the times, in the unit of the log.
 _TIME = "time"
 
@@ -230,22 +237,31 @@ class _Column:
             rows = self._first + tf.range(self.shape[0])
             return tf.broadcast_to(rows, tf.shape(weights)), weights
         if self._kind == "categorical":
-            rows = self._rows(tf.strings.strip(values))[..., tf.newaxis]
+            rows = self._rows(values)[..., tf.newaxis]
             return rows, tf.cast(rows > 0, tf.float32)
         text = tf.reshape(values, [-1])
         if self._kind == "words":
             text = tf.strings.regex_replace(text, YEAR_IN_TITLE, "")
+            for letter, lower in _LOWER.items():
+                text = tf.strings.regex_replace(text, letter, lower)
             text = tf.strings.lower(text, encoding="utf-8")
             text = tf.strings.regex_replace(text, BETWEEN_WORDS, " ")
             parts = tf.strings.split(text)
         else:
+            whole = tf.strings.regex_replace(text, _OUTER_SPACE, "")
+            is_none = tf.reduce_any(whole[:, tf.newaxis] == NO_GENRES, axis=1)
+            text = tf.where(is_none, "", text)
             parts = tf.strings.split(text, self._separator)
-        rows = self._rows(tf.strings.strip(parts.to_tensor("")))
-        # Each value counts once, and only the first ones count.
-        same = rows[:, :, tf.newaxis] == rows[:, tf.newaxis, :]
-        earlier = tf.linalg.band_part(tf.cast(same, tf.float32), -1, 0)
-        is_new = (rows > 0) & (tf.reduce_sum(earlier, axis=2) == 1)
-        rows = tf.ragged.boolean_mask(rows, is_new)[:, :MAX_VALUES].to_tensor()
+        found = self._rows(parts.flat_values)
+        # Each value counts once in a row, and only the first ones count.
+        keys = parts.value_rowids() * 2**32 + tf.cast(found, tf.int64)
+        _, distinct = tf.unique(keys)
+        places = tf.range(tf.size(found))
+        firsts = tf.math.unsorted_segment_min(places, distinct, tf.size(found))
+        is_new = (found > 0) & (tf.gather(firsts, distinct) == places)
+        rows = tf.ragged.boolean_mask(
+            parts.with_flat_values(found), parts.with_flat_values(is_new)
+        )[:, :MAX_VALUES].to_tensor()
         weights = tf.cast(rows > 0, tf.float32)
         num_values = tf.reduce_sum(weights, axis=1, keepdims=True)
         weights = tf.math.divide_no_nan(weights, tf.sqrt(num_values))
@@ -255,6 +271,7 @@ class _Column:
     def _rows(self, values: tf.Tensor) -> tf.Tensor:
         """Looks up rows of the table of values, 0 for unknown ones."""
         assert self.table is not None  # Of a column of text.
+        values = tf.strings.regex_replace(values, _OUTER_SPACE, "")
         return tf.cast(self.table.lookup(values), tf.int32)
 
     def _encode_numbers(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
