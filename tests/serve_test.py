@@ -603,6 +603,74 @@ class BatcherTest(absltest.TestCase):
         np.testing.assert_array_equal(second["time"], [[7, 8]])
         np.testing.assert_array_equal(second["rating"], [[1.5, 3]])
 
+    def test_features_of_events_and_vectors_are_as_long_as_they_must(self):
+        function = tf.function(
+            lambda history, tags, images, image: {
+                "tags": tags,
+                "images": images,
+                "image": image,
+            }
+        ).get_concrete_function(
+            tf.TensorSpec([None, None], tf.string, "history"),
+            tf.TensorSpec([None, None], tf.string, "history_tags"),
+            tf.TensorSpec([None, None, 2], tf.float32, "history_images"),
+            tf.TensorSpec([None, 2], tf.float32, "context_image"),
+        )
+        signatures = Signatures({"serving_default": function})
+
+        def read(history, tags, images, image):
+            row = {
+                "history": history,
+                "history_tags": tags,
+                "history_images": images,
+                "context_image": image,
+            }
+            return signatures.read({"instances": [row]})
+
+        first, second, third = signatures.answer(
+            [
+                read(["a", "b"], ["x"], [[1, 2]], [3, 4]),
+                read(["c"] * 3, list("xyz"), [[0, 1]] * 3, [5, 6]),
+                read([], [], [], [7, 8]),
+            ]
+        )
+        # One value goes for each event of its own history, not of others.
+        self.assertEqual(first["tags"].tolist(), [[b"x", b"x", b""]])
+        nan = [np.nan] * 2
+        np.testing.assert_array_equal(first["images"], [[[1, 2], [1, 2], nan]])
+        np.testing.assert_array_equal(second["images"], [[[0, 1]] * 3])
+        np.testing.assert_array_equal(third["images"], [[nan] * 3])
+        for found, image in (
+            (first, [3, 4]),
+            (second, [5, 6]),
+            (third, [7, 8]),
+        ):
+            np.testing.assert_array_equal(found["image"], [image])
+        # Where every history is empty, too.
+        [only] = signatures.answer([read([], ["x"], [[1, 2]], [7, 8])])
+        self.assertEqual(only["images"].shape, (1, 0, 2))
+
+        for message, *wrong in (
+            (
+                "`history_tags` must have a value for each of the 3 .*: 2$",
+                *(["a"] * 3, ["x", "y"], [[1, 2]], [3, 4]),
+            ),
+            (
+                "`context_image` must have lists of 2 numbers. .*: .*3, 4, 5",
+                *(["a"], ["x"], [[1, 2]], [3, 4, 5]),
+            ),
+            (
+                "`history_images` must have lists of lists of 2 numbers, all",
+                *(["a"], ["x"], [[1]], [3, 4]),
+            ),
+            (
+                "`history_images` must have lists of lists of 2 numbers, all",
+                *(["a", "b"], ["x"], [[1, 2], [1]], [3, 4]),
+            ),
+        ):
+            with self.assertRaisesRegex(InputError, message):
+                read(*wrong)
+
     def test_requests_of_any_kind_are_answered_together(self):
         model = recsys.load(WORKDIR)
         rules = Rules.make(model.vocabulary, items=["20", "50"])

@@ -176,6 +176,9 @@ class Signatures:
                 f"Received: {json.dumps(columns)[:99]}"
             )
         arrays = {key: _array(key, columns[key], specs[key]) for key in specs}
+        for key in specs:
+            if key.startswith("history_"):
+                arrays[key] = _as_long(key, arrays[key], arrays["history"])
         lengths = {key: len(array) for key, array in arrays.items()}
         found = Call(name, arrays, is_rows)
         if not found.num_rows or set(lengths.values()) - {1, found.num_rows}:
@@ -198,18 +201,14 @@ class Signatures:
         for name in {each.signature for each in calls}:
             places = [n for n, e in enumerate(calls) if e.signature == name]
             asked = [calls[place] for place in places]
-            outputs = self._functions[name](
-                **{
-                    key: tf.constant(
-                        _joined(
-                            [(e.columns[key], e.num_rows) for e in asked],
-                            _KINDS[spec.dtype][2],
-                        ).tolist(),
-                        spec.dtype,
-                    )
-                    for key, spec in self._inputs[name].items()
-                }
-            )
+            inputs = {}
+            for key, spec in self._inputs[name].items():
+                parts = [(each.columns[key], each.num_rows) for each in asked]
+                joined = _joined(parts, _KINDS[spec.dtype][2])
+                inputs[key] = tf.constant(
+                    joined.tolist(), spec.dtype, joined.shape
+                )
+            outputs = self._functions[name](**inputs)
             outputs = {key: value.numpy() for key, value in outputs.items()}
             begin = 0
             for place, each in zip(places, asked, strict=True):
@@ -253,19 +252,41 @@ def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     """Checks and returns a column of a request."""
     kinds, expected, _ = _KINDS[spec.dtype]
     array = np.array(values, object)
+    sizes = spec.shape.as_list()
+    if not array.size:  # `[[]]` has no vectors to show their length.
+        array = array.reshape(
+            *array.shape, *(size or 0 for size in sizes[array.ndim :])
+        )
     if (
-        array.ndim != spec.shape.rank
+        array.ndim != len(sizes)
+        or any(
+            size not in (None, given)
+            for size, given in zip(sizes, array.shape, strict=True)
+        )
         or any(type(each) not in kinds for each in array.flat)
         or (name == "k" and not all(0 < each < 2**31 for each in array))
     ):
         expected += " from 1" * (name == "k")
-        if spec.shape.rank == 2:
+        if sizes[1:] and sizes[-1]:
+            expected = f"lists of {sizes[-1]} {expected}"
+        if sizes[1:2] == [None]:
             expected = f"lists of {expected}, all of one length (pad them)"
         raise InputError(
             f"`{name}` must have {expected}. Received: "
             f"{json.dumps(values)[:99]}"
         )
     return array
+
+
+def _as_long(name: str, array: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """Returns what is known of events, one for each of the history."""
+    if array.shape[1] not in (1, history.shape[1]):
+        raise InputError(
+            f"`{name}` must have a value for each of the {history.shape[1]} "
+            f"entries of `history`, or one for all. Received: {array.shape[1]}"
+        )
+    whole = (len(array), history.shape[1], *array.shape[2:])
+    return np.broadcast_to(array, whole)
 
 
 def _joined(
@@ -277,7 +298,8 @@ def _joined(
             [np.broadcast_to(array, num_rows) for array, num_rows in parts]
         )
     width = max(array.shape[1] for array, _ in parts)
-    joined = np.full((sum(n for _, n in parts), width), padding, object)
+    rest = parts[0][0].shape[2:]
+    joined = np.full((sum(n for _, n in parts), width, *rest), padding, object)
     begin = 0
     for array, num_rows in parts:
         joined[begin : begin + num_rows, : array.shape[1]] = array
