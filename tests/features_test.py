@@ -29,10 +29,12 @@ from recsys import (
 )
 from recsys.config import TrainConfig
 from recsys.data import pipeline, prepare, side_information
+from recsys.data.features import FeatureColumn, ItemEncoder
 from recsys.data.side_information import Request, clock_column
 from recsys.errors import InputError
 from recsys.models.transformer_block import time_bias
 from recsys.serving import saved_model
+from recsys.serving.features import FeatureTensors, _Column
 
 _DAY = 86_400
 # 2023-11-14, 22:13:20 UTC, a Tuesday.
@@ -505,6 +507,182 @@ class EncoderTest(LogTestCase):
             side_information.fit_side_encoder(config, data.sample(0))
 
 
+_MANY = [f"t{number}" for number in range(40)]
+# An encoder with every kind of column, that nothing has been fitted to.
+_BY_HAND = ItemEncoder(
+    [
+        FeatureColumn("kind", "categorical"),
+        FeatureColumn("tags", "multi", ";"),
+        FeatureColumn("text", "words"),
+        FeatureColumn("size", "numeric"),
+        FeatureColumn("image", "vector"),
+        FeatureColumn("taste", "vector"),
+    ],
+    [
+        {"values": ["Drama", "Élan"]},
+        {"values": sorted(["a", "b", "unknown", *_MANY])},
+        {"values": sorted(["für", "istanbul", "night", "οδοσ", *_MANY])},
+        {"knots": [-1.5, 0.25, 7.0]},
+        {"mean": [1.0, 2.0], "scale": 2.0},
+        {"mean": [0.0], "scale": 1.0},
+    ],
+)
+
+
+class RequestsInAGraphTest(parameterized.TestCase):
+    def encoded(self, name, values):
+        """Of each value the weights by row, as the package has them, too."""
+        names = [column.name for column in _BY_HAND.columns]
+        number = names.index(name)
+        expected = _BY_HAND.encode_column(number, pa.array(values))
+        found = _Column(_BY_HAND, number).encode(tf.constant(values))
+        both = [
+            [
+                {row: round(float(x), 6) for row, x in zip(*pair) if x}
+                for pair in zip(np.array(rows), np.array(weights))
+            ]
+            for rows, weights in (expected, found)
+        ]
+        for value, *pair in zip(values, *both):
+            self.assertEqual(*pair, value)
+        return both[1]
+
+    def test_text(self):
+        found = self.encoded(
+            "kind",
+            [
+                "",
+                " ",
+                "Drama",
+                "\u00a0Drama\u3000\n",
+                "drama",
+                "unknown",
+                "Élan",
+            ],
+        )
+        self.assertEqual(found, [{}, {}, {1: 1}, {1: 1}, {}, {}, {2: 1}])
+        half = round(0.5**0.5, 6)
+        found = self.encoded(
+            "tags",
+            ["", ";; ;", "a;a; a", "b;zz;\u00a0a", " unknown ", "unknown;a"],
+        )
+        # "unknown" alone says that nothing is known.
+        a, b, unknown = 3, 4, 45
+        pairs = [{b: half, a: half}, {}, {unknown: half, a: half}]
+        self.assertEqual(found, [{}, {}, {a: 1}, *pairs])
+        found = self.encoded(
+            "text",
+            [
+                "?",
+                "FÜR night FÜR!",
+                "Night (1999) ",
+                "İstanbul ISTANBUL",
+                "ΟΔΟΣ",
+                "οδος",
+                "1999",
+            ],
+        )
+        number = {w: 46 + n for n, w in enumerate(_BY_HAND.levels(2))}
+        self.assertEqual(
+            found,
+            [
+                {},
+                {number["für"]: half, number["night"]: half},
+                {number["night"]: 1},
+                {number["istanbul"]: 1},
+                {number["οδοσ"]: 1},
+                {},
+                {},
+            ],
+        )
+
+    @parameterized.parameters(("tags", ";"), ("text", " "))
+    def test_only_the_first_values_count(self, name, separator):
+        repeated = [*["t1"] * 50, *_MANY[::-1], *["zz"] * 50, "b"]
+        found = self.encoded(
+            name, [separator.join(repeated), separator.join(_MANY), "t1"]
+        )
+        self.assertEqual([len(row) for row in found], [24, 24, 1])
+
+    def test_a_long_text_takes_no_square_of_memory(self):
+        text = tf.constant([" ".join(map(str, range(50_000))) + " night"] * 8)
+        rows, _ = _Column(_BY_HAND, 2).encode(text)
+        self.assertEqual(rows.shape, (8, 1))
+
+    def test_numbers_and_vectors(self):
+        infinite = float("inf")
+        found = self.encoded(
+            "size",
+            np.array(
+                [-9, -1.5, -0.625, 0.25, 3.625, 7, 9, np.nan, -infinite],
+                np.float32,
+            ),
+        )
+        # The knots are rows 90, 91 and 92, after 2 + 43 + 44 values.
+        between = [{90: 0.5, 91: 0.5}, {91: 1}, {91: 0.5, 92: 0.5}]
+        self.assertEqual(
+            found, [{90: 1}, {90: 1}, *between, {92: 1}, {92: 1}, {}, {}]
+        )
+        found = self.encoded(
+            "image",
+            [[3.0, 0.0], [1.0, 4.0], [np.nan, 3.0], [3.0, infinite]],
+        )
+        self.assertEqual(found, [{93: 1, 94: -1}, {94: 1}, {}, {}])
+
+    def side(self):
+        encoders = {
+            "history": _BY_HAND,
+            "context": ItemEncoder(
+                [FeatureColumn("image", "vector")],
+                [{"mean": [0.0, 1.0], "scale": 0.5}],
+            ),
+            "user": ItemEncoder(
+                [FeatureColumn("taste", "vector")],
+                [{"mean": [1.0], "scale": 1.0}],
+            ),
+        }
+        return side_information.SideEncoder(encoders, False, 1)
+
+    @parameterized.parameters((3, 2), (1, 0), (0, 2), (0, 0))
+    def test_one_value_goes_for_all_and_for_none(self, batch, length):
+        tensors = FeatureTensors(self.side())
+        ones, all_of_them = {}, {}
+        for name, spec in tensors.inputs().items():
+            value = "night" if spec.dtype == tf.string else 2.0
+            axes = [batch, length] if name.startswith("history") else [batch]
+            sizes = spec.shape.as_list()[len(axes) :]
+            all_of_them[name] = tf.fill([*axes, *sizes], value)
+            ones[name] = tf.fill([*[1] * len(axes), *sizes], value)
+        is_event = tf.ones([batch, length], tf.bool)
+        found, expected = (
+            tensors.entries(given, is_event, is_event, 5)
+            for given in (ones, all_of_them)
+        )
+        for name, each in expected.items():
+            np.testing.assert_array_equal(found[name], each)
+            self.assertLen(each, batch)
+            if not name.startswith("user"):
+                self.assertEqual(each.shape[1], length if batch else 0)
+
+    def test_requests_without_vectors(self):
+        # What is not given is unknown, and nothing new.
+        side, unseen = self.side().of_requests(
+            [Request.of([{"item": "a", "text": "night"}], {}, {})]
+        )
+        self.assertEqual(unseen, {})
+        for part in ("context", "user"):
+            self.assertFalse(np.any(side.parts[part].weights))
+
+    @parameterized.parameters(
+        ({"image": [1.0, 2.0, 3.0]}, "vectors of length 2. .*: 3$"),
+        ({"image": [[1.0, 2.0]]}, "flat lists .*: list$"),
+        ({"image": {"x": 1.0}}, "flat lists .*: dict$"),
+    )
+    def test_a_vector_of_another_form_is_refused(self, context, message):
+        with self.assertRaisesRegex(InputError, message):
+            self.side().of_requests([Request.of([], context=context)])
+
+
 class TrainedTest(LogTestCase):
     num_users = 300
 
@@ -731,17 +909,38 @@ class TrainedTest(LogTestCase):
                 model, pathlib.Path(folder), exclude_history=False
             )
             signatures = tf.saved_model.load(folder).signatures
-            got = signatures["recommend_with_features"](
+            ask = signatures["recommend_with_features"]
+            rest = {
+                "items": tf.constant([[""]]),
+                "exclude": tf.constant([[""]]),
+                "k": tf.constant([4]),
+            }
+            got = ask(
                 history=tf.constant([["i1", "i2"], ["i3", "i3"]]),
-                items=tf.constant([[""]]),
-                exclude=tf.constant([[""]]),
-                k=tf.constant([4]),
                 history_note=tf.constant(notes),
                 history_tags=tf.constant(tags),
                 history_image=tf.constant(images),
                 context_image=tf.constant(asked),
                 user_bio=tf.constant(bios),
                 user_taste=tf.constant(tastes),
+                **rest,
+            )
+            rest |= {
+                "history_note": tf.constant([[""]]),
+                "history_tags": tf.constant([[""]]),
+                "history_image": tf.constant([[nan]]),
+                "context_image": tf.constant([nan]),
+                "user_bio": tf.constant([""]),
+                "user_taste": tf.constant([[np.nan] * 2]),
+            }
+            # Items alone; no item; no row.
+            plain, empty, none = (
+                ask(history=tf.constant(rows, tf.string, shape), **rest)
+                for rows, shape in (
+                    (["i1", "", "i2"], [1, 3]),
+                    ([], [1, 0]),
+                    ([], [0, 2]),
+                )
             )
         requests = [
             {
@@ -756,13 +955,20 @@ class TrainedTest(LogTestCase):
             }
             for row, history in enumerate([["i1", "i2"], ["i3", "i3"]])
         ]
+        requests.append({"history": [{"item": "i1", "note": ""}, "i2"]})
+        requests.append({"history": [], "context": {"image": None}})
         expected = model.recommend_histories(
             requests, k=4, exclude_history=False
         )
-        scores = expected["score"].to_numpy().reshape(2, 4)
-        np.testing.assert_allclose(got["scores"], scores, rtol=1e-4, atol=1e-4)
-        ids = [each.decode() for each in got["item_ids"].numpy().ravel()]
-        self.assertEqual(ids, expected["item"].to_pylist())
+        scores = expected["score"].to_numpy().reshape(4, 4)
+        ids = expected["item"].to_numpy().reshape(4, 4)
+        for found, rows in ((got, [0, 1]), (plain, [2]), (empty, [3])):
+            np.testing.assert_allclose(
+                found["scores"], scores[rows], rtol=1e-4, atol=1e-4
+            )
+            names = found["item_ids"].numpy().astype(str)
+            np.testing.assert_array_equal(names, ids[rows])
+        self.assertEmpty(none["scores"])
 
     def test_by_the_command_line(self):
         lines = self.folder / "lines.jsonl"

@@ -482,6 +482,9 @@ def coded(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
     Returns:
         `[n]` int32, -1 for null; the distinct values.
     """
+    if pa.types.is_null(values.type):
+        # Arrow's dictionary of nothing but null has a null in it.
+        return np.full(len(values), -1, np.int32), values[:0]
     if is_list(values.type):
         # Arrow has no dictionaries of lists.
         keys: dict[Any, int] = {}

@@ -24,7 +24,7 @@ from recsys.config import (
     iso_seconds,
     parse_names,
 )
-from recsys.data.columns import is_text
+from recsys.data.columns import is_list, is_text
 from recsys.data.features import FeatureColumn, ItemEncoder, parse_columns
 from recsys.data.interactions import EVENT
 from recsys.data.sequences import (
@@ -877,10 +877,15 @@ def _joined_levels(name: str, levels: pa.Array, value: pa.Array) -> pa.Array:
 
 def _as_array(name: str, values: list[Any]) -> pa.Array:
     try:
-        return pa.array(values, from_pandas=True)
+        found = pa.array(values, from_pandas=True)
+        kind = found.type.value_type if is_list(found.type) else found.type
+        if pa.types.is_nested(kind):
+            raise TypeError
+        return found
     except (pa.ArrowException, TypeError) as error:
         raise InputError(
-            f"the values of feature `{name}` must have one type. Received: "
+            f"the values of feature `{name}` must be of one type: text, "
+            "numbers, or flat lists of either. Received: "
             + ", ".join(sorted({type(v).__name__ for v in values}))
         ) from error
 
