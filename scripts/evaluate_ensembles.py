@@ -39,6 +39,13 @@ COMMAND.add_flag(
     "Of at least two models of the same log and split, with commas between.",
     group="Run",
 )
+# What of a log a model reads.
+_READ = (
+    "event_features",
+    "time_features",
+    "context_features",
+    "user_features",
+)
 
 
 class Sum:
@@ -84,7 +91,17 @@ def main(values: dict[str, Any]) -> int:
     from recsys.evaluation import evaluate
     from recsys.workdir import Workdir
 
-    config = Workdir(folders[0]).read_config()
+    configs = [Workdir(folder).read_config() for folder in folders]
+    config = configs[0]
+    for folder, other in zip(folders, configs, strict=True):
+        # Columns that were not read would count as unknown.
+        if wrong := [
+            n for n in _READ if getattr(other, n) != getattr(config, n)
+        ]:
+            raise InputError(
+                f"--workdirs must agree on {', '.join(_READ)}. Received: "
+                f"{folder} with another {wrong[0]} than {folders[0]}"
+            )
     data = build_data(config)
     models = [recsys.load(folder) for folder in folders]
     for folder, model in zip(folders, models, strict=True):

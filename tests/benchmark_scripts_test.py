@@ -381,6 +381,22 @@ class EnsemblesTest(parameterized.TestCase):
         with self.assertRaisesRegex(InputError, "at least two. .*'one'"):
             evaluate_ensembles.main(values)
 
+    def test_models_must_read_the_same(self):
+        configs = [
+            TrainConfig(data="unread", event_features=names)
+            for names in (None, "rating")
+        ]
+        values = evaluate_ensembles.COMMAND.parse(["--workdirs=a,b"])
+        with (
+            mock.patch(
+                "recsys.workdir.Workdir.read_config", side_effect=configs
+            ),
+            self.assertRaisesRegex(
+                InputError, "b with another event_features than a$"
+            ),
+        ):
+            evaluate_ensembles.main(values)
+
 
 class LastItem:
     """Recommends the last item of the history."""
