@@ -118,11 +118,11 @@ def causal_attention(
 def written_gradient(
     function: Callable[..., tuple[tf.Tensor, Callable]], training: bool | None
 ) -> Callable[..., tf.Tensor]:
-    """Returns a function that has the gradient that it brings.
+    """Gives a function the gradient that it returns beside its result.
 
     TensorFlow keeps every graph with such a function for as long as the process
-    lives, so a service that loads one model after the other must not have any:
-    with `training=False` the function is plain operations, and gives the same.
+    lives, so a service that loads one model after another must not have any:
+    with `training=False` the function is plain operations with the same result.
 
     Args:
         function: Returns what it computes, and a function from the gradient of
