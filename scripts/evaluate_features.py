@@ -126,10 +126,11 @@ def main(values: dict[str, Any]) -> int:
     config = dataclasses.replace(config, item_features=None)
     if values["variants"] is not None:
         names = parse_names(values["variants"])
-        if wrong := [name for name in names if name not in variants]:
+        wrong = [name for name in names if name not in variants]
+        if wrong or not names:
             raise InputError(
                 f"--variants must be among {', '.join(variants)}. Received: "
-                f"{wrong[0]}"
+                f"{wrong[0] if wrong else 'none'}"
             )
         variants = {name: variants[name] for name in names}
     found = parts[values["part"]](config, variants, seeds, workdir)
