@@ -446,9 +446,7 @@ class ItemEncoder:
         Args:
             number: The position of a column of vectors in `columns`.
         """
-        state = self._states[number]
-        mean = np.array(state["mean"], np.float32)
-        return mean, np.float32(state["scale"])
+        return _scaling(self._states[number])
 
     def encode_column(
         self, number: int, values: pa.Array
@@ -637,14 +635,17 @@ def _encode_vectors(
     items: pa.Table, column: FeatureColumn, state: dict[str, Any]
 ) -> np.ndarray:
     found = vectors(items, column)
-    mean = np.array(state["mean"], np.float32)
+    mean, scale = _scaling(state)
     if found.shape[1] != len(mean):
         raise InputError(
             f"{column.of} feature `{column.name}` must hold vectors of length "
             f"{len(mean)}. Received length: {found.shape[1]}"
         )
-    scaled = (found - mean) / np.float32(state["scale"])
-    return np.nan_to_num(scaled, nan=0.0)
+    return np.nan_to_num((found - mean) / scale, nan=0.0)
+
+
+def _scaling(state: dict[str, Any]) -> tuple[np.ndarray, np.float32]:
+    return np.array(state["mean"], np.float32), np.float32(state["scale"])
 
 
 def _knots(state: dict[str, Any]) -> list[float]:

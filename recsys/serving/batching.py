@@ -178,7 +178,7 @@ class Signatures:
         arrays = {key: _array(key, columns[key], specs[key]) for key in specs}
         for key in specs:
             if key.startswith("history_"):
-                arrays[key] = _as_long(key, arrays[key], arrays["history"])
+                arrays[key] = _per_event(key, arrays[key], arrays["history"])
         lengths = {key: len(array) for key, array in arrays.items()}
         found = Call(name, arrays, is_rows)
         if not found.num_rows or set(lengths.values()) - {1, found.num_rows}:
@@ -278,8 +278,8 @@ def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     return array
 
 
-def _as_long(name: str, array: np.ndarray, history: np.ndarray) -> np.ndarray:
-    """Returns what is known of events, one for each of the history."""
+def _per_event(name: str, array: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """Returns a value for each event of the history; one goes for all."""
     if array.shape[1] not in (1, history.shape[1]):
         raise InputError(
             f"`{name}` must have a value for each of the {history.shape[1]} "

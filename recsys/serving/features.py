@@ -248,8 +248,8 @@ class _Column:
             text = tf.strings.regex_replace(text, BETWEEN_WORDS, " ")
             parts = tf.strings.split(text)
         else:
-            whole = tf.strings.regex_replace(text, _OUTER_SPACE, "")
-            is_none = tf.reduce_any(whole[:, tf.newaxis] == NO_GENRES, axis=1)
+            trimmed = tf.strings.regex_replace(text, _OUTER_SPACE, "")
+            is_none = tf.reduce_any(trimmed[:, tf.newaxis] == NO_GENRES, axis=1)
             text = tf.where(is_none, "", text)
             parts = tf.strings.split(text, self._separator)
         found = self._rows(parts.flat_values)
@@ -265,8 +265,8 @@ class _Column:
         weights = tf.cast(rows > 0, tf.float32)
         num_values = tf.reduce_sum(weights, axis=1, keepdims=True)
         weights = tf.math.divide_no_nan(weights, tf.sqrt(num_values))
-        whole = tf.concat([tf.shape(values), tf.shape(rows)[1:]], axis=0)
-        return tf.reshape(rows, whole), tf.reshape(weights, whole)
+        shape = tf.concat([tf.shape(values), tf.shape(rows)[1:]], axis=0)
+        return tf.reshape(rows, shape), tf.reshape(weights, shape)
 
     def _rows(self, values: tf.Tensor) -> tf.Tensor:
         """Looks up rows of the table of values, 0 for unknown ones."""
