@@ -43,6 +43,7 @@ REPEATS = ("first", "last", "all")
 LAYOUTS = ("rows", "sequences")
 LOSSES = ("auto", "full_softmax", "sampled_softmax")
 NEGATIVES = ("in_batch", "uniform", "popularity", "mixed")
+PRECISIONS = ("float32", "bfloat16")
 STRATEGIES = ("single", "mirrored", "multi_worker")
 TABLE_OPTIMIZERS = ("auto", "dense", "lazy_adam", "rowwise_adagrad")
 
@@ -394,6 +395,12 @@ class TrainConfig:
     jit_compile: bool = _execution(
         False,
         "Compile the training step with XLA: faster on a GPU, slower on a CPU.",
+    )
+    precision: str = _execution(
+        "float32",
+        "Numbers that the towers compute with; weights, losses and scores are "
+        "float32 with both. bfloat16 is for GPUs, and slower on most CPUs",
+        choices=PRECISIONS,
     )
     checkpoint_steps: int = _execution(
         500,
@@ -823,7 +830,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "table_init": "co_occurrence",
         "num_blocks": 1,
         "dropout": 0.3,
-        "num_epochs": 8,
+        "item_dropout": 0.3,
+        "num_epochs": 16,
         "positions_per_batch": 1600,
     },
     "movielens-1m": {

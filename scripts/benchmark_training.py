@@ -31,7 +31,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from json_flag import add_json_flag, check_output_file, write_if_asked
 from measuring import machine, peak_memory, seconds_per_epoch
-from peer_runs import check_peers, peers_table, run_peers
+from peer_runs import (
+    PEERS,
+    check_peers,
+    draw_curves,
+    peers_table,
+    run_peers,
+)
 
 from recsys.command_line import (
     Command,
@@ -76,6 +82,26 @@ COMMAND.add_flag(
     group="Run",
     default=1,
 )
+COMMAND.add_flag(
+    str,
+    "peer_models",
+    f"Some of the other libraries' models: {', '.join(PEERS)}. Default: all.",
+    group="Run",
+)
+COMMAND.add_flag(
+    str,
+    "peer_folder",
+    "Keep what the other libraries' models gave in this folder; those that "
+    "are there are not trained again.",
+    group="Run",
+)
+COMMAND.add_flag(
+    str,
+    "curves",
+    "Draw test NDCG@10 by minutes of training, with --peers, to this PNG or "
+    "SVG file; needs matplotlib.",
+    group="Run",
+)
 add_json_flag(COMMAND)
 add_config_flags(COMMAND)
 _MATRIX_SIZE = 2048
@@ -103,21 +129,38 @@ def main(values: dict[str, Any]) -> int:
         measured["quality"] = dataclasses.asdict(curve)
     if values["peers"] is not None:
         ours = _our_row(config, curve)
+        folder = values["peer_folder"]
         peers = run_peers(
             values["peers"],
             data,
             config,
             epochs=values["peer_epochs"],
+            models=_peer_models(values),
+            folder=folder and pathlib.Path(folder),
         )
         measured["peers"] = [ours, *peers]
         print(f"\n{aligned(*peers_table(ours, peers))}")
+        if values["curves"]:
+            draw_curves([ours, *peers], pathlib.Path(values["curves"]))
     write_if_asked(values, measured)
     return 0
+
+
+def _peer_models(values: dict[str, Any]) -> list[str]:
+    """Returns the other libraries' models that were asked for."""
+    names = values["peer_models"]
+    return list(PEERS) if names is None else names.split(",")
 
 
 def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
     """Reads the data once it is clear that everything can be measured."""
     check_output_file(values)
+    check_output_file(values, "curves")
+    for name in ("peer_models", "peer_folder", "curves"):
+        if values["peers"] is None and values[name] is not None:
+            raise InputError(
+                f"--{name} must go with --peers. Received: {values[name]!r}"
+            )
     for name in ("steps", "peer_epochs"):
         if values[name] < 1:
             raise InputError(
@@ -130,7 +173,7 @@ def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
                 "--repeats=all. Received: "
                 f"--split={config.split} --repeats={config.repeats}"
             )
-        check_peers(values["peers"])
+        check_peers(values["peers"], _peer_models(values))
     data = build_data(config)
     if values["peers"] is not None and not isinstance(
         data.split.train, Sequences

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ from recsys.metrics import parse_metric
 
 METRICS = ("recall@10", "ndcg@10")
 PEERS = ("sasrec", "flat_sasrec", "replay_sasrec", "replay_two_tower", "als")
+# Of Okabe and Ito, which color-blind readers tell apart.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _SCRIPT = pathlib.Path(__file__).with_name("benchmark_peers.py")
 INSTALL = (
     "pip install torch==2.13.0 'rectools[torch]==0.19.0' "
@@ -28,16 +33,23 @@ INSTALL = (
 )
 
 
-def check_peers(python: str) -> None:
+def check_peers(python: str, models: Sequence[str] = PEERS) -> None:
     """Checks that an interpreter can run the other libraries.
 
     Args:
         python: The interpreter.
+        models: Some of `PEERS`.
 
     Raises:
-        InputError: It is none, or its environment lacks a package.
+        InputError: A model is none of them, the interpreter is none, or its
+            environment lacks a package.
     """
-    for model in PEERS:
+    for model in models:
+        if model not in PEERS:
+            raise InputError(
+                f"--peer_models must be some of {', '.join(PEERS)}, with "
+                f"commas between. Received: {model!r}"
+            )
         try:
             process = _run(python, "--check", f"--model={model}")
         except OSError as error:
@@ -55,7 +67,13 @@ def check_peers(python: str) -> None:
 
 
 def run_peers(
-    python: str, data: PreparedData, config: TrainConfig, *, epochs: int
+    python: str,
+    data: PreparedData,
+    config: TrainConfig,
+    *,
+    epochs: int,
+    models: Sequence[str] = PEERS,
+    folder: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
     """Trains each of the other libraries' models and scores its lists.
 
@@ -66,6 +84,9 @@ def run_peers(
         data: The log and its split, with test queries.
         config: Has the sizes that the models share with ours.
         epochs: Epochs of the models that are trained by epochs.
+        models: Some of `PEERS`.
+        folder: Keeps the lists and what was measured. A model that is there
+            is not trained again. Default: a temporary one.
 
     Returns:
         What was measured of each model; `curve` has, for each epoch, its
@@ -73,7 +94,8 @@ def run_peers(
         `quality_curve.QualityCurve`.
 
     Raises:
-        InputError: A run failed.
+        InputError: A run failed, or the folder is of another split or other
+            settings.
     """
     sizes = {
         "epochs": epochs,
@@ -83,26 +105,62 @@ def run_peers(
         "length": config.max_history_length,
     }
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(temporary)
-        write_split(data, folder / "split.npz")
-        for model in PEERS:
-            process = _run(
-                python, f"--model={model}", f"--folder={folder}", *flags
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory()
+            folder = pathlib.Path(stack.enter_context(temporary))
+        _claim(folder, data, sizes)
+        return [
+            _run_peer(python, model, folder, data, flags) for model in models
+        ]
+
+
+def _claim(
+    folder: pathlib.Path, data: PreparedData, sizes: dict[str, int]
+) -> None:
+    """Writes split and sizes, or checks that they are those of the folder."""
+    split, path = folder / "split.npz", folder / "sizes.json"
+    arrays = split_arrays(data)
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(split, **arrays)
+        path.write_text(json.dumps(sizes) + "\n", "utf-8")
+        return
+    found = json.loads(path.read_text("utf-8"))
+    with np.load(split) as before:
+        is_same = all(
+            np.array_equal(before[name], array)
+            for name, array in arrays.items()
+        )
+    if found != sizes or not is_same:
+        raise InputError(
+            f"--peer_folder must be new, or of the same data with {found}. "
+            f"Received: {str(folder)!r}, with {sizes}"
+        )
+
+
+def _run_peer(
+    python: str,
+    model: str,
+    folder: pathlib.Path,
+    data: PreparedData,
+    flags: list[str],
+) -> dict[str, Any]:
+    """Trains a model, unless the folder has what was measured of it."""
+    path = folder / f"{model}.json"
+    if not path.is_file():
+        process = _run(python, f"--model={model}", f"--folder={folder}", *flags)
+        if process.returncode:
+            raise InputError(
+                f"--peers={python}: {model} failed. Received: "
+                f"{_last_line(process.stderr)}"
             )
-            if process.returncode:
-                raise InputError(
-                    f"--peers={python}: {model} failed. Received: "
-                    f"{_last_line(process.stderr)}"
-                )
-            measured = json.loads((folder / f"{model}.json").read_text("utf-8"))
-            curve = [
-                {"seconds": seconds, **_metrics(data, folder, model, epoch)}
-                for epoch, seconds in enumerate(measured.pop("seconds"), 1)
-            ]
-            rows.append({**measured, "curve": curve})
-    return rows
+    measured = json.loads(path.read_text("utf-8"))
+    curve = [
+        {"seconds": seconds, **_metrics(data, folder, model, epoch)}
+        for epoch, seconds in enumerate(measured.pop("seconds"), 1)
+    ]
+    return {**measured, "curve": curve}
 
 
 def _metrics(
@@ -128,8 +186,8 @@ def _parts(data: PreparedData) -> dict[str, Queries]:
     return {"validation": data.split.validation, "test": data.split.test}
 
 
-def write_split(data: PreparedData, path: pathlib.Path) -> None:
-    """Writes what a peer needs, items counted from 0, ids as text."""
+def split_arrays(data: PreparedData) -> dict[str, np.ndarray]:
+    """Returns what a peer needs, items counted from 0, ids as text."""
     train = data.split.train
     arrays = {
         "train_items": train.items - FIRST_ITEM_INDEX,
@@ -143,7 +201,34 @@ def write_split(data: PreparedData, path: pathlib.Path) -> None:
             f"{part}_offsets": offsets,
             f"{part}_ids": query_ids(queries).astype(str),
         }
-    np.savez(path, **arrays)
+    return arrays
+
+
+def draw_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws test NDCG@10 by minutes of training, a line for each model.
+
+    Args:
+        rows: As those of `peers_table`.
+        path: Of the picture, whose name says its kind.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for row, color in zip(rows, itertools.cycle(_COLORS), strict=False):
+        minutes = np.cumsum([e["seconds"] for e in row["curve"]]) / 60
+        ndcgs = [epoch["test_ndcg@10"] for epoch in row["curve"]]
+        best = best_epoch(row["curve"])
+        axes.plot(minutes, ndcgs, color=color, label=row["name"])
+        axes.plot(minutes[best], ndcgs[best], "o", color=color)
+    axes.set_xlabel("minutes of training (a point: best epoch on validation)")
+    axes.set_ylabel("test NDCG@10")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(color="#dfe4ea")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 def best_epoch(curve: list[dict[str, float]]) -> int:

@@ -141,10 +141,7 @@ class PeersTest(TempFolderTest):
     def test_split_names_each_interaction(self):
         # The second user has one interaction only and is asked nothing.
         data = self.data([5, 1, 4])
-        path = self.folder / "split.npz"
-        peer_runs.write_split(data, path)
-        with np.load(path) as arrays:
-            split = dict(arrays)
+        split = peer_runs.split_arrays(data)
         for part in ("validation", "test"):
             names = split[f"{part}_ids"].tolist()
             self.assertEqual(names, ["user0", "user2"])
@@ -185,6 +182,51 @@ class PeersTest(TempFolderTest):
             self.assertEqual([each["seconds"] for each in row["curve"]], [0, 1])
             sizes = [row[name] for name in ("dim", "blocks", "heads", "length")]
             self.assertEqual(sizes, ["8", "2", "2", "9"])
+
+    def test_a_folder_is_resumed_and_belongs_to_one_split(self):
+        data = self.data([6] * 12)
+        config = TrainConfig(
+            data="unread", embedding_dim=8, num_heads=2, max_history_length=9
+        )
+        folder = self.folder / "peers"
+        python = self.executable(PEER)
+
+        def run(models, **changes):
+            return peer_runs.run_peers(
+                python,
+                changes.get("data", data),
+                config,
+                epochs=changes.get("epochs", 2),
+                models=models,
+                folder=folder,
+            )
+
+        [first] = run(["sasrec"])
+        text = (folder / "sasrec.json").read_text().replace("[0, 1]", "[0, 7]")
+        (folder / "sasrec.json").write_text(text)
+        both = run(["sasrec", "als"])
+        self.assertEqual([row["model"] for row in both], ["sasrec", "als"])
+        self.assertEqual([e["seconds"] for e in both[0]["curve"]], [0, 7])
+        self.assertEqual(both[1]["curve"], first["curve"])
+        for changes in ({"epochs": 3}, {"data": self.data([7] * 12)}):
+            with self.assertRaisesRegex(
+                InputError, "--peer_folder must be new"
+            ):
+                run(["als"], **changes)
+
+    def test_unknown_model_is_named(self):
+        with self.assertRaisesRegex(InputError, "--peer_models .*'sasrek'"):
+            peer_runs.check_peers(sys.executable, ["sasrek"])
+
+    def test_curves_are_drawn(self):
+        curve = [
+            {"seconds": 30, "validation_ndcg@10": n, "test_ndcg@10": n}
+            for n in (0.1, 0.2)
+        ]
+        path = self.folder / "curves.svg"
+        rows = [{"name": name, "curve": curve} for name in ("ours", "als")]
+        peer_runs.draw_curves(rows, path)
+        self.assertIn("<svg", path.read_text())
 
     def gains(self, queries, listed):
         """The NDCG of some of the items that each history lacks."""
@@ -344,6 +386,7 @@ class BenchmarkTrainingTest(TempFolderTest):
         ("--peers=/no/python", "--peer_epochs=0", "at least 1"),
         ("--peers=/no/python", "--steps=1", "pip install"),
         ("--peers=", "--steps=1", "pip install"),
+        ("--peer_models=als", "--steps=1", "with --peers. Received: 'als'"),
     )
     def test_mistakes_are_told_before_any_work(self, one, other, message):
         values = benchmark_training.COMMAND.parse([one, other])

@@ -34,6 +34,7 @@ KINDS = {
         "--encoder=gru",
         "--item_features=genres,title:words",
         "--time_features=gap",
+        "--precision=bfloat16",
     ],
     "mean_sampled": [
         "--encoder=mean_pooling",
@@ -51,6 +52,7 @@ KINDS = {
         "--table_init=co_occurrence",
         "--time_features=gap,age",
         "--context_features=gap",
+        "--precision=bfloat16",
     ],
 }
 # Shards cannot be extended (see test_shards_are_not_extended).

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import keras
 import numpy as np
 import pyarrow as pa
 
-from recsys.config import TrainConfig, parse_names
+from recsys.config import PRECISIONS, TrainConfig, parse_names
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import TRAIN_TARGETS, PreparedData, train_counts
 from recsys.data.side_information import SideEncoder
@@ -49,7 +50,12 @@ def build_model(
         item_features: The layer of item features, if any.
         side: The encoder of other features, if any.
     """
-    table = SharedItemEmbedding(vocabulary_size, config.embedding_dim)
+    dtype = config.precision
+    if dtype != PRECISIONS[0]:
+        dtype = f"mixed_{dtype}"
+    table = SharedItemEmbedding(
+        vocabulary_size, config.embedding_dim, dtype=dtype
+    )
     features: dict[str, Any] = {}
     if item_features is not None:
         features["item_features"] = item_features
@@ -58,22 +64,48 @@ def build_model(
     if side is not None:
         for part in side.encoders:
             known[f"{part}_features"] = FeatureSum(
-                side.num_values(part), config.embedding_dim
+                side.num_values(part), config.embedding_dim, dtype=dtype
             )
         if known:
             known["feature_dropout"] = config.feature_dropout
     model = TwoTower(
         HistoryTower(
             table,
-            encoder=_build_encoder(config),
+            encoder=_build_encoder(config, dtype),
             item_dropout=config.item_dropout,
+            dtype=dtype,
             **features,
             **known,
         ),
-        CandidateTower(table, **features),
+        CandidateTower(table, dtype=dtype, **features),
+        dtype=dtype,
     )
     model.build()
     return model
+
+
+def float32_copy(model: TwoTower) -> TwoTower:
+    """Returns a built model of the same layers that computes in float32.
+
+    Args:
+        model: A model of any precision. `copy_weights` fills the other one.
+    """
+    half = f"mixed_{PRECISIONS[1]}"
+    text = json.dumps(model.get_config()).replace(half, PRECISIONS[0])
+    copy = TwoTower.from_config(json.loads(text))
+    copy.build()
+    return copy
+
+
+def copy_weights(source: TwoTower, target: TwoTower) -> None:
+    """Copies all variables.
+
+    Args:
+        source: A built model.
+        target: Another one of the same layers.
+    """
+    for old, new in zip(source.variables, target.variables, strict=True):
+        new.assign(old)
 
 
 def build_item_features(
@@ -233,11 +265,11 @@ def build_optimizer(
     )
 
 
-def _build_encoder(config: TrainConfig) -> keras.layers.Layer:
+def _build_encoder(config: TrainConfig, dtype: str) -> keras.layers.Layer:
     if config.encoder == "mean_pooling":
-        return MeanPooling(dropout=config.dropout)
+        return MeanPooling(dropout=config.dropout, dtype=dtype)
     if config.encoder == "gru":
-        return GRUEncoder(dropout=config.dropout)
+        return GRUEncoder(dropout=config.dropout, dtype=dtype)
     if config.encoder == "self_attention":
         return SelfAttentionEncoder(
             num_blocks=config.num_blocks,
@@ -245,6 +277,7 @@ def _build_encoder(config: TrainConfig) -> keras.layers.Layer:
             dropout=config.dropout,
             max_distance=config.max_history_length,
             reads_times="age" in parse_names(config.time_features),
+            dtype=dtype,
         )
     raise ValueError(
         "`encoder` must be mean_pooling, gru or self_attention. Received: "

@@ -74,7 +74,7 @@ def write_extension(
             carry(source, target, grown.indices, size)
         _initialize_new_rows(new, grown)
         with folder.writing(folder.model) as path:
-            new.model.save(path)
+            new.save_model(path)
         new.checkpoints.save(Progress())
         with folder.writing(folder.vocabulary) as path:
             grown.grown_data.vocabulary.save(path)

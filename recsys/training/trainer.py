@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pathlib
 import time
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from recsys import files
-from recsys.config import FEATURE_FIELDS, TrainConfig
+from recsys.config import FEATURE_FIELDS, PRECISIONS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import (
@@ -33,7 +34,9 @@ from recsys.training.build import (
     build_model,
     build_negative_sampler,
     build_optimizer,
+    copy_weights,
     describe_method,
+    float32_copy,
     initialize_table,
     trained_items,
 )
@@ -176,8 +179,12 @@ class Trainer:
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
         self.optimizer.build(self.model.trainable_variables)
+        # What validation reads and `model.keras` holds.
+        self._saved_model = self.model
+        if config.precision != PRECISIONS[0]:
+            self._saved_model = float32_copy(self.model)
         self._recommender = Recommender(
-            self.model,
+            self._saved_model,
             data.vocabulary,
             config.max_history_length,
             side=self.side,
@@ -287,6 +294,7 @@ class Trainer:
             # New items get the rows that those of known items predict.
             table = self.model.candidate_tower.embedding.embeddings
             table.assign(self.regression.filled(table.numpy()))
+        self._update_saved_model()
         measures = {"loss": progress.loss_sum / (progress.num_targets or 1.0)}
         measures.update(self._validate())
         progress.history.append(
@@ -298,7 +306,7 @@ class Trainer:
         is_best = best == progress.epoch
         if is_best:
             with self._folder.writing(self._folder.model) as path:
-                self.model.save(path)
+                self._saved_model.save(path)
         for name, value in measures.items():
             tf.summary.scalar(name, value, step=progress.epoch)
         if self._verbose:
@@ -316,6 +324,15 @@ class Trainer:
             progress.finished |= any(ends)
         finally:
             self.checkpoints.save(progress)
+
+    def save_model(self, path: pathlib.Path) -> None:
+        """Writes the present model, which computes in float32."""
+        self._update_saved_model()
+        self._saved_model.save(path)
+
+    def _update_saved_model(self) -> None:
+        if self._saved_model is not self.model:
+            copy_weights(self.model, self._saved_model)
 
     def _train_epoch(self, progress: Progress) -> None:
         """Runs the remaining steps of an epoch."""
