@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import ablations  # noqa: E402
 import benchmark_encoders  # noqa: E402
 import benchmark_evaluation  # noqa: E402
+import benchmark_gpu  # noqa: E402
 import benchmark_input  # noqa: E402
 import benchmark_peers  # noqa: E402
 import benchmark_retrieval  # noqa: E402
@@ -66,9 +70,9 @@ def _write_log(path: pathlib.Path, lengths: list[int], num_items: int) -> None:
     """User u takes every (u + 1)-th item from item u on."""
     rows = ["userId,movieId,timestamp"]
     for user, length in enumerate(lengths):
-        for time in range(length):
-            item = (user + time * (user % 3 + 1)) % num_items
-            rows.append(f"user{user},{item},{time}")
+        for place in range(length):
+            item = (user + place * (user % 3 + 1)) % num_items
+            rows.append(f"user{user},{item},{place}")
     path.write_text("\n".join(rows) + "\n")
 
 
@@ -392,6 +396,63 @@ class BenchmarkTrainingTest(TempFolderTest):
         values = benchmark_training.COMMAND.parse([one, other])
         with self.assertRaisesRegex(InputError, message):
             benchmark_training.main(values)
+
+
+class GpuTest(TempFolderTest):
+    FLAGS = (
+        "--allow_cpu",
+        "--embedding_dim=8",
+        "--num_epochs=2",
+        "--max_history_length=9",
+    )
+
+    def run_main(self, *flags):
+        log = self.folder / "log.csv"
+        _write_log(log, [6] * 12, num_items=40)
+        path = self.folder / "gpu.json"
+        arguments = (*self.FLAGS, f"--data={log}", f"--json={path}", *flags)
+        values = benchmark_gpu.COMMAND.parse(list(arguments))
+        self.assertEqual(benchmark_gpu.main(values), 0)
+        return json.loads(path.read_text())["variants"]
+
+    def test_variants_are_trained_and_measured(self):
+        variants = {
+            "bfloat16": {"precision": "bfloat16"},
+            "float32": {"precision": "float32"},
+        }
+        with mock.patch.object(benchmark_gpu, "VARIANTS", variants):
+            rows = self.run_main()
+        self.assertEqual([row["variant"] for row in rows], list(variants))
+        for row in rows:
+            self.assertTrue(row["is_finished"])
+            self.assertLen(row["epochs"], 2)
+            seconds = [epoch["seconds"] for epoch in row["epochs"]]
+            self.assertEqual(row["training seconds"], sum(seconds))
+            self.assertEqual(row["seconds per epoch"], seconds[1])
+            self.assertNotIn("test_ndcg@10", row["epochs"][0])
+
+    def test_the_limit_ends_a_run_and_leaves_out_the_rest(self):
+        began = time.monotonic()
+        rows = self.run_main("--limit=2s")
+        self.assertLess(time.monotonic() - began, 60)
+        self.assertEqual([row["variant"] for row in rows], ["bfloat16, XLA"])
+        self.assertFalse(rows[0]["is_finished"])
+        self.assertIsNone(rows[0]["best epoch"])
+
+    def test_a_gpu_is_asked_for(self):
+        values = benchmark_gpu.COMMAND.parse([])
+        with (
+            mock.patch.object(
+                tf.config, "list_physical_devices", return_value=[]
+            ),
+            self.assertRaisesRegex(InputError, "a GPU .*Received: none"),
+        ):
+            benchmark_gpu.main(values)
+
+    @parameterized.parameters("8", "-1m", "8h", "nans", "")
+    def test_odd_limits(self, text):
+        with self.assertRaisesRegex(InputError, "--limit must be a time"):
+            benchmark_gpu.parse_seconds(text)
 
 
 class CompareExtensionTest(TempFolderTest):
