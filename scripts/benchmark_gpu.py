@@ -1,0 +1,214 @@
+"""Trains a preset on a GPU with each precision, in one command.
+
+Run it from the checkout, on a machine with a GPU and `pip install '.[gpu]'`:
+
+    python scripts/benchmark_gpu.py --data=ml-1m
+    python scripts/benchmark_gpu.py --data=ml-1m --limit=4m --json=gpu.json
+
+Each variant is trained by `recsys.training.train` in a process of its own, with
+the preset `movielens-1m` unless --preset names another. All together take no
+longer than --limit (8 minutes): the one that is running then is ended, and
+shown with the epochs that it has. The test queries are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from json_flag import add_json_flag, check_output_file, write_if_asked
+from measuring import machine, seconds_per_epoch
+
+from recsys.command_line import (
+    Command,
+    add_config_flags,
+    add_preset_flag,
+    given_fields,
+    load_tensorflow,
+)
+from recsys.config import make_config
+from recsys.errors import InputError
+from recsys.evaluation.results import aligned
+from recsys.workdir import best_epoch
+
+COMMAND = Command(
+    "benchmark_gpu",
+    "Times whole trainings on a GPU, with and without XLA and bfloat16.",
+    ["scripts/benchmark_gpu.py --data=ml-1m"],
+)
+add_preset_flag(COMMAND)
+COMMAND.add_flag(
+    str,
+    "limit",
+    "Most time for all trainings together, with s or m.",
+    group="Run",
+    default="8m",
+)
+COMMAND.add_flag(
+    bool, "allow_cpu", "Run without a GPU, too.", group="Run", default=False
+)
+add_json_flag(COMMAND)
+add_config_flags(COMMAND)
+
+# What should be fastest comes first, since the limit may end the rest.
+VARIANTS = {
+    "bfloat16, XLA": {"precision": "bfloat16", "jit_compile": True},
+    "float32, XLA": {"precision": "float32", "jit_compile": True},
+    "bfloat16": {"precision": "bfloat16", "jit_compile": False},
+    "float32": {"precision": "float32", "jit_compile": False},
+}
+_RUN = """
+import json, sys
+from recsys.command_line import load_tensorflow
+from recsys.config import TrainConfig
+load_tensorflow()
+from recsys.training import train
+config = TrainConfig(**json.loads(sys.argv[1]))
+train(config, sys.argv[2], evaluate=False)
+"""
+_HEADER = [
+    "variant",
+    "epochs",
+    "training, s",
+    "s/epoch",
+    "interactions/s",
+    "best epoch",
+    "validation recall@10",
+    "ndcg@10",
+    "",
+]
+
+
+def main(values: dict[str, Any]) -> int:
+    """Trains, measures and prints.
+
+    Args:
+        values: The value of every flag.
+
+    Returns:
+        The exit code.
+    """
+    check_output_file(values)
+    seconds = parse_seconds(values["limit"])
+    given = given_fields(values)
+    preset = values["preset"] or "movielens-1m"
+    for fields in VARIANTS.values():
+        make_config(preset, {**given, **fields})  # Fails before any training.
+    device = _device(values["allow_cpu"])
+    ends = time.monotonic() + seconds
+    rows = []
+    for name, fields in VARIANTS.items():
+        left = ends - time.monotonic()
+        if left <= 0:
+            print(f"{name}: no time left")
+            continue
+        rows.append(
+            {"variant": name, **_train(preset, {**given, **fields}, left)}
+        )
+    print(f"{device}; {machine()}\n\n{aligned(_HEADER, [*map(_cells, rows)])}")
+    write_if_asked(values, {"device": device, "variants": rows})
+    return 0
+
+
+def parse_seconds(text: str) -> float:
+    """Returns the seconds of such as "90s" or "8m".
+
+    Raises:
+        InputError: It is no positive time.
+    """
+    units = {"s": 1, "m": 60}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(
+            "--limit must be a time with s or m, such as 90s or 8m. "
+            f"Received: {text!r}"
+        )
+    return seconds
+
+
+def _device(allow_cpu: bool) -> str:
+    """Names the GPU that trainings will use."""
+    load_tensorflow()
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return str(details.get("device_name", gpus[0].name))
+    if not allow_cpu:
+        raise InputError(
+            "expected a GPU that TensorFlow can use (pip install '.[gpu]'), or "
+            "--allow_cpu. Received: none"
+        )
+    return "no GPU"
+
+
+def _train(preset: str, fields: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Trains in a process of its own; returns what its epochs measured."""
+    config = make_config(preset, fields)
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder) / "run"
+        text = json.dumps(config.to_dict())
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, text, str(workdir)]
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            code = None
+        if code:
+            raise InputError(
+                f"training with --precision={config.precision} failed. "
+                f"Received: exit code {code}"
+            )
+        history = _history(workdir)
+    seconds = [epoch["seconds"] for epoch in history]
+    return {
+        "is_finished": code == 0,
+        "training seconds": sum(seconds),
+        "seconds per epoch": seconds_per_epoch(seconds) if seconds else None,
+        "best epoch": best_epoch(history, "ndcg@10"),
+        "epochs": history,
+    }
+
+
+def _history(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """Returns what the newest checkpoint says of the epochs before it."""
+    found: list[dict[str, float]] = []
+    for path in workdir.glob("checkpoints/*/progress.json"):
+        epochs = json.loads(path.read_text("utf-8"))["history"]
+        found = max(found, epochs, key=len)
+    return found
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Returns a row of the table."""
+    history, best = row["epochs"], row["best epoch"]
+    if best is None:
+        return [row["variant"], "0", *["-"] * 6, "ended by the limit"]
+    rates = [epoch["interactions_per_second"] for epoch in history]
+    return [
+        row["variant"],
+        str(len(history)),
+        f"{row['training seconds']:.1f}",
+        f"{row['seconds per epoch']:.2f}",
+        f"{max(rates):,.0f}",
+        str(best + 1),
+        f"{history[best]['validation_recall@10']:.4f}",
+        f"{history[best]['validation_ndcg@10']:.4f}",
+        "" if row["is_finished"] else "ended by the limit",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(main))
