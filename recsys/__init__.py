@@ -73,6 +73,7 @@ _HOMES = {
 # Reached as attributes without an import of their own: recsys.training.train.
 _MODULES = (
     "baselines",
+    "beam_recommendation",
     "data",
     "evaluation",
     "histories",

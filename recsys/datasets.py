@@ -16,7 +16,6 @@ import os
 import pathlib
 import re
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +23,6 @@ from recsys.command_line import Command, add_config_flags
 from recsys.errors import InputError
 from recsys.files import atomic_path, read_json, read_json_object, write_json
 
-# Seconds without a byte until a connection is given up; attempts in a row that
-# may bring less than a megabyte; seconds to wait after the first of them.
-_TIMEOUT, _ATTEMPTS, _WAIT = 30.0, 5, 1.0
 _RECORD = "download.json"
 
 COMMAND = Command(
@@ -191,80 +187,20 @@ def _verify(path: pathlib.Path, target: pathlib.Path, known: Dataset) -> None:
 
 
 def _download(name: str, dataset: Dataset, target: pathlib.Path) -> None:
-    """Downloads a file, trying again as long as there is progress."""
-    import requests
+    """Downloads a file and compares it with its checksum."""
+    # Its packages take longer to import than `--help` to print.
+    from recsys import downloads
 
-    part = target.with_name(f"{target.name}.part")
-    part.touch()
     size = f"{dataset.size / 1e6:,.1f} MB, " if dataset.size else ""
     print(f"Downloading {name} ({size}{dataset.terms}) to {target.parent}")
-    failures = 0
-    while True:
-        before = part.stat().st_size
-        try:
-            _receive(name, dataset.page, target, part)
-            break
-        except requests.RequestException as error:
-            size_now = part.stat().st_size
-            failures = 1 if size_now >= before + 2**20 else failures + 1
-            # A certificate or an address does not get better.
-            is_final = isinstance(
-                error, requests.exceptions.SSLError | requests.HTTPError
-            )
-            if failures == _ATTEMPTS or is_final:
-                raise InputError(
-                    f"{name!r} needs {dataset.page}; rerun to resume after "
-                    f"{size_now:,} bytes, or put a copy of the file into "
-                    f"{target.parent}. Received: {' '.join(str(error).split())}"
-                ) from error
-            time.sleep(_WAIT * 2 ** (failures - 1))
+    part = target.with_name(f"{target.name}.part")
+    downloads.download(name, dataset.page, part, target.with_name(_RECORD))
     try:
         _verify(part, target, dataset)
     except InputError:
         part.unlink()
         raise
     os.replace(part, target)
-
-
-def _receive(
-    name: str, url: str, target: pathlib.Path, part: pathlib.Path
-) -> None:
-    """Appends what is missing; begins anew unless the server continues."""
-    import requests
-    import tqdm
-
-    record, have = _record(target), part.stat().st_size
-    headers = {"Accept-Encoding": "identity"}
-    if have and record.get("validator"):
-        # Of a file that has changed, the server sends the whole.
-        headers["Range"] = f"bytes={have}-"
-        headers["If-Range"] = record["validator"]
-    with requests.get(
-        url, headers=headers, stream=True, timeout=_TIMEOUT
-    ) as answer:
-        code, span = answer.status_code, answer.headers.get("Content-Range", "")
-        if code in (408, 429) or code >= 500:
-            raise requests.ConnectionError(f"HTTP status {code}")
-        if code == 416 or (code == 206 and f"bytes {have}-" not in span):
-            part.write_bytes(b"")
-            raise requests.ConnectionError(f"the server has no byte {have}")
-        answer.raise_for_status()
-        if code != 206:
-            have = 0
-            tag = answer.headers.get("ETag", "W/")
-            modified = answer.headers.get("Last-Modified")
-            record["validator"] = modified if tag.startswith("W/") else tag
-            write_json(target.with_name(_RECORD), record)
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        options = {"total": total, "initial": have, "unit_scale": True}
-        # Without a terminal there is no bar.
-        bar = tqdm.tqdm(desc=name, unit="B", disable=None, **options)
-        with bar, part.open("ab" if have else "wb") as file:
-            for chunk in answer.iter_content(2**16):
-                bar.update(file.write(chunk))
-    if total not in (None, part.stat().st_size):
-        raise requests.ConnectionError(f"the file ended before byte {total:,}")
 
 
 def main(values: dict[str, Any]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 # What pip installs; `recsys` on PyPI is another project.
 DISTRIBUTION = "recsys-towers"
 
@@ -22,6 +24,13 @@ def missing_extra(what: str, extra: str, received: object) -> InputError:
         f"'{DISTRIBUTION}[{extra}]' (in a checkout: pip install '.[{extra}]'). "
         f"Received: {received}"
     )
+
+
+def need_packages(what: str, extra: str, *packages: str) -> None:
+    """Raises the error of `missing_extra` if a package is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(what, extra, f"no package `{package}`")
 
 
 class MismatchError(RuntimeError):

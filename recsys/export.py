@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import shlex
 import sys
@@ -16,7 +15,7 @@ from recsys.command_line import (
     model_folder,
     required_path,
 )
-from recsys.errors import InputError, missing_extra
+from recsys.errors import InputError, need_packages
 from recsys.serving import FORMATS, NOT_BY_DEFAULT, check_output
 
 COMMAND = Command(
@@ -111,11 +110,8 @@ def _format_names(text: str) -> list[str]:
             f"Received: {text!r}"
         )
     for name in names:
-        for package in NOT_BY_DEFAULT.get(name, ()):
-            if not importlib.util.find_spec(package):
-                raise missing_extra(
-                    f"--formats={name}", "onnx", f"no package `{package}`"
-                )
+        packages = NOT_BY_DEFAULT.get(name, ())
+        need_packages(f"--formats={name}", "onnx", *packages)
     return list(dict.fromkeys(names))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import pathlib
@@ -23,8 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from recsys import files
-from recsys.config import TrainConfig
-from recsys.data.prepare import counted, user_histories
+from recsys.data.prepare import counted
 from recsys.data.sequences import Sequences, offsets_of
 from recsys.data.shards import to_sequences, to_table
 from recsys.data.side_information import Request, Side
@@ -32,7 +30,6 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.reranking import Rules
-from recsys.workdir import Workdir
 
 if TYPE_CHECKING:
     from recsys.recommender import Recommender
@@ -214,16 +211,8 @@ def recommend_file(
     """
     began = time.perf_counter()
     with _open_output(output) as out:
-        summary = _write(
-            out,
-            output.suffix,
-            recommender,
-            asked,
-            k,
-            exclude_history,
-            rules,
-            context,
-        )
+        arguments = (k, exclude_history, rules, context)
+        summary = write(out, output.suffix, recommender, asked, *arguments)
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -292,125 +281,6 @@ def users_of(
             + (", …" if len(missing) > 3 else "")
         )
     return to_sequences(table.take(rows))
-
-
-def recommend_on_beam(
-    workdir: pathlib.Path,
-    config: TrainConfig,
-    output: str,
-    k: int,
-    *,
-    beam_options: Sequence[str],
-    exclude_history: bool = True,
-    rules: Rules | None = None,
-    context: Mapping[str, Any] | None = None,
-) -> Summary:
-    """Recommends for all users of a folder of shards, on Apache Beam.
-
-    Every worker must reach the workdir and the shards under the same names,
-    and holds the model and the users of a shard in memory.
-
-    Args:
-        workdir: The folder of the model.
-        config: Its configuration; `data` is the folder of the shards.
-        output: A new or empty folder, on any file system that Beam supports.
-            It gets a file for each shard, in the format of the folder's
-            suffix; see `recommend_file`.
-        k: How many items for each user, at most.
-        beam_options: The runner and its options, as Beam's flags.
-        exclude_history: Whether items of a history are excluded.
-        rules: Which items may be recommended, and in which order.
-        context: As for `recommend_file`.
-
-    Returns:
-        What was found.
-
-    Raises:
-        InputError: The folder is not empty, or the log is not in shards.
-    """
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    from recsys.data import beam_preparation, shards
-
-    began = time.perf_counter()
-    if not shards.is_sharded(config.data):
-        raise InputError(
-            "--runner needs a model trained on shards (see "
-            f"recsys.prepare_shards). Received: one trained on {config.data}"
-        )
-    beam_preparation.check_new(output)
-    folder = pathlib.Path(config.data).expanduser().absolute()
-    manifest = shards.read_manifest(folder)
-    answer = functools.partial(
-        _answer_shard,
-        workdir=workdir.absolute(),
-        config=dataclasses.replace(config, data=str(folder)),
-        output=output,
-        arguments=(k, exclude_history, rules, context),
-    )
-    with (
-        beam_preparation.input_errors(),
-        beam.Pipeline(options=PipelineOptions(list(beam_options))) as root,
-    ):
-        _ = (
-            root
-            | "Shards" >> beam.Create(range(len(manifest.num_users)))
-            | "Spread" >> beam.Reshuffle()
-            | "Recommend" >> beam.Map(answer)
-            | "Add up" >> beam.CombineGlobally(_total)
-            | "Write summary" >> beam.Map(_write_summary, output)
-        )
-    with beam.io.filesystems.FileSystems.open(
-        beam.io.filesystems.FileSystems.join(output, _SUMMARY)
-    ) as stream:
-        summary = Summary(**json.loads(stream.read()))
-    summary.seconds = time.perf_counter() - began
-    return summary
-
-
-# Readers of a folder of Parquet files ignore names that begin so.
-_SUMMARY = "_summary.json"
-
-
-@functools.lru_cache(maxsize=1)
-def _load(
-    workdir: pathlib.Path, config: TrainConfig
-) -> tuple[Recommender, list[Callable[[], Sequences]]]:
-    """Loads a model and finds its users, once in each worker."""
-    from recsys import recommender
-
-    loaded = recommender.restore(Workdir(workdir))
-    return loaded, user_histories(config, loaded.vocabulary)
-
-
-def _answer_shard(
-    shard: int,
-    workdir: pathlib.Path,
-    config: TrainConfig,
-    output: str,
-    arguments: tuple[int, bool, Rules | None, Mapping[str, Any] | None],
-) -> Summary:
-    from recsys.data import beam_preparation
-
-    recommender, parts = _load(workdir, config)
-    suffix = pathlib.PurePath(output).suffix or ".jsonl"
-    name = f"{shard:05d}{suffix}"
-    with beam_preparation.create(output, name) as out:
-        return _write(out, suffix, recommender, [parts[shard]], *arguments)
-
-
-def _total(summaries: Iterable[Summary]) -> Summary:
-    rows = map(dataclasses.astuple, summaries)
-    none = dataclasses.astuple(Summary())
-    return Summary(*map(sum, zip(none, *rows, strict=True)))
-
-
-def _write_summary(summary: Summary, output: str) -> None:
-    from recsys.data import beam_preparation
-
-    with beam_preparation.create(output, _SUMMARY) as out:
-        out.write(json.dumps(dataclasses.asdict(summary)).encode())
 
 
 def _user_chunks(
@@ -673,10 +543,17 @@ def _count(
     summary.num_without_known += int(np.count_nonzero(~is_known))
 
 
-def _write(
+def write(
     out: IO[bytes], suffix: str, recommender: Recommender, *arguments: Any
 ) -> Summary:
-    """Writes answers to a stream, in the format of a suffix."""
+    """Writes recommendations to a stream; returns what was found.
+
+    Args:
+        out: The stream.
+        suffix: The suffix of the file, which decides on the format.
+        recommender: The model.
+        *arguments: Those of `recommend_file`, from `asked` on, without output.
+    """
     open_writer = {".csv": pa_csv.CSVWriter, ".parquet": pq.ParquetWriter}.get(
         suffix.lower()
     )

@@ -22,6 +22,8 @@ from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from recsys.config import TrainConfig
     from recsys.data.sequences import Sequences
     from recsys.data.side_information import Side
@@ -165,7 +167,7 @@ def main(values: dict[str, Any]) -> int:
         "rules": _rules(values, vocabulary),
     }
     if beam_options is not None:
-        summary = recsys.histories.recommend_on_beam(
+        summary = recsys.beam_recommendation.recommend(
             folder.path,
             config,
             values["output"],
@@ -177,18 +179,18 @@ def main(values: dict[str, Any]) -> int:
         print(summary.text(values["k"]), file=sys.stderr)
         return 0
     output = pathlib.Path(values["output"] or "")
-    histories, parts, items = None, [], []
+    histories, parts, similar_to, history = None, [], 0, []
     if values["histories"] is not None:
         histories = pathlib.Path(values["histories"])
     if values["output"]:
         recsys.histories.check_files(histories, output)
     if values["similar_to"] is not None:
-        items = [vocabulary.find(values["similar_to"])]
+        similar_to = vocabulary.find(values["similar_to"])
     elif values["user"] or values["users"] is not None:
         parts = _users(values, config, vocabulary)
     elif histories is None:
         texts = [text for text in values["history"] or [] if text.strip()]
-        items = [_find(vocabulary, text) for text in texts]
+        history = [_find(vocabulary, text) for text in texts]
     load_tensorflow()
     recommender = recsys.recommender.restore(folder, config, vocabulary)
     if values["output"]:
@@ -202,16 +204,17 @@ def main(values: dict[str, Any]) -> int:
         )
         print(summary.text(values["k"]), file=sys.stderr)
     elif values["similar_to"] is not None:
-        _print_similar(recommender, items[0], values["k"])
+        _print_similar(recommender, similar_to, values["k"])
     elif parts:
         _print_users(recommender, parts[0](), context, values, options)
     else:
         request = recsys.data.side_information.Request.of(
-            [str(index) for index in items], context=context
+            history, context=context
         )
         side, notes = recommender.side_of_one(request)
         print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
-        _print_recommended(recommender, items, side, values, options)
+        indices = vocabulary.encode(history)
+        _print_recommended(recommender, indices, side, values, options)
     return 0
 
 
@@ -247,7 +250,7 @@ def _print_users(
         print("\n" * (place > 0) + f"User {printable(user)}")
         _print_recommended(
             recommender,
-            one.items.tolist(),
+            one.items,
             recommender.side_of_users(one, context),
             values,
             {**options, "dislikes": dislikes},
@@ -350,32 +353,32 @@ def _users(
     return [lambda: found]
 
 
-def _find(vocabulary: Vocabulary, text: str) -> int:
-    """Returns the index of an item of the history.
+def _find(vocabulary: Vocabulary, text: str) -> str:
+    """Returns the raw id of an item of the history.
 
     A title that no item has is probably a typo, and an error that suggests
     others. An id may belong to an item newer than the model: it is the
     unknown item, and reported.
     """
     try:
-        return vocabulary.find(text)
+        return vocabulary.decode([vocabulary.find(text)])[0]
     except InputError:
         if vocabulary.titles is not None and not text.strip().isdigit():
             raise
     print(f"unknown item, ignored: {text!r}", file=sys.stderr)
-    return UNKNOWN_INDEX
+    return text
 
 
 def _print_recommended(
     recommender: Recommender,
-    history: list[int],
+    history: np.ndarray,
     side: Side | None,
     values: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Prints recommendations for a history of vocabulary indices."""
     vocabulary = recommender.vocabulary
-    known = [index for index in history if index >= FIRST_ITEM_INDEX]
+    known = history[history >= FIRST_ITEM_INDEX].tolist()
     if known:
         named = known[-_NUM_NAMED:] if values["user"] else known
         titles = ", ".join(vocabulary.describe(index) for index in named)
@@ -389,12 +392,9 @@ def _print_recommended(
             "No known item in the history (name some by --history=…): the "
             "most popular items, scored by their interactions:\n"
         )
-    # Not needed for `--help`.
-    import numpy as np
-
-    indices = np.array(history, np.int32)
+    offsets = recsys.data.sequences.offsets_of([len(history)])
     listed, scores = recommender.recommend_indices(
-        indices, np.array([0, len(history)]), values["k"], side=side, **options
+        history, offsets, values["k"], side=side, **options
     )
     found = recommender.named(listed[0], scores[0])
     notes: list[str] = []
@@ -405,7 +405,7 @@ def _print_recommended(
                 for influence in influences[:_NUM_INFLUENCES]
             )
             for influences in recommender.explain_indices(
-                indices,
+                history,
                 vocabulary.encode([each.item_id for each in found]),
                 side,
             )

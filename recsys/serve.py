@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -18,7 +17,7 @@ from recsys.command_line import (
     load_tensorflow,
     model_folder,
 )
-from recsys.errors import InputError, missing_extra
+from recsys.errors import InputError, need_packages
 
 if TYPE_CHECKING:
     from recsys.serving.live import Folder
@@ -109,8 +108,7 @@ def main(values: dict[str, Any]) -> int:
     # Products of one row are slower on several cores, by far on busy ones.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     load_tensorflow()
-    import uvicorn
-
+    # Imports TensorFlow, and packages of the extra.
     from recsys.serving import http, live
 
     with _bind(values["host"], values["port"]) as listening:
@@ -133,15 +131,6 @@ def main(values: dict[str, Any]) -> int:
             log=_print_line if values["access_log"] else None,
             metrics=metrics,
         )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            # Longer than the pools of clients and proxies keep connections.
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=values["max_seconds"],
-        )
         polling = (list(folders.values()), values["poll_seconds"])
         threading.Thread(target=_poll, args=polling, daemon=True).start()
         host, port = listening.getsockname()[:2]
@@ -149,7 +138,7 @@ def main(values: dict[str, Any]) -> int:
         print(f"{', '.join(folders)}: http://{host}:{port}/", flush=True)
         # Uvicorn answers what it has begun, then raises the signal again.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(config).run([listening])
+        http.run(app, listening, values["max_seconds"])
     return 0
 
 
@@ -162,11 +151,7 @@ def _poll(folders: list[Folder], seconds: float) -> None:
 
 def _check(values: dict[str, Any]) -> str | None:
     """Checks the flags before the slow part; returns the token."""
-    for package in _PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra(
-                "recsys.serve", "serve", f"no package {package}"
-            )
+    need_packages("recsys.serve", "serve", *_PACKAGES)
     for name in (
         "max_body_kb",
         "max_history",

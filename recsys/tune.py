@@ -28,6 +28,7 @@ from recsys.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from recsys.data.prepare import PreparedData
+    from recsys.training.progress import Progress
 
 COMMAND = Command(
     "recsys.tune",
@@ -101,12 +102,10 @@ def main(values: dict[str, Any]) -> int:
         )
     search = _Search(config, given, run_folder(values, _FOLDER))
     search.check()
-
-    from recsys.data.prepare import build_data, choose, data_summary
-
-    data = build_data(config)
-    search.config, why = choose(config, data)
-    print("\n".join([data_summary(data), *why]), flush=True)
+    data = recsys.data.prepare.build_data(config)
+    search.config, why = recsys.data.prepare.choose(config, data)
+    lines = [recsys.data.prepare.data_summary(data), *why]
+    print("\n".join(lines), flush=True)
     # No trial has the test queries.
     split = dataclasses.replace(data.split, test=None)
     data = dataclasses.replace(data, split=split)
@@ -297,14 +296,12 @@ class _Search:
 
     def _callback(self, trial: Any, budget: float) -> Any:
         """Returns what ends a trial that is worse than others or too long."""
-        from recsys.training.progress import Callback, Progress
-
         search, num_epochs = self, self.config.num_epochs
         before = trial.user_attrs.get("seconds", 0.0)
         left = budget - self._seconds_used()
         began = time.monotonic()
 
-        class Pruning(Callback):
+        class Pruning(recsys.training.Callback):
             def on_epoch_end(self, progress: Progress) -> bool:
                 trial.report(
                     progress.history[-1][search._metric], progress.epoch - 1

@@ -24,7 +24,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 from commands import run
 
-from recsys import datasets
+from recsys import datasets, downloads
 from recsys.data import sources
 from recsys.datasets import Dataset
 from recsys.errors import InputError
@@ -101,8 +101,8 @@ class DatasetsTest(parameterized.TestCase):
         self.addCleanup(self.server.released.set)
         self.url = f"http://127.0.0.1:{self.server.server_port}/set.bin"
         self.enterContext(mock.patch.dict(os.environ, {"NO_PROXY": "*"}))
-        self.enterContext(mock.patch.object(datasets, "_WAIT", 0.01))
-        self.enterContext(mock.patch.object(datasets, "_TIMEOUT", 0.5))
+        self.enterContext(mock.patch.object(downloads, "_WAIT", 0.01))
+        self.enterContext(mock.patch.object(downloads, "_TIMEOUT", 0.5))
         self.enterContext(contextlib.redirect_stdout(io.StringIO()))
 
     def offer(self, name="set", **fields):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -19,7 +20,7 @@ from recsys.data import items as items_lib
 from recsys.data.columns import TextOptions
 from recsys.data.interactions import Interactions
 from recsys.errors import InputError
-from recsys.files import atomic_path, num_usable_cores
+from recsys.files import atomic_path
 
 # The ratings file of a set with a header, and how those of sets without one are
 # written; their README lists the columns.
@@ -134,7 +135,7 @@ def read_users(members: dict[str, Traversable], layout: str) -> pa.Table | None:
 
 
 def _films_table(
-    ids: list[str], titles: list[str], genres: list[list[str]]
+    ids: Sequence[str], titles: Sequence[str], genres: Sequence[list[str]]
 ) -> pa.Table:
     return pa.table(
         {
@@ -209,15 +210,8 @@ def _split_lines(
 
 
 _DATASET = "movielens"
-_BATCH_ROWS = 65_536
-# The fields by the roles that `tables.assemble` expects.
-_ROLES = {
-    "user": "user_id",
-    "item": "movie_id",
-    "timestamp": "timestamp",
-    "rating": "user_rating",
-}
-_PADDING = -1
+# Ratings, films and users.
+_Columns = tuple[pa.Table, pa.Table, pa.Table | None]
 
 
 def read_tfds(
@@ -243,7 +237,6 @@ def read_tfds(
             the archive is neither in the folder nor can be downloaded.
     """
     try:
-        # pylint: disable-next=import-outside-toplevel
         import tensorflow_datasets
     except ImportError as error:
         raise InputError(
@@ -260,57 +253,45 @@ def read_tfds(
         manual_dir = str(folder.absolute())
     builder = _builder(tensorflow_datasets, name, data_dir)
     _prepare(tensorflow_datasets, builder, name, manual_dir)
-    cache = _Cache(pathlib.Path(builder.data_dir))
-    columns = cache.read()
+    folder = pathlib.Path(builder.data_dir)
+    columns = _read_cache(folder)
     if columns is None:
-        columns = _read_columns(builder, name)
-        cache.write(*columns)
+        # Imports TensorFlow, which only records need.
+        from recsys.data import tfds_records
+
+        ratings, films, users = tfds_records.read(builder, name)
+        table = _films_table(list(films), *zip(*films.values(), strict=True))
+        columns = ratings, table, users
+        _write_cache(folder, columns)
     ratings, films, users = columns
     return tables.assemble([ratings], [f"tfds:{name}"]), films, users
 
 
-class _Cache:
-    """Caches the columns of a configuration in the folder that TFDS prepared.
+# The columns of a configuration, cached in the folder that TFDS prepared. It
+# replaces the folder as a whole, so they are never older than the records. The
+# ratings come last: where they are cached, so are the others.
+_CACHED = tuple(f"recsys-{n}.parquet" for n in ("films", "users", "ratings"))
 
-    TFDS replaces the folder as a whole, so the columns are never older than
-    the records.
 
-    Args:
-        folder: The folder of the configuration and version.
-    """
+def _read_cache(folder: pathlib.Path) -> _Columns | None:
+    """Returns the columns, or None if not cached."""
+    try:
+        films, users, ratings = (
+            pq.ParquetFile(folder / name).read() for name in _CACHED
+        )
+        return ratings, films, users if users.num_columns else None
+    except (OSError, pa.ArrowException):
+        return None
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._ratings = folder / "recsys-ratings.parquet"
-        self._films = folder / "recsys-films.parquet"
-        self._users = folder / "recsys-users.parquet"
 
-    def read(self) -> tuple[pa.Table, pa.Table, pa.Table | None] | None:
-        """Returns ratings, films and users, or None if not cached."""
-        try:
-            ratings = pq.ParquetFile(
-                self._ratings, read_dictionary=["user", "item"]
-            ).read()
-            users = pq.ParquetFile(self._users).read()
-            films = pq.ParquetFile(self._films).read()
-            return ratings, films, users if users.num_columns else None
-        except (OSError, pa.ArrowException):
-            return None
-
-    def write(
-        self, ratings: pa.Table, films: pa.Table, users: pa.Table | None
-    ) -> None:
-        """Caches the columns, unless the folder is not writable."""
-        # The ratings last: if they are cached, so are the others.
-        for path, table in (
-            (self._films, films),
-            (self._users, pa.table({}) if users is None else users),
-            (self._ratings, ratings),
-        ):
-            try:
-                with atomic_path(path) as temporary:
-                    pq.write_table(table, temporary, compression="zstd")
-            except OSError:
-                return
+def _write_cache(folder: pathlib.Path, columns: _Columns) -> None:
+    """Caches the columns, unless the folder is not writable."""
+    ratings, films, users = columns
+    found = (films, pa.table({}) if users is None else users, ratings)
+    with contextlib.suppress(OSError):
+        for name, table in zip(_CACHED, found, strict=True):
+            with atomic_path(folder / name) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
 
 
 def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
@@ -384,137 +365,3 @@ def _why_unreachable(url: str) -> str | None:
         return None
     except OSError as error:
         return f"no connection to {parts.hostname} ({error})"
-
-
-def _read_columns(
-    builder: Any, name: str
-) -> tuple[pa.Table, pa.Table, pa.Table | None]:
-    # pylint: disable-next=import-outside-toplevel
-    import tensorflow as tf
-
-    chunks: dict[str, list[pa.Array]] = {role: [] for role in _ROLES}
-    films = _Films(builder.info.features["movie_genres"].feature.names)
-    known = [n for n in _USER_FIELDS if n in builder.info.features]
-    users: dict[str, list[Any]] = {}
-    try:
-        for batch in _batches(builder):
-            for role in ("user", "item"):
-                ids, codes = tf.unique(batch[_ROLES[role]])
-                ids = pa.array(ids.numpy(), pa.binary()).cast(pa.string())
-                chunk = pa.DictionaryArray.from_arrays(codes.numpy(), ids)
-                chunks[role].append(chunk)
-            for role in ("timestamp", "rating"):
-                chunks[role].append(pa.array(batch[_ROLES[role]].numpy()))
-            films.add(ids.to_pylist(), codes, batch)
-            if known:
-                _add_users(users, known, batch)
-    except tf.errors.OpError as error:
-        raise InputError(
-            f"{builder.data_dir}: expected what TFDS prepared for "
-            f"'tfds:{name}'. Received: {' '.join(error.message.split())}"
-        ) from error
-    columns = {role: pa.chunked_array(chunks[role]) for role in _ROLES}
-    if not known:
-        return pa.table(columns), films.table(), None
-    rows = [[user_id, *row] for user_id, row in users.items()]
-    names = ["user_id", *(_USER_FIELDS[n] for n in known)]
-    found = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    return pa.table(columns), films.table(), pa.table(found)
-
-
-# What TFDS repeats of the user with each rating, and our names.
-_USER_FIELDS = {
-    "user_gender": "gender",
-    "raw_user_age": "age",
-    "bucketized_user_age": "age_group",
-    "user_occupation_text": "occupation",
-    "user_zip_code": "zip",
-}
-
-
-def _add_users(
-    users: dict[str, list[Any]], known: list[str], batch: dict[str, Any]
-) -> None:
-    """Adds the users of a batch that are new."""
-    # pylint: disable-next=import-outside-toplevel
-    import tensorflow as tf
-
-    ids, codes = tf.unique(batch["user_id"])
-    first = tf.math.unsorted_segment_min(
-        tf.range(tf.size(codes)), codes, tf.size(ids)
-    )
-    columns = [tf.gather(batch[name], first).numpy().tolist() for name in known]
-    if "user_gender" in known:
-        place = known.index("user_gender")
-        columns[place] = ["FM"[is_male] for is_male in columns[place]]
-    for user_id, *row in zip(ids.numpy(), *columns, strict=True):
-        users.setdefault(
-            user_id.decode(),
-            [x.decode() if isinstance(x, bytes) else x for x in row],
-        )
-
-
-class _Films:
-    """Collects titles and genres, which TFDS repeats with each rating."""
-
-    def __init__(self, genre_names: list[str]) -> None:
-        self._genre_names = genre_names
-        self._ids: list[str] = []
-        self._titles: list[str] = []
-        self._genres: list[list[str]] = []
-        self._known: set[str] = set()
-
-    def add(self, ids: list[str], codes: Any, batch: dict[str, Any]) -> None:
-        """Adds the new films of a batch, whose rows are `codes` of `ids`."""
-        # pylint: disable-next=import-outside-toplevel
-        import tensorflow as tf
-
-        new = [i for i, item_id in enumerate(ids) if item_id not in self._known]
-        if not new:
-            return
-        first = tf.math.unsorted_segment_min(
-            tf.range(tf.size(codes)), codes, len(ids)
-        )
-        rows = tf.gather(first, new)
-        self._ids += [ids[i] for i in new]
-        self._known.update(self._ids[-len(new) :])
-        titles = tf.gather(batch["movie_title"], rows).numpy()
-        self._titles += [title.decode("utf-8") for title in titles]
-        for labels in tf.gather(batch["movie_genres"], rows).numpy():
-            names = [self._genre_names[i] for i in labels if i != _PADDING]
-            self._genres.append(
-                [n for n in names if n.lower() not in items_lib.NO_GENRES]
-            )
-
-    def table(self) -> pa.Table:
-        """Returns the items table of all films."""
-        return _films_table(self._ids, self._titles, self._genres)
-
-
-def _batches(builder: Any) -> Iterator[dict[str, Any]]:
-    """Yields batches of the fields that are used.
-
-    TFDS decodes rows one by one; parsing batches of records is about thirty
-    times as fast.
-    """
-    # pylint: disable-next=import-outside-toplevel
-    import tensorflow as tf
-
-    from recsys.data.pipeline import without_autotune
-
-    specs = builder.info.features.tf_example_spec
-    fields = [*_ROLES.values(), "movie_title"]
-    fields += [name for name in _USER_FIELDS if name in specs]
-    spec = {field: specs[field] for field in fields}
-    # The default padding, 0, is a genre.
-    spec["movie_genres"] = tf.io.FixedLenSequenceFeature(
-        [], tf.int64, allow_missing=True, default_value=_PADDING
-    )
-    files = [str(path) for path in builder.info.splits["train"].filepaths]
-    batches = tf.data.TFRecordDataset(files).batch(_BATCH_ROWS)
-    num_cores = num_usable_cores()
-    batches = batches.map(
-        lambda records: tf.io.parse_example(records, spec),
-        num_parallel_calls=num_cores,
-    )
-    yield from without_autotune(batches.prefetch(num_cores))

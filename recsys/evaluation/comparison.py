@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Collection
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from recsys import baselines as baselines_lib
 from recsys.data.sequences import TrainingSequences
 from recsys.data.splits import Split
-from recsys.errors import InputError, missing_extra
+from recsys.errors import InputError, need_packages
 from recsys.evaluation import Evaluation, Scorer, evaluate, results_table
 
 BASELINES: dict[str, Any] = baselines_lib.BASELINES
@@ -186,12 +185,8 @@ def check_baselines(names: Collection[str]) -> None:
             f"Received: {', '.join(unknown) or 'none'}"
         )
     for name in names:
-        if name in IMPLICIT_BASELINES and not importlib.util.find_spec(
-            "implicit"
-        ):
-            raise missing_extra(
-                f"--baselines={name}", "baselines", "no package `implicit`"
-            )
+        if name in IMPLICIT_BASELINES:
+            need_packages(f"--baselines={name}", "baselines", "implicit")
 
 
 def _reason_to_skip(name: str, train: TrainingSequences) -> str | None:

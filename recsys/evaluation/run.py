@@ -31,7 +31,7 @@ from recsys.data.shards import is_sharded
 from recsys.data.sources import Log
 from recsys.data.splits import Queries, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import InputError
+from recsys.errors import InputError, need_packages
 from recsys.evaluation import (
     Comparison,
     Evaluation,
@@ -61,7 +61,7 @@ from recsys.evaluation.comparison import (
 from recsys.evaluation.results import aligned
 from recsys.ids import FIRST_ITEM_INDEX, UNKNOWN_INDEX
 from recsys.metrics import parse_metric
-from recsys.report import ReportData, check_packages
+from recsys.report import ReportData
 from recsys.workdir import Workdir
 
 
@@ -652,7 +652,7 @@ def check_report(folder: pathlib.Path) -> None:
     Raises:
         InputError: It cannot.
     """
-    check_packages()
+    need_packages("--report", "report", "matplotlib", "jinja2")
     if not files.can_write(folder):
         raise InputError(
             "--report must be a folder that can be written. "

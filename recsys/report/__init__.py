@@ -6,7 +6,6 @@ Drawing needs the extra [report]; the data alone do not.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 
 from recsys.data.splits import Queries
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import missing_extra
 from recsys.evaluation.recommendation_health import Health
 from recsys.evaluation.results import Comparison, Evaluation
 from recsys.evaluation.slices import (
@@ -170,13 +168,6 @@ def map_points(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
     points[:, :found] = (left * sizes)[:, :found]
     furthest = points[np.abs(points).argmax(axis=0), [0, 1]]
     return points * np.where(furthest < 0, -1, 1)
-
-
-def check_packages() -> None:
-    """Raises InputError unless the packages of the extra are installed."""
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra("--report", "report", f"no package {package}")
 
 
 def validation_measures(data: ReportData) -> list[str]:

@@ -21,7 +21,6 @@ from recsys.serving import (
     MANIFEST,
     check_output,
     litert,
-    onnx,
     saved_model,
     vectors,
 )
@@ -116,6 +115,9 @@ def _functions(
             functools.partial(litert.ask_litert, histories=histories),
         )
     if name == "onnx":
+        # Needs the extra [onnx].
+        from recsys.serving import onnx
+
         return (
             onnx.write_onnx,
             functools.partial(onnx.ask_onnx, histories=histories),

@@ -6,6 +6,7 @@ import functools
 import hmac
 import json
 import pathlib
+import socket
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ import numpy as np
 import prometheus_client
 import pydantic
 import tensorflow as tf
+import uvicorn
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -538,6 +540,26 @@ def make_app(
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
     )
+
+
+def run(app: _App, listening: socket.socket, max_seconds: int) -> None:
+    """Serves until a signal ends the process.
+
+    Args:
+        app: What `make_app` returned.
+        listening: Where connections come in.
+        max_seconds: How long requests may then take to be answered.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Longer than the pools of clients and proxies keep connections.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max_seconds,
+    )
+    uvicorn.Server(config).run([listening])
 
 
 def _complete(

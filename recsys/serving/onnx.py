@@ -8,7 +8,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import tensorflow as tf
+import tf2onnx
 
 from recsys.errors import InputError
 from recsys.ids import FIRST_ITEM_INDEX, PADDING_INDEX
@@ -63,8 +65,6 @@ def write_onnx(recommender: Recommender, folder: pathlib.Path) -> None:
 
     # What goes wrong is raised as well.
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    import tf2onnx
-
     encode.get_concrete_function()  # Errors of the model itself come here.
     try:
         model, _ = tf2onnx.convert.from_function(
@@ -114,8 +114,6 @@ def ask_onnx(
 
 def _session(model: str | bytes) -> Any:
     """Returns an ONNX Runtime session over a file or its content."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # What goes wrong is raised as well.
     return onnxruntime.InferenceSession(
