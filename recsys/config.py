@@ -838,6 +838,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "tfds:movielens/1m-ratings",
         "table_init": "co_occurrence",
         "embedding_dim": 128,
+        "num_blocks": 3,
         "item_dropout": 0.2,
         "num_epochs": 34,
         "learning_rate": 0.002,
@@ -859,6 +860,9 @@ _MOST_INTERACTIONS = 4e7
 _MOST_OPERATIONS = 600 * 80e9
 _MOST_PER_INTERACTION = _MOST_OPERATIONS / 300_000
 _FEWEST_FULL_EPOCHS = 12
+# Among the targets of a batch are the items that the same history has later:
+# in-batch negatives would push them down.
+_BEST_NEGATIVES = "popularity"
 # Adam on all rows of a larger table takes longer than the rest of a step.
 _LARGEST_DENSE_TABLE = 100_000
 
@@ -893,6 +897,7 @@ def auto_fields(
     per_item = num_interactions / max(1, num_items)
     fields: dict[str, Any] = {
         "table_init": "co_occurrence",
+        "num_blocks": DEFAULTS["num_blocks"],
         "dropout": DEFAULTS["dropout"],
         "item_dropout": DEFAULTS["item_dropout"],
         "num_epochs": DEFAULTS["num_epochs"],
@@ -926,9 +931,12 @@ def _loss_fields(
     budget = max(_MOST_OPERATIONS, _MOST_PER_INTERACTION * num_interactions)
     fields = {
         "loss": "full_softmax" if loss == "auto" else loss,
+        "negatives": DEFAULTS["negatives"],
         "num_negatives": DEFAULTS["num_negatives"],
         "table_optimizer": "auto",
     }
+    if loss == "sampled_softmax":
+        fields["negatives"] = _BEST_NEGATIVES
     for dim in (128, 64):
         epoch = 6 * num_items * dim * num_interactions
         if _FEWEST_FULL_EPOCHS * epoch <= budget:
@@ -940,6 +948,7 @@ def _loss_fields(
     return {
         "embedding_dim": 64,
         "loss": "sampled_softmax",
+        "negatives": _BEST_NEGATIVES,
         "num_negatives": 4096,
         "table_optimizer": "dense" if is_small else "lazy_adam",
         "most_epochs": most,
