@@ -22,7 +22,7 @@ from recsys.errors import (
     InputError,
     MismatchError,
     WorkerLostError,
-    need_packages,
+    missing_extra,
 )
 
 EXIT_FAILED = 1
@@ -470,7 +470,10 @@ def given_beam_options(values: dict[str, Any]) -> list[str] | None:
                 f"--beam needs --runner. Received: --beam={options[0]}"
             )
         return None
-    need_packages("--runner", "beam", "apache_beam")
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("--runner", "beam", error) from error
     return [f"--runner={values['runner']}", *options]
 
 

@@ -398,8 +398,8 @@ class TrainConfig:
     )
     precision: str = _execution(
         "float32",
-        "Numbers that the towers compute with; weights, losses and scores are "
-        "float32 with both. bfloat16 is for GPUs, and slower on most CPUs",
+        "Floating-point format of the towers while they are trained; weights, "
+        "losses and the saved model are float32 either way",
         choices=PRECISIONS,
     )
     checkpoint_steps: int = _execution(
@@ -862,7 +862,7 @@ _MOST_PER_INTERACTION = _MOST_OPERATIONS / 300_000
 _FEWEST_FULL_EPOCHS = 12
 # Among the targets of a batch are the items that the same history has later:
 # in-batch negatives would push them down.
-_BEST_NEGATIVES = "popularity"
+_AUTO_NEGATIVES = "popularity"
 # Adam on all rows of a larger table takes longer than the rest of a step.
 _LARGEST_DENSE_TABLE = 100_000
 
@@ -936,7 +936,7 @@ def _loss_fields(
         "table_optimizer": "auto",
     }
     if loss == "sampled_softmax":
-        fields["negatives"] = _BEST_NEGATIVES
+        fields["negatives"] = _AUTO_NEGATIVES
     for dim in (128, 64):
         epoch = 6 * num_items * dim * num_interactions
         if _FEWEST_FULL_EPOCHS * epoch <= budget:
@@ -948,7 +948,7 @@ def _loss_fields(
     return {
         "embedding_dim": 64,
         "loss": "sampled_softmax",
-        "negatives": _BEST_NEGATIVES,
+        "negatives": _AUTO_NEGATIVES,
         "num_negatives": 4096,
         "table_optimizer": "dense" if is_small else "lazy_adam",
         "most_epochs": most,

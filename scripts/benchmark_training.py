@@ -49,7 +49,7 @@ from recsys.command_line import (
 from recsys.config import TrainConfig, make_config
 from recsys.data.prepare import PreparedData, build_data, choose
 from recsys.data.sequences import Sequences
-from recsys.errors import InputError
+from recsys.errors import InputError, need_packages
 from recsys.evaluation.results import aligned
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ COMMAND.add_flag(
 COMMAND.add_flag(
     str,
     "peer_folder",
-    "Keep what the other libraries' models gave in this folder; those that "
-    "are there are not trained again.",
+    "Folder for the other libraries' results, so that a rerun skips models "
+    "that are already trained.",
     group="Run",
 )
 COMMAND.add_flag(
@@ -136,13 +136,13 @@ def main(values: dict[str, Any]) -> int:
             config,
             epochs=values["peer_epochs"],
             models=_peer_models(values),
-            folder=folder and pathlib.Path(folder),
+            folder=pathlib.Path(folder) if folder else None,
         )
         measured["peers"] = [ours, *peers]
         print(f"\n{aligned(*peers_table(ours, peers))}")
-        if values["curves"]:
-            draw_curves([ours, *peers], pathlib.Path(values["curves"]))
     write_if_asked(values, measured)
+    if values["curves"]:
+        draw_curves(measured["peers"], pathlib.Path(values["curves"]))
     return 0
 
 
@@ -161,6 +161,13 @@ def _checked_data(values: dict[str, Any], config: TrainConfig) -> PreparedData:
             raise InputError(
                 f"--{name} must go with --peers. Received: {values[name]!r}"
             )
+    if values["curves"] is not None:
+        if pathlib.Path(values["curves"]).suffix not in (".png", ".svg"):
+            raise InputError(
+                "--curves must name a file that ends in .png or .svg. "
+                f"Received: {values['curves']!r}"
+            )
+        need_packages("--curves", "report", "matplotlib")
     for name in ("steps", "peer_epochs"):
         if values[name] < 1:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -25,7 +24,7 @@ from recsys.metrics import parse_metric
 METRICS = ("recall@10", "ndcg@10")
 PEERS = ("sasrec", "flat_sasrec", "replay_sasrec", "replay_two_tower", "als")
 # Of Okabe and Ito, which color-blind readers tell apart.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SCRIPT = pathlib.Path(__file__).with_name("benchmark_peers.py")
 INSTALL = (
     "pip install torch==2.13.0 'rectools[torch]==0.19.0' "
@@ -132,10 +131,15 @@ def _claim(
             np.array_equal(before[name], array)
             for name, array in arrays.items()
         )
-    if found != sizes or not is_same:
+    if found != sizes:
         raise InputError(
-            f"--peer_folder must be new, or of the same data with {found}. "
-            f"Received: {str(folder)!r}, with {sizes}"
+            f"--peer_folder must be new, or have results for {sizes}. "
+            f"Received: {str(folder)!r}, for {found}"
+        )
+    if not is_same:
+        raise InputError(
+            "--peer_folder must be new, or have results for the same log and "
+            f"split. Received: {str(folder)!r}, for other ones"
         )
 
 
@@ -215,7 +219,7 @@ def draw_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for row, color in zip(rows, itertools.cycle(_COLORS), strict=False):
+    for row, color in zip(rows, COLORS, strict=False):
         minutes = np.cumsum([e["seconds"] for e in row["curve"]]) / 60
         ndcgs = [epoch["test_ndcg@10"] for epoch in row["curve"]]
         best = best_epoch(row["curve"])

@@ -212,10 +212,11 @@ class PeersTest(TempFolderTest):
         self.assertEqual([row["model"] for row in both], ["sasrec", "als"])
         self.assertEqual([e["seconds"] for e in both[0]["curve"]], [0, 7])
         self.assertEqual(both[1]["curve"], first["curve"])
-        for changes in ({"epochs": 3}, {"data": self.data([7] * 12)}):
-            with self.assertRaisesRegex(
-                InputError, "--peer_folder must be new"
-            ):
+        for changes, expected in (
+            ({"epochs": 3}, "for {'epochs': 3,.* for {'epochs': 2,"),
+            ({"data": self.data([7] * 12)}, "same log and split"),
+        ):
+            with self.assertRaisesRegex(InputError, expected):
                 run(["als"], **changes)
 
     def test_unknown_model_is_named(self):
@@ -228,9 +229,12 @@ class PeersTest(TempFolderTest):
             for n in (0.1, 0.2)
         ]
         path = self.folder / "curves.svg"
-        rows = [{"name": name, "curve": curve} for name in ("ours", "als")]
+        names = ("ours", *peer_runs.PEERS)
+        rows = [{"name": name, "curve": curve} for name in names]
         peer_runs.draw_curves(rows, path)
-        self.assertIn("<svg", path.read_text())
+        for color in peer_runs.COLORS:
+            self.assertIn(color, path.read_text())
+        self.assertLen(set(peer_runs.COLORS), len(names))
 
     def gains(self, queries, listed):
         """The NDCG of some of the items that each history lacks."""
@@ -391,6 +395,7 @@ class BenchmarkTrainingTest(TempFolderTest):
         ("--peers=/no/python", "--steps=1", "pip install"),
         ("--peers=", "--steps=1", "pip install"),
         ("--peer_models=als", "--steps=1", "with --peers. Received: 'als'"),
+        ("--peers=/no/python", "--curves=a.foo", "in .png or .svg"),
     )
     def test_mistakes_are_told_before_any_work(self, one, other, message):
         values = benchmark_training.COMMAND.parse([one, other])
@@ -424,7 +429,7 @@ class GpuTest(TempFolderTest):
             rows = self.run_main()
         self.assertEqual([row["variant"] for row in rows], list(variants))
         for row in rows:
-            self.assertTrue(row["is_finished"])
+            self.assertEqual(row["end"], "finished")
             self.assertLen(row["epochs"], 2)
             seconds = [epoch["seconds"] for epoch in row["epochs"]]
             self.assertEqual(row["training seconds"], sum(seconds))
@@ -436,8 +441,27 @@ class GpuTest(TempFolderTest):
         rows = self.run_main("--limit=2s")
         self.assertLess(time.monotonic() - began, 60)
         self.assertEqual([row["variant"] for row in rows], ["bfloat16, XLA"])
-        self.assertFalse(rows[0]["is_finished"])
+        self.assertEqual(rows[0]["end"], "ended by the limit")
         self.assertIsNone(rows[0]["best epoch"])
+
+    def test_a_failed_run_is_a_row_and_the_next_one_follows(self):
+        variants = {"a": {"precision": "bfloat16"}, "b": {}}
+        code = "import sys; sys.exit(3)"
+        with (
+            mock.patch.object(benchmark_gpu, "VARIANTS", variants),
+            mock.patch.object(benchmark_gpu, "_RUN", code),
+        ):
+            rows = self.run_main()
+        self.assertEqual(
+            [row["end"] for row in rows], ["failed with exit code 3"] * 2
+        )
+
+    @parameterized.parameters(
+        "--precision=float32", "--jit_compile", "--strategy=mirrored"
+    )
+    def test_what_is_measured_is_not_given(self, flag):
+        with self.assertRaisesRegex(InputError, "must be left out"):
+            self.run_main(flag)
 
     def test_a_gpu_is_asked_for(self):
         values = benchmark_gpu.COMMAND.parse([])

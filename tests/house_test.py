@@ -123,7 +123,7 @@ class HouseTest(parameterized.TestCase):
         )
 
     def test_few_imports_are_within_functions(self):
-        """Of what `--help` must not wait for, and of packages of extras."""
+        """Only what `--help` must not wait for, and packages of extras."""
         found = {
             f"{module}, line {node.lineno}: {ast.unparse(node)}"
             for module, path in MODULES.items()

@@ -1,5 +1,6 @@
 """Training in bfloat16 and what is left of it afterwards."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -14,7 +15,9 @@ from recsys.config import make_config
 from recsys.data.prepare import build_data
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
+from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.recommender import Recommender
+from recsys.training import Callback
 from recsys.training.build import build_model, copy_weights, float32_copy
 from recsys.training.trainer import Trainer
 from recsys.workdir import Workdir
@@ -110,6 +113,66 @@ class PrecisionTest(absltest.TestCase):
             losses.append(trainer.run().history[0]["loss"])
         self.assertNotEqual(*losses)
         np.testing.assert_allclose(*losses, rtol=0.01)
+        # Of all items alike it would be log 9,066.
+        self.assertLess(max(losses), np.log(9066) - 0.5)
+
+    def test_what_an_extension_writes_has_the_present_weights(self):
+        trainer, folder = self._trainer()
+        table = trainer.model.candidate_tower.embedding.embeddings
+        table.assign(table + 1)
+        trainer.save_model(folder / "model.keras")
+        saved = keras.saving.load_model(folder / "model.keras")
+        np.testing.assert_array_equal(
+            saved.candidate_tower.embedding.embeddings, table
+        )
+
+    def test_a_run_that_is_resumed_ends_with_the_same_weights(self):
+        config = dataclasses.replace(CONFIG, checkpoint_steps=3)
+        whole, _ = self._trainer(config)
+        whole.run()
+        folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+
+        class Stop(Callback):
+            def on_step(self, progress, loss):
+                if progress.step == 5:
+                    raise KeyboardInterrupt
+
+        for callbacks in ([Stop()], []):
+            trainer = Trainer(
+                config,
+                Workdir(folder),
+                self.data,
+                verbose=False,
+                callbacks=callbacks,
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer.run()
+        for old, new in zip(
+            whole.model.trainable_variables,
+            trainer.model.trainable_variables,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(old, new)
+
+    def test_xla_compiles_attention_by_time(self):
+        times = np.array([[3, 5, 60, -1], [7, 7, 0, 0]])
+        vectors = tf.random.stateless_normal([2, 4, 16], [1, 2])
+        encoder = SelfAttentionEncoder(num_heads=2, reads_times=True)
+        encoder.build(vectors.shape)
+
+        def gradients():
+            with tf.GradientTape() as tape:
+                found = encoder(vectors, training=True, times=(times, times))
+                loss = tf.reduce_sum(found**3)
+            return tape.gradient(loss, encoder.trainable_variables)
+
+        encoder.dropout.rate = 0
+        for block in encoder.blocks:
+            block.dropout.rate = 0
+        compiled = tf.function(gradients, jit_compile=True)()
+        for here, there in zip(gradients(), compiled, strict=True):
+            np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-3)
 
 
 if __name__ == "__main__":

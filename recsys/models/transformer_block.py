@@ -276,12 +276,11 @@ def _look_up(
         flat = tf.reshape(buckets, shape)
         sums = [
             tf.reduce_sum(
-                tf.math.bincount(
-                    flat,
-                    tf.reshape(tf.cast(each, tf.float32), shape),
-                    minlength=table.shape[1],
-                    maxlength=table.shape[1],
-                    axis=-1,
+                # `tf.math.bincount` computes the size, which XLA refuses.
+                tf.raw_ops.DenseBincount(
+                    input=flat,
+                    size=table.shape[1],
+                    weights=tf.reshape(tf.cast(each, tf.float32), shape),
                 ),
                 axis=0,
             )

@@ -50,9 +50,7 @@ def build_model(
         item_features: The layer of item features, if any.
         side: The encoder of other features, if any.
     """
-    dtype = config.precision
-    if dtype != PRECISIONS[0]:
-        dtype = f"mixed_{dtype}"
+    dtype = dtype_policy(config)
     table = SharedItemEmbedding(
         vocabulary_size, config.embedding_dim, dtype=dtype
     )
@@ -84,6 +82,13 @@ def build_model(
     return model
 
 
+def dtype_policy(config: TrainConfig) -> str:
+    """Returns the name of Keras's policy for all layers."""
+    if config.precision == PRECISIONS[0]:
+        return config.precision
+    return f"mixed_{config.precision}"
+
+
 def float32_copy(model: TwoTower) -> TwoTower:
     """Returns a built model of the same layers that computes in float32.
 
@@ -109,22 +114,23 @@ def copy_weights(source: TwoTower, target: TwoTower) -> None:
 
 
 def build_item_features(
-    encoder: ItemEncoder, items: pa.Table, embedding_dim: int
+    config: TrainConfig, encoder: ItemEncoder, items: pa.Table
 ) -> ItemFeatures:
     """Returns the layer that holds the items' features.
 
     Args:
+        config: The configuration.
         encoder: The encoder.
         items: One row per item of the vocabulary, in its order.
-        embedding_dim: Length of the item vectors.
     """
     encoded = encoder.encode(items)
     layer = ItemFeatures(
         len(items) + FIRST_ITEM_INDEX,
-        embedding_dim,
+        config.embedding_dim,
         num_values=encoder.num_values,
         values_per_item=encoded.values.shape[1],
         vector_dim=encoder.vector_dim,
+        dtype=dtype_policy(config),
     )
     layer.set_features(encoded.values, encoded.weights, encoded.vectors)
     return layer

@@ -154,6 +154,16 @@ class Trainer:
         self._mean_weight = float(weight / num_targets)
         with replicas.scope() if replicas else contextlib.nullcontext():
             self._build()
+        # What validation reads and `model.keras` holds.
+        self._saved_model = self.model
+        if self.is_chief and config.precision != PRECISIONS[0]:
+            self._saved_model = float32_copy(self.model)
+        self._recommender = Recommender(
+            self._saved_model,
+            data.vocabulary,
+            config.max_history_length,
+            side=self.side,
+        )
         self.checkpoints = Checkpoints(
             folder.checkpoints, self.model, self.optimizer
         )
@@ -167,7 +177,7 @@ class Trainer:
             self.regression = FeatureRegression(encoder, data.vocabulary)
         elif encoder is not None:
             features = build_item_features(
-                encoder, data.vocabulary.items, config.embedding_dim
+                config, encoder, data.vocabulary.items
             )
         self.model: TwoTower = build_model(
             config, data.vocabulary.size, features, self.side
@@ -179,16 +189,6 @@ class Trainer:
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
         self.optimizer.build(self.model.trainable_variables)
-        # What validation reads and `model.keras` holds.
-        self._saved_model = self.model
-        if config.precision != PRECISIONS[0]:
-            self._saved_model = float32_copy(self.model)
-        self._recommender = Recommender(
-            self._saved_model,
-            data.vocabulary,
-            config.max_history_length,
-            side=self.side,
-        )
         sampler = build_negative_sampler(
             config, train_counts(data.vocabulary, TRAIN_TARGETS)
         )
