@@ -1,6 +1,6 @@
 """Trains a preset on a GPU with each precision, in one command.
 
-Run it from the checkout, on a machine with a GPU and `pip install '.[gpu]'`:
+Run it from the checkout, on a machine with a GPU, with the extra [gpu]:
 
     python scripts/benchmark_gpu.py --data=ml-1m
     python scripts/benchmark_gpu.py --data=ml-1m --limit=4m --json=gpu.json
@@ -32,7 +32,7 @@ from recsys.command_line import (
     load_tensorflow,
 )
 from recsys.config import TrainConfig, make_config
-from recsys.errors import InputError
+from recsys.errors import InputError, missing_extra
 from recsys.evaluation.results import aligned
 from recsys.workdir import best_epoch
 
@@ -151,9 +151,10 @@ def _device(allow_cpu: bool) -> str:
         details = tf.config.experimental.get_device_details(gpus[0])
         return str(details.get("device_name", gpus[0].name))
     if not allow_cpu:
-        raise InputError(
-            "expected a GPU that TensorFlow can use (pip install '.[gpu]'), or "
-            "--allow_cpu. Received: none"
+        raise missing_extra(
+            "benchmark_gpu without --allow_cpu",
+            "gpu",
+            "no GPU that TensorFlow can use",
         )
     return "no GPU"
 

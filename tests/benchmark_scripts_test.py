@@ -469,7 +469,7 @@ class GpuTest(TempFolderTest):
             mock.patch.object(
                 tf.config, "list_physical_devices", return_value=[]
             ),
-            self.assertRaisesRegex(InputError, "a GPU .*Received: none"),
+            self.assertRaisesRegex(InputError, r"\[gpu\].*Received: no GPU"),
         ):
             benchmark_gpu.main(values)
 
