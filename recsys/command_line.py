@@ -438,6 +438,23 @@ def add_config_flags(
             command.add_flag(TYPES[name][0], name, text, group=info.group)
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds_of(text: str, units: str = "smh") -> float | None:
+    """Reads a time such as 90s or 1.5h.
+
+    Args:
+        text: A number with a unit.
+        units: The units that are allowed.
+
+    Returns:
+        The seconds; None where the text is no such time, or 0.
+    """
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?)([{units}])", text.strip())
+    return float(found[1]) * _SECONDS[found[2]] or None if found else None
+
+
 def add_beam_flags(command: Command) -> None:
     """Adds the flags `--runner` and `--beam` to a command."""
     command.add_flag(

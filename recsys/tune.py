@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 import shlex
 import shutil
 import sqlite3
@@ -22,6 +21,7 @@ from recsys.command_line import (
     load_tensorflow,
     plain,
     run_folder,
+    seconds_of,
 )
 from recsys.config import DEFAULTS, TABLE_INITS, TYPES, TrainConfig, make_config
 from recsys.errors import InputError, missing_extra
@@ -72,7 +72,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_blocks": (1, 3),
 }
 _LOGARITHMIC = ("learning_rate", "positions_per_batch")
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 # A trial is compared with the median of the others from its second epoch on,
 # once there are this many.
 _TRIALS_BEFORE_PRUNING = 4
@@ -88,7 +87,12 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code: 1 if no trial was finished.
     """
-    budget = _seconds(values["budget"])
+    budget = seconds_of(values["budget"])
+    if budget is None:
+        raise InputError(
+            "--budget must be a positive number with s, m or h, such as 30m. "
+            f"Received: {values['budget']!r}"
+        )
     if values["num_trials"] < 1:
         raise InputError(
             f"--num_trials must be at least 1. Received: {values['num_trials']}"
@@ -113,16 +117,6 @@ def main(values: dict[str, Any]) -> int:
         search.run(data, values["num_trials"], budget)
     print(f"\n{search.summary()}")
     return 0 if search.best else 1
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if not found or not float(found[1]):
-        raise InputError(
-            "--budget must be a positive number with s, m or h, such as 30m. "
-            f"Received: {text!r}"
-        )
-    return float(found[1]) * _SECONDS[found[2]]
 
 
 class _Search:

@@ -30,11 +30,12 @@ from recsys.command_line import (
     add_preset_flag,
     given_fields,
     load_tensorflow,
+    seconds_of,
 )
 from recsys.config import TrainConfig, make_config
 from recsys.errors import InputError, missing_extra
 from recsys.evaluation.results import aligned
-from recsys.workdir import best_epoch
+from recsys.workdir import Workdir
 
 COMMAND = Command(
     "benchmark_gpu",
@@ -103,17 +104,19 @@ def main(values: dict[str, Any]) -> int:
                 f"without XLA and bfloat16. Received: {given[name]}"
             )
     preset = values["preset"] or "movielens-1m"
-    for fields in VARIANTS.values():
-        make_config(preset, {**given, **fields})  # Fails before any training.
+    # A mistake in the flags is told before any training.
+    configs = {
+        name: make_config(preset, {**given, **fields})
+        for name, fields in VARIANTS.items()
+    }
     device = _device(values["allow_cpu"])
     ends = time.monotonic() + seconds
     rows = []
-    for name, fields in VARIANTS.items():
+    for name, config in configs.items():
         left = ends - time.monotonic()
         if left <= 0:
             print(f"{name}: no time left")
             continue
-        config = make_config(preset, {**given, **fields})
         rows.append({"variant": name, **_train(config, left)})
         # What is there already should not go with a machine that is lost.
         print(f"{name}: {rows[-1]['end']}", flush=True)
@@ -128,12 +131,8 @@ def parse_seconds(text: str) -> float:
     Raises:
         InputError: It is no positive time.
     """
-    units = {"s": 1, "m": 60}
-    try:
-        seconds = float(text[:-1]) * units[text[-1:]]
-    except (KeyError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
+    seconds = seconds_of(text, "sm")
+    if seconds is None:
         raise InputError(
             "--limit must be a time with s or m, such as 90s or 8m. "
             f"Received: {text!r}"
@@ -175,24 +174,15 @@ def _train(config: TrainConfig, limit: float) -> dict[str, Any]:
         finally:
             process.terminate()
             process.wait()
-        history = _history(workdir)
+        history, best = Workdir(workdir).read_history(config)
     seconds = [epoch["seconds"] for epoch in history]
     return {
         "end": end,
         "training seconds": sum(seconds),
         "seconds per epoch": seconds_per_epoch(seconds) if seconds else None,
-        "best epoch": best_epoch(history, "ndcg@10"),
+        "best epoch": best,
         "epochs": history,
     }
-
-
-def _history(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """Returns what the newest checkpoint says of the epochs before it."""
-    found: list[dict[str, float]] = []
-    for path in workdir.glob("checkpoints/*/progress.json"):
-        epochs = json.loads(path.read_text("utf-8"))["history"]
-        found = max(found, epochs, key=len)
-    return found
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

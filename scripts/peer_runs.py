@@ -23,8 +23,6 @@ from recsys.metrics import parse_metric
 
 METRICS = ("recall@10", "ndcg@10")
 PEERS = ("sasrec", "flat_sasrec", "replay_sasrec", "replay_two_tower", "als")
-# Of Okabe and Ito, which color-blind readers tell apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SCRIPT = pathlib.Path(__file__).with_name("benchmark_peers.py")
 INSTALL = (
     "pip install torch==2.13.0 'rectools[torch]==0.19.0' "
@@ -126,15 +124,15 @@ def _claim(
         path.write_text(json.dumps(sizes) + "\n", "utf-8")
         return
     found = json.loads(path.read_text("utf-8"))
-    with np.load(split) as before:
-        is_same = all(
-            np.array_equal(before[name], array)
-            for name, array in arrays.items()
-        )
     if found != sizes:
         raise InputError(
             f"--peer_folder must be new, or have results for {sizes}. "
             f"Received: {str(folder)!r}, for {found}"
+        )
+    with np.load(split) as before:
+        is_same = all(
+            np.array_equal(before[name], array)
+            for name, array in arrays.items()
         )
     if not is_same:
         raise InputError(
@@ -216,6 +214,8 @@ def draw_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         path: Of the picture, whose name says its kind.
     """
     from matplotlib.figure import Figure
+
+    from recsys.report.figures import COLORS
 
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()

@@ -36,6 +36,7 @@ import peer_runs  # noqa: E402
 from recsys.config import PRESETS, TrainConfig, make_config  # noqa: E402
 from recsys.data.prepare import PreparedData, build_data  # noqa: E402
 from recsys.errors import InputError  # noqa: E402
+from recsys.report.figures import COLORS  # noqa: E402
 
 # A "Python" that lists the first ten items that a history lacks, and before
 # its last epoch the sixth to the fifteenth.
@@ -232,9 +233,9 @@ class PeersTest(TempFolderTest):
         names = ("ours", *peer_runs.PEERS)
         rows = [{"name": name, "curve": curve} for name in names]
         peer_runs.draw_curves(rows, path)
-        for color in peer_runs.COLORS:
+        for color in COLORS:
             self.assertIn(color, path.read_text())
-        self.assertLen(set(peer_runs.COLORS), len(names))
+        self.assertLen(set(COLORS), len(names))
 
     def gains(self, queries, listed):
         """The NDCG of some of the items that each history lacks."""

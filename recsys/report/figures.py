@@ -30,7 +30,7 @@ from recsys.report import (
 
 # Colors of Okabe and Ito, which color-blind readers tell apart; the first is
 # the model's.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "os^Dvp"
 _GRAY = "#dfe4ea"
 _INK = "#1c2430"
@@ -126,7 +126,7 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 def _look(place: int) -> dict[str, Any]:
     """Returns the look of a recommender's marks, 0 being the model."""
     return {
-        "color": _COLORS[place % len(_COLORS)],
+        "color": COLORS[place % len(COLORS)],
         "marker": _MARKERS[place % len(_MARKERS)],
         "zorder": 4 if place == 0 else 3,
         "clip_on": False,
@@ -158,7 +158,7 @@ def recall_over_k(data: ReportData) -> DrawnFigure:
             ks,
             [each.low for each in bounds],
             [each.high for each in bounds],
-            color=_COLORS[0],
+            color=COLORS[0],
             alpha=0.16,
             linewidth=0,
         )
@@ -241,7 +241,7 @@ def training(data: ReportData) -> DrawnFigure | None:
         for place, name in enumerate(validation_measures(data)):
             values = [epoch[name] for epoch in data.history]
             label = name.removeprefix("validation_")
-            color = _COLORS[place % len(_COLORS)]
+            color = COLORS[place % len(COLORS)]
             lower.plot(epochs, values, color=color, marker=marker, label=label)
         lower.set_ylim(bottom=0)
         lower.set_title("Validation")
@@ -338,7 +338,7 @@ def item_map(data: ReportData) -> DrawnFigure | None:
         x, y = points.T
         axes.scatter(x, y, s=12, color="#c3cad4", label="other items")
         genres = _genres(data, items)
-        for (name, members), color in zip(genres, _COLORS, strict=False):
+        for (name, members), color in zip(genres, COLORS, strict=False):
             axes.scatter(x[members], y[members], s=16, color=color, label=name)
         for place in range(min(_NUM_MAP_TITLES, len(items))):
             axes.annotate(

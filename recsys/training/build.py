@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pyarrow as pa
 
-from recsys.config import PRECISIONS, TrainConfig, parse_names
+from recsys.config import TrainConfig, parse_names
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import TRAIN_TARGETS, PreparedData, train_counts
 from recsys.data.side_information import SideEncoder
@@ -84,8 +84,8 @@ def build_model(
 
 def dtype_policy(config: TrainConfig) -> str:
     """Returns the name of Keras's policy for all layers."""
-    if config.precision == PRECISIONS[0]:
-        return config.precision
+    if config.precision == "float32":
+        return "float32"
     return f"mixed_{config.precision}"
 
 
@@ -95,8 +95,8 @@ def float32_copy(model: TwoTower) -> TwoTower:
     Args:
         model: A model of any precision. `copy_weights` fills the other one.
     """
-    half = f"mixed_{PRECISIONS[1]}"
-    text = json.dumps(model.get_config()).replace(half, PRECISIONS[0])
+    text = json.dumps(model.get_config())
+    text = text.replace(model.dtype_policy.name, "float32")
     copy = TwoTower.from_config(json.loads(text))
     copy.build()
     return copy

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from recsys import files
-from recsys.config import FEATURE_FIELDS, PRECISIONS, TrainConfig
+from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
 from recsys.data.prepare import (
@@ -156,7 +156,7 @@ class Trainer:
             self._build()
         # What validation reads and `model.keras` holds.
         self._saved_model = self.model
-        if self.is_chief and config.precision != PRECISIONS[0]:
+        if self.is_chief and config.precision != "float32":
             self._saved_model = float32_copy(self.model)
         self._recommender = Recommender(
             self._saved_model,
