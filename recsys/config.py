@@ -310,15 +310,17 @@ class TrainConfig:
         "for large ones",
         choices=LOSSES,
     )
+    mask_known_items: bool = _loss(
+        False,
+        "Leave what a history has out of its softmax, as it is left out of "
+        "its recommendations.",
+    )
     negatives: str = _sampling(
         "mixed", "Where sampled negatives come from", choices=NEGATIVES
     )
     num_negatives: int = _sampling(1024, "Negatives per position.", at_least=2)
     negatives_per_row: bool = _sampling(
         False, "Sample separate negatives for each row of a batch."
-    )
-    mask_known_items: bool = _sampling(
-        False, "Never use the items of a history as its negatives."
     )
     logq_correction: bool = _sampling(
         True, "Correct for the sampling probability of each negative."
@@ -432,6 +434,12 @@ class TrainConfig:
             )
         check_events(self)
         check_features(self)
+        if self.mask_known_items and not self.excludes_history:
+            raise InputError(
+                "--mask_known_items must be false where a history's items are "
+                "recommended again (--repeats=all, several --events or "
+                "--target_events). Received: true"
+            )
         if self.jit_compile and self.strategy != "single":
             raise InputError(
                 "--jit_compile must be false with "
@@ -840,6 +848,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embedding_dim": 128,
         "num_blocks": 3,
         "item_dropout": 0.2,
+        "mask_known_items": True,
         "num_epochs": 34,
         "learning_rate": 0.002,
         "patience": 10,
@@ -878,7 +887,11 @@ def default_preset(data: str | None) -> str:
 
 
 def auto_fields(
-    num_users: int, num_items: int, num_interactions: int, loss: str = "auto"
+    num_users: int,
+    num_items: int,
+    num_interactions: int,
+    loss: str = "auto",
+    excludes_history: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """Chooses the fields that `--preset=auto` sets.
 
@@ -889,6 +902,7 @@ def auto_fields(
         num_items: Items.
         num_interactions: Training interactions.
         loss: The loss that was given, one of `LOSSES`.
+        excludes_history: As `TrainConfig.excludes_history`.
 
     Returns:
         Field values by name, and the reasons in a line.
@@ -900,6 +914,7 @@ def auto_fields(
         "num_blocks": DEFAULTS["num_blocks"],
         "dropout": DEFAULTS["dropout"],
         "item_dropout": DEFAULTS["item_dropout"],
+        "mask_known_items": False,
         "num_epochs": DEFAULTS["num_epochs"],
         "learning_rate": DEFAULTS["learning_rate"],
         "patience": DEFAULTS["patience"],
@@ -915,6 +930,7 @@ def auto_fields(
         why = "long, dense histories"
         preset = PRESETS["movielens-1m"]
         fields |= {n: preset[n] for n in fields if n in preset}
+    fields["mask_known_items"] &= excludes_history
     why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
     fields |= _loss_fields(num_items, num_interactions, loss)
     fields["num_epochs"] = min(fields["num_epochs"], fields.pop("most_epochs"))

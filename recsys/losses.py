@@ -65,10 +65,10 @@ def sampled_softmax(
         log_expected_counts: Shaped as `negative_ids`, float: log k. Infinite
             for an entry that is not a negative. None leaves the logits
             uncorrected, as if k were 1.
-        known_ids: `[num_rows, num_known]` integer, items that are not
-            negatives of a row, such as the rest of its user's history; None
-            for none. Leaving them out moves the loss away from the full
-            softmax.
+        known_ids: `[num_rows, num_known]` integer, items that a row knows: the
+            last `length` of them from their position on, such as its history,
+            those before them from the start. They are no negatives of the
+            queries that know them. None for none.
         extra_logits: `[num_rows, length, num_extra]` float, of further
             negatives of each position, such as `dislike_logits`; None for
             none.
@@ -80,17 +80,17 @@ def sampled_softmax(
         log_expected_counts = tf.zeros(tf.shape(negative_ids))
     offsets = tf.cast(log_expected_counts, tf.float32)
     ids = [tf.cast(x, tf.int32) for x in (target_ids, negative_ids)]
+    known_from = tf.zeros([0, 0], tf.int32)
     if known_ids is not None:
-        known = _known(tf.cast(known_ids, tf.int32), ids[1])
-        # From here on each row has negatives of its own, save their vectors.
-        offsets = tf.where(known, float("inf"), offsets)
+        known_ids = tf.cast(known_ids, tf.int32)
+        known_from = _negatives_known_from(known_ids, *ids)
     vectors = (queries, target_vectors, negative_vectors)
     arguments: list[tf.Tensor] = [tf.cast(x, tf.float32) for x in vectors]
     if extra_logits is None:
         extra_logits = tf.zeros(tf.concat([tf.shape(target_ids), [0]], axis=0))
     arguments += [*ids, tf.cast(weights, tf.float32), offsets, extra_logits]
     chunks = _shared if ids[1].shape.rank == 1 else _per_row
-    return _fused_sampled_softmax(*chunks(*arguments))
+    return _fused_sampled_softmax(*chunks(*arguments), known_from)
 
 
 def dislike_logits(
@@ -150,19 +150,31 @@ def dislike_loss(
     return tf.reduce_sum(tf.cast(weights, tf.float32) * losses)
 
 
-def _known(known_ids: tf.Tensor, negative_ids: tf.Tensor) -> tf.Tensor:
-    """`[num_rows, num_negatives]` boolean, which negatives a row knows."""
+def _negatives_known_from(
+    known_ids: tf.Tensor, target_ids: tf.Tensor, negative_ids: tf.Tensor
+) -> tf.Tensor:
+    """`[num_rows, num_negatives]` int32, from which position one is known."""
+    length = tf.shape(target_ids)[1]
+    positions = _known_positions(known_ids, length)[:, tf.newaxis]
     shared = negative_ids if negative_ids.shape.rank == 1 else None
 
     def one_row(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
         known, negatives = row[0], row[-1] if shared is None else shared
-        return tf.reduce_any(known[:, tf.newaxis] == negatives, axis=0)
+        is_known = known[:, tf.newaxis] == negatives
+        first = tf.reduce_min(tf.where(is_known, positions, length), axis=0)
+        return tf.minimum(first, length)  # Of nothing it is the largest int.
 
     # Row by row: all comparisons at once would be many times the logits.
     rows = (known_ids,) if shared is not None else (known_ids, negative_ids)
     padded = tuple(_with_at_least_one(each) for each in rows)
-    known = tf.map_fn(one_row, padded, fn_output_signature=tf.bool)
+    known = tf.map_fn(one_row, padded, fn_output_signature=tf.int32)
     return known[: tf.shape(known_ids)[0]]
+
+
+def _known_positions(known_ids: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """`[num_known]` int32, from which position on a row knows each."""
+    num_known = tf.shape(known_ids)[1]
+    return tf.maximum(0, tf.range(num_known) - (num_known - length))
 
 
 def _with_at_least_one(values: tf.Tensor) -> tf.Tensor:
@@ -200,12 +212,7 @@ def _shared(
         x = tf.pad(x, [[0, padding]] + [[0, 0]] * len(shape))
         return tf.reshape(x, [num_chunks, size, *shape])
 
-    # Which row of the offsets a position reads.
-    rows = tf.zeros_like(target_ids)
-    if offsets.shape.rank == 1:
-        offsets = offsets[tf.newaxis]
-    else:
-        rows += tf.range(num_rows)[:, tf.newaxis]
+    flat = tf.range(num_rows * length)
     num_counted = tf.math.count_nonzero(flat_weights, dtype=tf.int32)
     return (
         chunks(queries, [dim]),
@@ -214,8 +221,9 @@ def _shared(
         chunks(target_ids, []),
         negative_ids[tf.newaxis],
         chunks(weights, []),
-        offsets,
-        chunks(rows, []),
+        offsets[tf.newaxis],
+        chunks(flat // length, []),
+        chunks(flat % length, []),
         chunks(extra_logits, [num_extra]),
         -(-num_counted // size),
     )
@@ -232,8 +240,10 @@ def _per_row(
     extra_logits: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
     """Makes each row a chunk, against negatives of its own."""
-    num_rows = tf.shape(queries)[0]
-    rows = tf.range(num_rows)[:, tf.newaxis]
+    num_rows, length = tf.unstack(tf.shape(target_ids))
+    rows, positions = tf.meshgrid(
+        tf.range(num_rows), tf.range(length), indexing="ij"
+    )
     return (
         queries,
         target_vectors,
@@ -242,7 +252,8 @@ def _per_row(
         negative_ids,
         weights,
         offsets,
-        tf.broadcast_to(rows, tf.shape(target_ids)),
+        rows,
+        positions,
         extra_logits,
         num_rows,
     )
@@ -256,10 +267,12 @@ def _fused_sampled_softmax(
     target_ids: tf.Tensor,  # [num_chunks, size]
     negative_ids: tf.Tensor,  # [num_chunks or 1, num_negatives]
     weights: tf.Tensor,  # [num_chunks, size]
-    offsets: tf.Tensor,  # [num_offsets, num_negatives]
-    rows: tf.Tensor,  # [num_chunks, size], a query's row of `offsets`
+    offsets: tf.Tensor,  # [num_chunks or 1, num_negatives]
+    rows: tf.Tensor,  # [num_chunks, size], a query's row of `known_from`
+    positions: tf.Tensor,  # [num_chunks, size], and its position there
     extra_logits: tf.Tensor,  # [num_chunks, size, num_extra]
     counted_chunks: tf.Tensor,  # scalar; later chunks weigh nothing
+    known_from: tf.Tensor,  # [num_rows, num_negatives], or [0, 0] for none
 ) -> tuple[tf.Tensor, Callable]:
     """The loss of queries in chunks."""
     last = tf.shape(negative_ids)[0] - 1
@@ -267,14 +280,16 @@ def _fused_sampled_softmax(
 
     def chunk(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
         j = tf.minimum(i, last)
-        # One row of offsets is broadcast rather than copied for each query.
-        has_one = offsets.shape[0] == 1
+        left_out = target_ids[i][:, tf.newaxis] == negative_ids[j]
+        if known_from.shape[1] != 0:
+            begins = tf.gather(known_from, rows[i])
+            left_out |= begins <= positions[i][:, tf.newaxis]
         return _sampled_chunk(
             queries[i],
             negative_vectors[j],
             target_logits[i][:, tf.newaxis],
-            target_ids[i][:, tf.newaxis] == negative_ids[j],
-            offsets if has_one else tf.gather(offsets, rows[i]),
+            left_out,
+            offsets[j],
             weights[i][:, tf.newaxis],
             extra_logits[i],
         )
@@ -306,7 +321,9 @@ def _fused_sampled_softmax(
             upstream * losses,
             None,
             None,
+            None,
             upstream * extra_gradient,
+            None,
             None,
         )
 
@@ -317,14 +334,14 @@ def _sampled_chunk(
     queries: tf.Tensor,  # [size, dim]
     negative_vectors: tf.Tensor,  # [num_negatives, dim]
     target_logits: tf.Tensor,  # [size, 1]
-    is_hit: tf.Tensor,  # [size, num_negatives], true for the target itself
-    offsets: tf.Tensor,  # [size or 1, num_negatives]
+    left_out: tf.Tensor,  # [size, num_negatives], the target, what is known
+    offsets: tf.Tensor,  # [num_negatives]
     weights: tf.Tensor,  # [size, 1]
     extra_logits: tf.Tensor,  # [size, num_extra]
 ) -> tuple[tf.Tensor, ...]:
     """The softmax of some queries against the same negatives."""
     logits = tf.matmul(queries, negative_vectors, transpose_b=True)
-    logits = tf.where(is_hit, float("-inf"), logits - offsets)
+    logits = tf.where(left_out, float("-inf"), logits - offsets)
     highest = tf.maximum(
         tf.reduce_max(logits, axis=1, keepdims=True), target_logits
     )
@@ -400,6 +417,7 @@ def full_softmax(
     targets: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: int = CHUNK_SIZE,
+    known: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Weighted sum of cross-entropies of a softmax over all candidates.
 
@@ -418,9 +436,18 @@ def full_softmax(
             NaN elsewhere.
         weights: `[num_queries]` float; 0 for queries that do not count.
         chunk_size: Queries per chunk.
+        known: `[num_rows, num_known]` integer rows in `candidates`, negative
+            for none: what the rows know whose queries follow each other in
+            `queries`, `length` for each. The last `length` are known from
+            their position on, such as a history, those before them from the
+            start. The softmax of a query is over its target and the
+            candidates that it does not know. None for all candidates.
 
     Returns:
         Float32 scalar, the weighted sum.
+
+    Raises:
+        tf.errors.InvalidArgumentError: `length` is 2¹⁵ or more, with `known`.
     """
     # Queries that count come first, so that the loop can stop after them.
     order = tf.argsort(tf.cast(weights == 0, tf.int32), stable=True)
@@ -429,13 +456,42 @@ def full_softmax(
     targets = tf.cast(tf.where(in_range, targets, 0), tf.int32)
     weights = tf.cast(weights, tf.float32)
     weights = tf.where(in_range | (weights == 0), weights, math.nan)
+    places: tuple[tf.Tensor, ...] = ()
+    if known is not None:
+        num_rows = tf.maximum(1, tf.shape(known)[0])
+        length = tf.maximum(1, tf.size(order) // num_rows)
+        size = tf.shape(candidates)[0]
+        known_from = _candidates_known_from(known, length, size)
+        places = (known_from, order // length, order % length)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
         tf.gather(targets, order),
         tf.gather(weights, order),
         tf.constant(chunk_size),
+        *places,
     )
+
+
+def _candidates_known_from(
+    known: tf.Tensor, length: tf.Tensor, num_candidates: tf.Tensor
+) -> tf.Tensor:
+    """`[num_rows, num_candidates]` int16, from which position one is known."""
+    tf.debugging.assert_less(
+        length, 2**15, "`known` must have less than 2¹⁵ positions in a row"
+    )
+    num_rows, num_known = tf.unstack(tf.shape(known))
+    rows = tf.repeat(tf.range(num_rows)[:, tf.newaxis], num_known, axis=1)
+    # One column more, for none.
+    columns = tf.where(known < 0, num_candidates, tf.cast(known, tf.int32))
+    positions = tf.cast(_known_positions(known, length), tf.int16)
+    never = tf.cast(length, tf.int16)
+    first = tf.tensor_scatter_nd_min(
+        tf.fill([num_rows, num_candidates + 1], never),
+        tf.stack([rows, columns], axis=2),
+        tf.repeat(positions[tf.newaxis], num_rows, axis=0),
+    )
+    return first[:, :num_candidates]
 
 
 @tf.custom_gradient
@@ -445,10 +501,11 @@ def _fused_full_softmax(
     targets: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
+    *places: tf.Tensor,  # From where rows know what; each query's row, position
 ) -> tuple[tf.Tensor, Callable]:
     """The loss of queries of which those that count come first."""
     log_sum, query_gradient, candidate_gradient = _full_pass(
-        queries, candidates, weights, chunk_size
+        queries, candidates, weights, chunk_size, targets, *places
     )
     # The target's share of the loss and of both gradients is narrow.
     target_vectors = tf.gather(candidates, targets)
@@ -465,6 +522,7 @@ def _fused_full_softmax(
             None,
             upstream * (log_sum - target_logits),
             None,
+            *[None] * len(places),
         )
 
     return tf.reduce_sum(weights * (log_sum - target_logits)), gradient
@@ -475,6 +533,8 @@ def _full_pass(
     candidates: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
+    targets: tf.Tensor,
+    *places: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns the queries' log-sums, and both gradients of their total."""
     num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
@@ -483,8 +543,9 @@ def _full_pass(
     chunks = tf.reshape(
         tf.pad(queries, [[0, padding], [0, 0]]), [num_chunks, chunk_size, dim]
     )
-    chunk_weights = tf.reshape(
-        tf.pad(weights, [[0, padding]]), [num_chunks, chunk_size]
+    chunk_weights, chunk_targets, *chunk_places = (
+        tf.reshape(tf.pad(each, [[0, padding]]), [num_chunks, chunk_size])
+        for each in (weights, targets, *places[1:])
     )
     needs_no_shift = (
         _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
@@ -496,8 +557,14 @@ def _full_pass(
         query_gradients: tf.TensorArray,
         candidate_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray, tf.Tensor]:
+        logits = tf.matmul(chunks[i], candidates, transpose_b=True)
+        if places:
+            rows, positions = (each[i] for each in chunk_places)
+            known_from = tf.gather(places[0], rows)
+            positions = tf.cast(positions[:, tf.newaxis], known_from.dtype)
+            logits = _without(known_from <= positions, logits, chunk_targets[i])
         log_sum, query_gradient, added = _full_chunk(
-            chunks[i], candidates, chunk_weights[i], needs_no_shift
+            logits, chunks[i], candidates, chunk_weights[i], needs_no_shift
         )
         return (
             i + 1,
@@ -522,14 +589,24 @@ def _full_pass(
     return log_sum, query_gradient[:num_queries], candidate_gradient
 
 
+def _without(
+    left_out: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor
+) -> tf.Tensor:
+    """Leaves entries out of the softmax of `logits`, save the targets."""
+    places = tf.stack([tf.range(tf.size(targets)), targets], axis=1)
+    target_logits = tf.gather_nd(logits, places)
+    logits = tf.where(left_out, float("-inf"), logits)
+    return tf.tensor_scatter_nd_update(logits, places, target_logits)
+
+
 def _full_chunk(
+    logits: tf.Tensor,
     queries: tf.Tensor,
     candidates: tf.Tensor,
     weights: tf.Tensor,
     needs_no_shift: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As `_full_pass`, for `[size, dim]` queries all at once."""
-    logits = tf.matmul(queries, candidates, transpose_b=True)
+    """As `_full_pass`, for `[size, dim]` queries and their logits."""
     exp, shift = tf.cond(
         needs_no_shift,
         lambda: (tf.exp(logits), tf.zeros([tf.shape(logits)[0], 1])),

@@ -166,7 +166,8 @@ class Negatives(NamedTuple):
         log_expected_counts: Of the same shape, float32: log k of each; None
             where the loss is not to be corrected.
         known_ids: `[num_rows, num_known]` int32, items that are not negatives
-            of a row; None for none.
+            of a row: the last `length`, its history, from their position on,
+            those before them from the start. None for none.
     """
 
     ids: tf.Tensor
@@ -222,8 +223,10 @@ class NegativeSampler:
         per_row: Draw for each row of the batch rather than once for all.
         corrected: Whether to return `log_expected_counts` (the logQ
             correction). Without it popular negatives are pushed away too far.
-        masks_known: Whether a row's own items, those of its history and its
-            targets, are excluded from its negatives.
+        masks_known: Whether what a history has up to a position is excluded
+            from that position's negatives. In-batch negatives hold a row's
+            own targets more often than other items: with `in_batch` and
+            `mixed` all items of a row are excluded from all of its negatives.
         trained_only: Whether items of count 0 are never drawn. Those that
             have features would only be pushed down, and their features with
             them.
@@ -321,8 +324,9 @@ class NegativeSampler:
             )
         known_ids = None
         if self._masks_known:
-            history_ids = tf.cast(batch["history_ids"], tf.int32)
-            known_ids = tf.concat([history_ids, target_ids], axis=1)
+            known_ids = tf.cast(batch["history_ids"], tf.int32)
+            if self._num_in_batch:
+                known_ids = tf.concat([target_ids, known_ids], axis=1)
         if not self._corrected:
             return Negatives(ids, None, known_ids)
         counts = self._expected_counts(ids, tf.size(targets))

@@ -34,6 +34,7 @@ KINDS = {
         "--encoder=gru",
         "--item_features=genres,title:words",
         "--time_features=gap",
+        "--mask_known_items",
         "--precision=bfloat16",
     ],
     "mean_sampled": [
@@ -49,6 +50,7 @@ KINDS = {
         "--loss=sampled_softmax",
         "--negatives=popularity",
         "--num_negatives=8",
+        "--mask_known_items",
         "--table_init=co_occurrence",
         "--time_features=gap,age",
         "--context_features=gap",

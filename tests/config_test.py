@@ -81,9 +81,19 @@ class TrainConfigTest(parameterized.TestCase):
         self.assertEqual(fields["item_dropout"], item_dropout)
         self.assertEqual(fields["num_epochs"], epochs)
         self.assertEqual(fields["num_blocks"], 3 if dropout == 0.2 else 2)
+        self.assertEqual(fields["mask_known_items"], dropout == 0.2)
         self.assertIn(f"{interactions / users:,.0f} interactions per user", why)
         config = make_config("auto", {"seed": 3}).with_chosen(fields)
         self.assertEqual(config, TrainConfig(**fields, seed=3))
+
+    def test_known_items_are_masked_where_they_are_not_recommended(self):
+        fields, _ = auto_fields(10, 8, 800, excludes_history=False)
+        self.assertFalse(fields["mask_known_items"])
+        for more in ({"repeats": "all"}, {"target_events": "buy"}):
+            with self.assertRaisesRegex(
+                InputError, "--mask_known_items must be false .*: true$"
+            ):
+                make_config("movielens-1m", more)
 
     def test_auto_keeps_the_loss_that_is_given(self):
         # Too many items for the full softmax, which was asked for all the same.

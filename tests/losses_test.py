@@ -12,12 +12,20 @@ def _plain(
     candidates: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray,
+    known: np.ndarray | None = None,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The loss and its two gradients, in float64, all logits at once."""
     queries, candidates, weights = (
         x.astype(np.float64) for x in (queries, candidates, weights)
     )
     logits = queries @ candidates.T
+    for row, items in enumerate(() if known is None else known):
+        length = len(queries) // len(known)
+        for position in range(length):
+            query = row * length + position
+            seen = items[: len(items) - length + position + 1]
+            seen = seen[(seen >= 0) & (seen != targets[query])]
+            logits[query, seen] = -np.inf
     shifted = logits - logits.max(axis=1, keepdims=True)
     softmax = np.exp(shifted)
     softmax /= softmax.sum(axis=1, keepdims=True)
@@ -31,11 +39,11 @@ def _plain(
 
 
 @tf.function(reduce_retracing=True)
-def _fused(queries, candidates, targets, weights, chunk_size):
+def _fused(queries, candidates, targets, weights, chunk_size, known=None):
     with tf.GradientTape() as tape:
         tape.watch([queries, candidates])
         value = losses.full_softmax(
-            queries, candidates, targets, weights, chunk_size=chunk_size
+            queries, candidates, targets, weights, chunk_size, known
         )
     gradients = tape.gradient(value, [queries, candidates])
     return value, [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -72,6 +80,53 @@ class FullSoftmaxTest(parameterized.TestCase):
         self.assertAlmostEqual(
             float(value), np.log(4) + 2 * np.log(4 / 3), places=5
         )
+
+    def test_known_by_hand(self):
+        # One row of two positions, three candidates of logit 0: the first is
+        # known from the first position, the second from the next one on.
+        # Softmaxes over two candidates and over one: losses log 2 and 0.
+        arguments = (
+            tf.zeros([2, 1]),
+            tf.zeros([3, 1]),
+            tf.constant([2, 2]),
+            tf.ones([2]),
+        )
+        value = losses.full_softmax(*arguments, known=tf.constant([[0, 1]]))
+        self.assertAlmostEqual(float(value), np.log(2), places=6)
+        # A target is compared although it is known: log 3 twice.
+        value = losses.full_softmax(*arguments, known=tf.constant([[2, 2]]))
+        self.assertAlmostEqual(float(value), 2 * np.log(3), places=6)
+
+    @parameterized.product(
+        num_known=(3, 4, 6), dtype=(np.int32, np.int64), scale=(1, 100)
+    )
+    def test_known(self, num_known, dtype, scale):
+        # Three rows of four positions; with three columns the first position
+        # knows nothing, with six the first two are known from the start.
+        case = _case(12, scale=scale)
+        case[3][[1, 6, 7, 11]] = 0
+        rng = np.random.default_rng(1)
+        known = rng.integers(-2, 11, (3, num_known)).astype(dtype)
+        expected = _plain(*case, known)
+        for chunk_size in (1, 5, 64):
+            value, gradients = _fused(
+                *map(tf.constant, case), chunk_size, tf.constant(known)
+            )
+            np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+            for got, wanted in zip(gradients, expected[1:]):
+                np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+    def test_known_of_too_many_positions(self):
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "less than 2¹⁵ positions"
+        ):
+            losses.full_softmax(
+                tf.zeros([2**15, 1]),
+                tf.zeros([3, 1]),
+                tf.zeros([2**15], tf.int32),
+                tf.ones([2**15]),
+                known=tf.zeros([1, 1], tf.int32),
+            )
 
     @parameterized.parameters(1, 2, 3, 7, 10, 64)
     def test_any_chunk_size(self, chunk_size):

@@ -30,7 +30,9 @@ def _plain(
         for j, item in enumerate(ids):
             if item == target_ids[row, column]:
                 continue
-            if known_ids is not None and item in known_ids[row]:
+            if known_ids is not None and item in _known(
+                known_ids[row], column, target_ids.shape[1]
+            ):
                 continue
             count = 0.0
             if log_counts is not None:
@@ -38,6 +40,17 @@ def _plain(
             terms += np.exp(query @ vectors[j] - count)
         total += weights[row, column] * (np.log(terms) - logit)
     return total
+
+
+def _known(items, position: int, length: int):
+    """What a row knows at a position: the last `length` items in turn."""
+    return items[: len(items) - length + position + 1]
+
+
+# Two items that rows know from the start, then four histories.
+_KNOWN = np.array(
+    [[2, 3, 4, 5, 2, 6], [4, 0, 7, 7, 0, 0], [0, 0, 0, 8, 9, 3]], np.int32
+)
 
 
 def _case(per_row: bool, seed: int = 0) -> dict[str, np.ndarray]:
@@ -79,6 +92,21 @@ class SampledSoftmaxTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(float(loss), np.log(4), places=5)
 
+    def test_known_by_hand(self):
+        # Two positions of target 5, logit 0, against 7 and 8 of logit log 3:
+        # 7 is known from the start, 8 from the second position on. The losses
+        # are log(1 + 3) and log 1.
+        loss = losses.sampled_softmax(
+            tf.ones([1, 2, 1]),
+            tf.zeros([1, 2, 1]),
+            tf.fill([2, 1], np.float32(np.log(3))),
+            tf.constant([[5, 5]]),
+            tf.constant([7, 8]),
+            tf.ones([1, 2]),
+            known_ids=tf.constant([[7, 0, 8]]),
+        )
+        self.assertAlmostEqual(float(loss), np.log(4), places=5)
+
     @parameterized.product(
         per_row=(False, True),
         known=(False, True),
@@ -89,7 +117,7 @@ class SampledSoftmaxTest(parameterized.TestCase):
         case = _case(per_row)
         more = {}
         if known:
-            more["known_ids"] = np.array([[2, 3], [4, 0], [0, 0]], np.int32)
+            more["known_ids"] = _KNOWN
         if not corrected:
             del case["log_counts"]
         with self.chunks_of(logits_per_chunk):
@@ -104,7 +132,6 @@ class SampledSoftmaxTest(parameterized.TestCase):
     @parameterized.product(per_row=(False, True), chunk=(10, 2**20))
     def test_gradient_is_that_of_finite_differences(self, per_row, chunk):
         case = _case(per_row)
-        known_ids = np.array([[2, 3], [4, 0], [0, 0]], np.int32)
         names = ("queries", "target_vectors", "negative_vectors", "weights")
 
         @tf.function
@@ -112,7 +139,7 @@ class SampledSoftmaxTest(parameterized.TestCase):
             with tf.GradientTape() as tape:
                 tape.watch(tensors)
                 value = losses.sampled_softmax(
-                    *tensors.values(), known_ids=tf.constant(known_ids)
+                    *tensors.values(), known_ids=tf.constant(_KNOWN)
                 )
             return tape.gradient(value, [tensors[name] for name in names])
 
@@ -125,7 +152,7 @@ class SampledSoftmaxTest(parameterized.TestCase):
                 for step in (1e-4, -1e-4):
                     moved = {**case, name: case[name].astype(np.float64)}
                     moved[name][index] += step
-                    values.append(_plain(**moved, known_ids=known_ids))
+                    values.append(_plain(**moved, known_ids=_KNOWN))
                 expected = (values[0] - values[1]) / 2e-4
                 np.testing.assert_allclose(
                     gradient.numpy()[index], expected, atol=2e-3
@@ -390,7 +417,12 @@ class DrawTest(parameterized.TestCase):
         self.assertIsNone(self._draw("uniform").known_ids)
         np.testing.assert_array_equal(
             self._draw("uniform", masks_known=True).known_ids,
-            [[3, 2, 2, 2, 2, 3], [2, 4, 0, 4, 0, 1]],
+            self.batch["history_ids"],
+        )
+        # Negatives from the batch: the targets are known from the start.
+        np.testing.assert_array_equal(
+            self._draw("mixed", masks_known=True).known_ids,
+            [[2, 2, 3, 3, 2, 2], [4, 0, 1, 2, 4, 0]],
         )
 
     @parameterized.parameters("in_batch", "mixed")

@@ -475,33 +475,72 @@ class OneTableTest(parameterized.TestCase):
         )
 
 
-def _plain_loss(table: np.ndarray) -> tuple[float, int]:
+def _plain_loss(
+    table: np.ndarray, masks_known: bool = False
+) -> tuple[float, int]:
     """Mean pooling and softmax, one position after the other."""
     total, count = 0.0, 0
     for history, targets in zip(BATCH["history_ids"], BATCH["target_ids"]):
-        read = []
+        read, known = [], set()
         for item, target in zip(history, targets):
             if item:
                 read.append(table[item])
+            if masks_known:
+                known.add(item)
             if target:
                 scores = table[2:] @ np.mean(read, axis=0)
-                total += np.log(np.exp(scores).sum()) - scores[target - 2]
+                compared = [
+                    item == target or item not in known
+                    for item in range(2, len(table))
+                ]
+                log_sum = np.log(np.exp(scores[compared]).sum())
+                total += log_sum - scores[target - 2]
                 count += 1
     return total, count
 
 
 class LossTest(parameterized.TestCase):
-    def test_against_plain_numpy(self):
+    @parameterized.product(masks_known=(False, True), trained=(False, True))
+    def test_against_plain_numpy(self, masks_known, trained):
         model = _two_tower()
+        model.masks_known = masks_known
+        if trained:  # All of them, but not in the full softmax's own way.
+            model.trained_items = np.arange(2, SHAPE[0])
         model.history_tower.embedding.embeddings.assign(
             np.random.default_rng(0).normal(size=SHAPE)
         )
         loss, count = model.next_item_loss(BATCH)
         expected = _plain_loss(
-            model.history_tower.embedding.embeddings.numpy().astype(np.float64)
+            model.history_tower.embedding.embeddings.numpy().astype(np.float64),
+            masks_known,
         )
         self.assertEqual(float(count), expected[1])
         self.assertAlmostEqual(float(loss), expected[0], places=4)
+        if masks_known:
+            self.assertLess(
+                expected[0],
+                _plain_loss(model.history_tower.embedding.embeddings.numpy())[
+                    0
+                ],
+            )
+
+    def test_known_items_that_are_not_trained(self):
+        # Items 3 and 4 are no candidates; only 2 is left beside the target 5.
+        model = _two_tower()
+        model.masks_known = True
+        model.trained_items = np.array([2, 5])
+        batch = {
+            "history_ids": np.array([[3, 4]], np.int32),
+            "target_ids": np.array([[0, 5]], np.int32),
+        }
+        table = model.history_tower.embedding.embeddings.numpy()
+        scores = table[[2, 5]] @ ((table[3] + table[4]) / 2)
+        loss, _ = model.next_item_loss(batch)
+        expected = np.log(np.exp(scores).sum()) - scores[1]
+        self.assertAlmostEqual(float(loss), expected, places=5)
+        batch["history_ids"][0, 0] = 2
+        loss, _ = model.next_item_loss(batch)
+        self.assertAlmostEqual(float(loss), 0, places=6)
 
     def test_padding_and_unknown_are_no_targets(self):
         model = _two_tower()

@@ -170,6 +170,7 @@ def choose(
         data.vocabulary.num_items,
         train.num_interactions,
         loss,
+        config.excludes_history,
     )
     values = ", ".join(
         f"{name}={fields[name]}"

@@ -75,6 +75,10 @@ class TwoTower(keras.Model):
             Items that have features and are never targets are best left out:
             `fit` and the trainer would push them down, and their features
             with them. Not part of the model's files.
+        masks_known: Whether the full softmax of a target leaves out what its
+            history has, which a recommendation leaves out as well. False by
+            default; not part of the model's files. The sampled softmax has
+            `NegativeSampler`'s argument of that name.
 
     Raises:
         ValueError: The towers do not share one table.
@@ -101,6 +105,7 @@ class TwoTower(keras.Model):
         self.candidate_tower = candidate_tower
         self.negative_sampler: NegativeSampler | None = None
         self.trained_items: Any = None
+        self.masks_known = False
         self._loss_mean = keras.metrics.Mean(name="loss")
 
     def build(self, input_shape: Any = None) -> None:
@@ -277,7 +282,7 @@ class TwoTower(keras.Model):
                 )
             weights *= sample_weight
         if negatives is None:
-            candidates, places = self._candidates_of(targets, training)
+            candidates = self._trained_candidates(training)
         else:
             candidates = self.candidate_tower(negatives.ids, training=training)
         queries = self.history_tower(
@@ -286,6 +291,11 @@ class TwoTower(keras.Model):
             return_sequences=True,
             **features,
         )
+        known = None
+        if negatives is not None:
+            known = negatives.known_ids
+        elif self.masks_known:
+            known = self._places(inputs["history_ids"])
         dislikes = None
         if "dislike_ids" in inputs:
             ids = _dense(inputs["dislike_ids"])
@@ -295,8 +305,9 @@ class TwoTower(keras.Model):
             loss = losses.full_softmax(
                 tf.reshape(queries, [-1, queries.shape[-1]]),
                 candidates,
-                tf.reshape(places, [-1]),
+                tf.reshape(self._places(targets), [-1]),
                 tf.reshape(weights, [-1]),
+                known=known,
             )
             if dislikes is not None:
                 vectors = self.candidate_tower(targets, training=training)
@@ -310,7 +321,7 @@ class TwoTower(keras.Model):
                 negatives.ids,
                 weights,
                 negatives.log_expected_counts,
-                negatives.known_ids,
+                known,
                 dislikes,
             )
         return loss, count
@@ -360,17 +371,22 @@ class TwoTower(keras.Model):
         )
         return {**inputs, "history_ids": histories, "target_ids": targets}
 
-    def _candidates_of(
-        self, targets: tf.Tensor, training: bool
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the full softmax's vectors and the targets' rows in them."""
+    def _trained_candidates(self, training: bool) -> tf.Tensor:
+        """Returns the vectors that the full softmax is over."""
         candidates = self.candidate_tower.all_candidates(training=training)
         if self.trained_items is None:
-            return candidates[FIRST_ITEM_INDEX:], targets - FIRST_ITEM_INDEX
-        trained = tf.convert_to_tensor(self.trained_items)
-        flat = tf.reshape(tf.cast(targets, trained.dtype), [-1])
-        places = tf.searchsorted(trained, flat)
-        return tf.gather(candidates, trained), places
+            return candidates[FIRST_ITEM_INDEX:]
+        return tf.gather(candidates, tf.convert_to_tensor(self.trained_items))
+
+    def _places(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns the rows of items in these, negative for any other id."""
+        if self.trained_items is None:
+            return ids - FIRST_ITEM_INDEX
+        trained = tf.cast(tf.convert_to_tensor(self.trained_items), ids.dtype)
+        places = tf.searchsorted(trained, tf.reshape(ids, [-1]))
+        places = tf.reshape(places, tf.shape(ids))
+        nearest = tf.gather(trained, tf.minimum(places, tf.size(trained) - 1))
+        return tf.where(nearest == ids, places, -1)
 
     def update(
         self,

@@ -185,6 +185,7 @@ class Trainer:
         if encoder is not None:
             total = TRAIN_TARGETS if self.regression is None else TRAIN_COUNT
             self.model.trained_items = trained_items(data.vocabulary, total)
+        self.model.masks_known = config.mask_known_items
         self.optimizer = build_optimizer(
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
