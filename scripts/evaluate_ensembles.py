@@ -6,7 +6,8 @@ Run it from the checkout, with the workdirs of models of one log:
 
 A sum of dot products is one dot product of longer vectors, so an ensemble of
 two-tower models is a two-tower model as well. Each subset of the models is
-evaluated; test queries are not read.
+evaluated on the validation queries. With `--test`, the test queries are read as
+well, for all models together: once, at the end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ COMMAND.add_flag(
     str,
     "workdirs",
     "Of at least two models of the same log and split, with commas between.",
+    group="Run",
+)
+COMMAND.add_flag(
+    bool,
+    "test",
+    "Read the test queries as well, for all models together: once, at the end.",
     group="Run",
 )
 # What of a log a model reads.
@@ -110,20 +117,27 @@ def main(values: dict[str, Any]) -> int:
                 f"--workdirs must be of one log and split. Received: {folder} "
                 f"of other items than {folders[0]}"
             )
+    numbers = range(len(models))
+    several = [
+        (chosen, data.split.validation, "")
+        for size in range(1, len(models) + 1)
+        for chosen in itertools.combinations(numbers, size)
+    ]
+    if values["test"]:
+        several.append((tuple(numbers), data.split.reported[0], ", test"))
     rows = []
-    for size in range(1, len(models) + 1):
-        for chosen in itertools.combinations(range(len(models)), size):
-            found = evaluate(
-                Sum([models[number] for number in chosen]),
-                data.split.validation,
-                protocol=data.split.protocol,
-                ks=(10,),
-                exclude_history=config.excludes_history,
-                lists=False,
-            ).metrics()
-            names = " + ".join(folders[number].name for number in chosen)
-            metrics = [f"{found[n]:.4f}" for n in ("recall@10", "ndcg@10")]
-            rows.append([names, *metrics])
+    for chosen, queries, which in several:
+        found = evaluate(
+            Sum([models[number] for number in chosen]),
+            queries,
+            protocol=data.split.protocol,
+            ks=(10,),
+            exclude_history=config.excludes_history,
+            lists=False,
+        ).metrics()
+        names = " + ".join(folders[number].name for number in chosen)
+        metrics = [f"{found[n]:.4f}" for n in ("recall@10", "ndcg@10")]
+        rows.append([names + which, *metrics])
     print(aligned(["models", "recall@10", "ndcg@10"], rows))
     return 0
 

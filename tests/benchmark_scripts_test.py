@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -37,6 +39,7 @@ from recsys.config import PRESETS, TrainConfig, make_config  # noqa: E402
 from recsys.data.prepare import PreparedData, build_data  # noqa: E402
 from recsys.errors import InputError  # noqa: E402
 from recsys.report.figures import COLORS  # noqa: E402
+from recsys.training import train  # noqa: E402
 
 # A "Python" that lists the first ten items that a history lacks, and before
 # its last epoch the sixth to the fifteenth.
@@ -495,7 +498,7 @@ class CompareExtensionTest(TempFolderTest):
             compare_extension.split_log(config, 0.1, runs)
 
 
-class EnsemblesTest(parameterized.TestCase):
+class EnsemblesTest(TempFolderTest):
     def test_scores_are_added(self):
         models = [mock.Mock(), mock.Mock()]
         for model, scores in zip(models, ([[1.0, 2.0]], [[0.5, -4.0]])):
@@ -504,6 +507,30 @@ class EnsemblesTest(parameterized.TestCase):
         found = evaluate_ensembles.Sum(models)
         for each in (found.query_scores(None, None), found.scores(None, None)):
             self.assertEqual(each.tolist(), [[1.5, -2.0]])
+
+    def test_the_test_queries_are_read_for_all_together_alone(self):
+        path = self.folder / "log.csv"
+        _write_log(path, [10] * 30, num_items=40)
+        folders = []
+        for seed in range(3):
+            config = TrainConfig(
+                data=str(path),
+                seed=seed,
+                encoder="mean_pooling",
+                num_epochs=1,
+                embedding_dim=8,
+            )
+            folders.append(str(self.folder / f"seed-{seed}"))
+            train(config, folders[-1], evaluate=False, verbose=False)
+        printed = io.StringIO()
+        names = ["--workdirs=" + ",".join(folders), "--test"]
+        with contextlib.redirect_stdout(printed):
+            evaluate_ensembles.main(evaluate_ensembles.COMMAND.parse(names))
+        lines = [x.split("  ")[0] for x in printed.getvalue().splitlines()]
+        # A heading, seven subsets of three models, and all of them again.
+        self.assertLen(lines, 9)
+        self.assertEqual(lines[-2], "seed-0 + seed-1 + seed-2")
+        self.assertEqual(lines[-1], "seed-0 + seed-1 + seed-2, test")
 
     def test_two_models_are_needed(self):
         values = evaluate_ensembles.COMMAND.parse(["--workdirs=one"])
