@@ -527,8 +527,8 @@ class EnsemblesTest(TempFolderTest):
         with contextlib.redirect_stdout(printed):
             evaluate_ensembles.main(evaluate_ensembles.COMMAND.parse(names))
         lines = [x.split("  ")[0] for x in printed.getvalue().splitlines()]
-        # A heading, seven subsets of three models, and all of them again.
-        self.assertLen(lines, 9)
+        # A heading of two lines, seven subsets of three models, and all again.
+        self.assertLen(lines, 10)
         self.assertEqual(lines[-2], "seed-0 + seed-1 + seed-2")
         self.assertEqual(lines[-1], "seed-0 + seed-1 + seed-2, test")
 
