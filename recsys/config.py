@@ -255,6 +255,15 @@ class TrainConfig:
     table_init: str = _model(
         "random", "How to initialize the item table", choices=TABLE_INITS
     )
+    transition_dim: int = _model(
+        0,
+        "Dimensions of a sketch of which items follow which, beside "
+        "embedding_dim and not trained; 0 for none.",
+        at_least=0,
+    )
+    transition_weight: float = _model(
+        8.0, "Weight of that sketch in a score.", at_least=0
+    )
     item_features: str | None = _model(
         None,
         "Columns of the items file to use as item features, so that new items "
@@ -434,6 +443,10 @@ class TrainConfig:
             )
         check_events(self)
         check_features(self)
+        if not self.transition_dim and "transition_dim" not in self.chosen:
+            self._check_not_given(
+                ("transition_weight",), "--transition_dim", "--transition_dim=0"
+            )
         if self.mask_known_items and not self.excludes_history:
             raise InputError(
                 "--mask_known_items must be false where a history's items are "
@@ -856,6 +869,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+_TRANSITION_DIM = 256
 # The preset that looks at the log; see `auto_fields`.
 AUTO = "auto"
 _LONG_HISTORY = 80
@@ -872,7 +886,8 @@ _FEWEST_FULL_EPOCHS = 12
 # Among the targets of a batch are the items that the same history has later:
 # in-batch negatives would push them down.
 _AUTO_NEGATIVES = "popularity"
-# Adam on all rows of a larger table takes longer than the rest of a step.
+# Of a larger table, a sketch of the transitions takes hundreds of megabytes,
+# and Adam on all rows takes longer than the rest of a step.
 _LARGEST_DENSE_TABLE = 100_000
 
 
@@ -892,6 +907,7 @@ def auto_fields(
     num_interactions: int,
     loss: str = "auto",
     excludes_history: bool = True,
+    has_item_features: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Chooses the fields that `--preset=auto` sets.
 
@@ -903,6 +919,7 @@ def auto_fields(
         num_interactions: Training interactions.
         loss: The loss that was given, one of `LOSSES`.
         excludes_history: As `TrainConfig.excludes_history`.
+        has_item_features: Whether new items are to be recommended.
 
     Returns:
         Field values by name, and the reasons in a line.
@@ -915,6 +932,7 @@ def auto_fields(
         "dropout": DEFAULTS["dropout"],
         "item_dropout": DEFAULTS["item_dropout"],
         "mask_known_items": False,
+        "transition_dim": _TRANSITION_DIM,
         "num_epochs": DEFAULTS["num_epochs"],
         "learning_rate": DEFAULTS["learning_rate"],
         "patience": DEFAULTS["patience"],
@@ -929,8 +947,14 @@ def auto_fields(
     else:
         why = "long, dense histories"
         preset = PRESETS["movielens-1m"]
+        fields["transition_dim"] = 0
         fields |= {n: preset[n] for n in fields if n in preset}
     fields["mask_known_items"] &= excludes_history
+    # Items that nothing has followed yet would come after all others.
+    if has_item_features or not excludes_history:
+        fields["transition_dim"] = 0
+    if num_items > _LARGEST_DENSE_TABLE:
+        fields["transition_dim"] = 0
     why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
     fields |= _loss_fields(num_items, num_interactions, loss)
     fields["num_epochs"] = min(fields["num_epochs"], fields.pop("most_epochs"))

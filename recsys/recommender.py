@@ -162,7 +162,7 @@ class Recommender:
         self, items: np.ndarray, offsets: np.ndarray, side: Side | None = None
     ) -> np.ndarray:
         """Encodes histories of known items; see `user_vectors`."""
-        dim = self.model.history_tower.embedding.embedding_dim
+        dim = self.model.history_tower.output_dim
         vectors = np.zeros((len(offsets) - 1, dim), np.float32)
         batches = pipeline.history_batches(
             items,

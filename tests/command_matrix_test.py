@@ -35,6 +35,7 @@ KINDS = {
         "--item_features=genres,title:words",
         "--time_features=gap",
         "--mask_known_items",
+        "--transition_dim=8",
         "--precision=bfloat16",
     ],
     "mean_sampled": [
@@ -42,7 +43,12 @@ KINDS = {
         "--loss=sampled_softmax",
         "--num_negatives=8",
     ],
-    "self_attention_shards": ["--encoder=self_attention", "--num_heads=2"],
+    "self_attention_shards": [
+        "--encoder=self_attention",
+        "--num_heads=2",
+        "--transition_dim=8",
+        "--transition_weight=2",
+    ],
     "features_sampled": [
         "--encoder=self_attention",
         "--item_features=auto",

@@ -82,6 +82,8 @@ class TrainConfigTest(parameterized.TestCase):
         self.assertEqual(fields["num_epochs"], epochs)
         self.assertEqual(fields["num_blocks"], 3 if dropout == 0.2 else 2)
         self.assertEqual(fields["mask_known_items"], dropout == 0.2)
+        dim = 0 if dropout == 0.2 else 256
+        self.assertEqual(fields["transition_dim"], dim)
         self.assertIn(f"{interactions / users:,.0f} interactions per user", why)
         config = make_config("auto", {"seed": 3}).with_chosen(fields)
         self.assertEqual(config, TrainConfig(**fields, seed=3))
@@ -94,6 +96,28 @@ class TrainConfigTest(parameterized.TestCase):
                 InputError, "--mask_known_items must be false .*: true$"
             ):
                 make_config("movielens-1m", more)
+
+    @parameterized.parameters(
+        (10, 900, True, False, 256),
+        (10, 900, False, False, 0),
+        (10, 900, True, True, 0),
+        (40_000, 100_000, True, False, 256),
+        (40_000, 100_001, True, False, 0),
+    )
+    def test_auto_sketches_transitions(
+        self, users, items, excludes, featured, dim
+    ):
+        fields, _ = auto_fields(users, items, 900, "auto", excludes, featured)
+        self.assertEqual(fields["transition_dim"], dim)
+
+    def test_a_weight_without_a_sketch(self):
+        with self.assertRaisesRegex(
+            InputError, "transition_weight must go with --transition_dim"
+        ):
+            TrainConfig(transition_weight=3.0)
+        config = make_config("auto", {"transition_weight": 3.0})
+        fields, _ = auto_fields(10, 900, 900)
+        self.assertEqual(config.with_chosen(fields).transition_dim, 256)
 
     def test_auto_keeps_the_loss_that_is_given(self):
         # Too many items for the full softmax, which was asked for all the same.

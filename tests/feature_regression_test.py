@@ -8,6 +8,7 @@ from absl.testing import absltest
 
 from recsys import ItemFeatures
 from recsys.data.features import EncodedItems
+from recsys.data.sequences import Sequences
 from recsys.data.vocabulary import Vocabulary
 from recsys.training import initial_table
 
@@ -200,6 +201,60 @@ class PredictedRowsTest(absltest.TestCase):
         np.testing.assert_allclose(
             found, np.tile((mean + popular) / 2, (4, 1)), rtol=1e-5
         )
+
+
+class TransitionSketchTest(absltest.TestCase):
+    def sequences(self, *users: list[int]) -> Sequences:
+        items = np.array(sum(users, []), np.int32)
+        return Sequences(
+            user_ids=np.array([f"u{i}" for i in range(len(users))], object),
+            offsets=np.cumsum([0, *map(len, users)]),
+            items=items,
+            timestamps=np.arange(len(items)),
+        )
+
+    def test_products_are_strengths(self):
+        sequences = self.sequences([2, 3, 4], [2, 3], [5, 2, 2, 3, 5, 3, 4])
+        keys, values = initial_table.transition_sketch(
+            sequences, 6, 4096, decay=0.5, window=2
+        )
+        self.assertEqual((keys.shape, values.dtype), ((6, 4096), np.float32))
+        np.testing.assert_allclose(np.abs(keys[2:]), 1 / 64)
+        self.assertFalse(keys[:2].any() or values[:2].any())
+        counts = np.bincount(sequences.items)
+        self.assertEqual(counts[2:].tolist(), [4, 4, 2, 2])
+        strengths = np.zeros((6, 6))
+        # 2 → 3: three times at once, once after another item.
+        strengths[2, 3] = 3.5 / 24
+        # 2 → 2, 3 → 3: 1, and half of one; 3 → 4: twice.
+        strengths[2, 2], strengths[3, 3] = 1 / 24, 0.5 / 24
+        strengths[3, 4] = 2 / np.sqrt(24 * 22)
+        strengths[2, 4] = 0.5 / np.sqrt(24 * 22)
+        # 5 → 2: at once and after one; 5 → 3 and half for 5 → 4; 2 → 5.
+        strengths[5, 2] = 1.5 / np.sqrt(22 * 24)
+        strengths[5, 3] = 1 / np.sqrt(22 * 24)
+        strengths[5, 4] = 0.5 / 22
+        strengths[2, 5] = 0.5 / np.sqrt(22 * 24)
+        strengths[3, 5] = 1 / np.sqrt(22 * 24)
+        np.testing.assert_allclose(keys @ values.T, strengths, atol=0.01)
+        expected = strengths.T @ keys
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+
+    def test_another_seed_has_other_keys(self):
+        sequences = self.sequences([2, 3])
+        first, again, other = (
+            initial_table.transition_sketch(sequences, 4, 64, seed=seed)
+            for seed in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(first[0], again[0])
+        self.assertTrue((first[0] != other[0]).any())
+
+    def test_no_transitions(self):
+        for users in ([], [[2], [3]]):
+            values = initial_table.transition_sketch(
+                self.sequences(*users), 4, 8
+            )[1]
+            self.assertFalse(values.any())
 
 
 if __name__ == "__main__":

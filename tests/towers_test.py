@@ -112,6 +112,42 @@ class HistoryTowerTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(tower(ragged), np.zeros((2, 4)))
 
+    def test_sketch_by_hand(self):
+        table = _table()
+        tower = HistoryTower(
+            table,
+            encoder=MeanPooling(),
+            transition_dim=2,
+            transition_weight=3.0,
+            transition_decay=0.5,
+        )
+        plain = HistoryTower(table, encoder=MeanPooling())
+        tower.build()
+        self.assertEqual(tower.output_dim, 6)
+        keys = np.zeros((table.vocabulary_size, 2), np.float32)
+        keys[3], keys[4], keys[8] = [1, 0], [0, 1], [4, 4]
+        tower.transition_keys.assign(keys)
+        # 3 (k_8 + k_4 / 2 + k_3 / 4): an unknown item (1) does not count.
+        expected = [[12.75, 13.5], [3, 0], [0, 0]]
+        for ids in (
+            np.array([[3, 4, 1, 8, 0], [3, 0, 0, 0, 0], [0, 0, 0, 0, 0]]),
+            np.array([[0, 3, 4, 1, 8], [0, 0, 0, 0, 3], [0, 0, 0, 0, 0]]),
+            tf.ragged.constant([[3, 4, 1, 8], [3], []]),
+        ):
+            found = tower(ids)
+            np.testing.assert_allclose(found[:, 4:], expected)
+            np.testing.assert_allclose(found[:, :4], plain(ids))
+        # Training sees the encoder's vectors alone.
+        self.assertEqual(tower(ids, return_sequences=True).shape[2], 4)
+        self.assertNotIn(
+            "transition_keys", [w.name for w in tower.trainable_weights]
+        )
+
+    @parameterized.parameters(HistoryTower, CandidateTower)
+    def test_negative_transition_dim(self, tower):
+        with self.assertRaisesRegex(ValueError, "must not be negative. .*: -1"):
+            tower(_table(), transition_dim=-1)
+
     def test_features_are_added_before_the_encoder(self):
         table = _table()
         plain = HistoryTower(table, encoder=MeanPooling())
@@ -203,6 +239,27 @@ class CandidateTowerTest(parameterized.TestCase):
         everything = tower.all_candidates().numpy()
         self.assertEqual(everything.shape, (9, 4))
         np.testing.assert_allclose(everything[1:], tower(np.arange(1, 9)))
+
+    def test_transition_values_follow_the_row(self):
+        table = _table()
+        tower = CandidateTower(table, transition_dim=2)
+        tower.build()
+        size = table.vocabulary_size
+        values = np.arange(2 * size, dtype=np.float32).reshape(size, 2)
+        tower.transition_values.assign(values)
+        rows = np.concatenate([table.embeddings.numpy(), values], axis=1)
+        self.assertFalse(tower.is_table)
+        np.testing.assert_array_equal(tower.all_candidates(), rows)
+        for ids in (np.array([3, 5]), np.array([[3], [8]])):
+            np.testing.assert_array_equal(tower(ids), rows[ids])
+            np.testing.assert_array_equal(
+                tower(ids, with_transitions=False), rows[ids][..., :4]
+            )
+        ragged = tower(tf.ragged.constant([[3, 4], [5]]))
+        np.testing.assert_array_equal(ragged.flat_values, rows[[3, 4, 5]])
+        np.testing.assert_array_equal(
+            tower.all_candidates(with_transitions=False), rows[:, :4]
+        )
 
     def test_all_candidates_builds_the_tower(self):
         tower = CandidateTower(SharedItemEmbedding(9, 4))

@@ -542,6 +542,41 @@ class LossTest(parameterized.TestCase):
         loss, _ = model.next_item_loss(batch)
         self.assertAlmostEqual(float(loss), 0, places=6)
 
+    def test_transitions_are_in_scores_but_not_in_the_loss(self):
+        table = SharedItemEmbedding(*SHAPE)
+        model = TwoTower(
+            HistoryTower(table, MeanPooling(dropout=0.0), transition_dim=3),
+            CandidateTower(table, transition_dim=3),
+        )
+        model.build()
+        draw = np.random.default_rng(0).normal
+        keys, values = (draw(size=(SHAPE[0], 3)) for _ in range(2))
+        keys[:2] = 0
+        plain = model({"history_ids": HISTORY}).numpy()
+        dislikes = {"dislike_ids": np.array([[4]] * len(HISTORY), np.int32)}
+        negatives = Negatives(tf.constant([7, 4, 9]), None, None)
+        kinds = [(BATCH, None), ({**BATCH, **dislikes}, None)]
+        kinds += [(batch, negatives) for batch, _ in kinds]
+        before = [
+            float(model.next_item_loss(batch, negatives=each)[0])
+            for batch, each in kinds
+        ]
+        model.history_tower.transition_keys.assign(keys)
+        model.candidate_tower.transition_values.assign(values)
+        after = [
+            float(model.next_item_loss(batch, negatives=each)[0])
+            for batch, each in kinds
+        ]
+        self.assertEqual(before, after)
+        history = [item for item in HISTORY[0] if item > 1]
+        sketch = sum(
+            0.8**age * keys[item] for age, item in enumerate(history[::-1])
+        )
+        scores = model({"history_ids": HISTORY}).numpy()
+        np.testing.assert_allclose(
+            scores[0, 2:] - plain[0, 2:], 8 * values[2:] @ sketch, rtol=1e-3
+        )
+
     def test_padding_and_unknown_are_no_targets(self):
         model = _two_tower()
         loss, count = model.next_item_loss(
@@ -731,6 +766,13 @@ class FitTest(parameterized.TestCase):
 
 
 class ErrorsTest(parameterized.TestCase):
+    def test_towers_of_two_sketches(self):
+        table = SharedItemEmbedding(*SHAPE)
+        with self.assertRaisesRegex(ValueError, "`transition_dim`. .*3 and 0"):
+            TwoTower(
+                HistoryTower(table, transition_dim=3), CandidateTower(table)
+            )
+
     def test_towers_of_two_tables(self):
         tables = [SharedItemEmbedding(*SHAPE, name=name) for name in ("a", "b")]
         with self.assertRaisesRegex(

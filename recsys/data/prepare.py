@@ -171,6 +171,7 @@ def choose(
         train.num_interactions,
         loss,
         config.excludes_history,
+        bool(config.item_features),
     )
     values = ", ".join(
         f"{name}={fields[name]}"

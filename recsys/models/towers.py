@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.models.shared_item_embedding import (
     SharedItemEmbedding,
@@ -51,12 +52,22 @@ class HistoryTower(keras.layers.Layer):
         feature_dropout: The share of the histories that training sees without
             the features of the history, of the context and of the user, each
             drawn by itself.
+        transition_dim: Entries of a sketch of the history that follow the
+            encoder's; the candidate tower must have as many. With the rows
+            kᵢ of `transition_keys`, which are not trained, the sketch is
+            w Σ dᵃ kᵢ over the items i of the history, where a is the number
+            of items after i, w the weight and d the decay. The product with
+            an item's `transition_values` is how often that item has followed
+            these in a log: see `recsys.training.initial_table`, which fills
+            both. Zero keys, the start, change no score.
+        transition_weight: w above.
+        transition_decay: d above.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
-        ValueError: A share is not within [0, 1), or `id_dropout` is without
-            item features.
+        ValueError: A share is not within [0, 1), `id_dropout` is without
+            item features, or `transition_dim` is negative.
     """
 
     def __init__(
@@ -70,10 +81,16 @@ class HistoryTower(keras.layers.Layer):
         context_features: keras.layers.Layer | None = None,
         user_features: keras.layers.Layer | None = None,
         feature_dropout: float = 0.0,
+        transition_dim: int = 0,
+        transition_weight: float = 8.0,
+        transition_decay: float = 0.8,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.embedding = _checked(embedding)
+        self.transition_dim = _checked_dim(transition_dim)
+        self.transition_weight = transition_weight
+        self.transition_decay = transition_decay
         self.encoder = SelfAttentionEncoder() if encoder is None else encoder
         self.item_features = item_features
         self.id_dropout = _checked_dropout(id_dropout, item_features)
@@ -107,6 +124,7 @@ class HistoryTower(keras.layers.Layer):
                 initializer="zeros",
             )
         _build_once(self.encoder, (None, None, self.embedding.embedding_dim))
+        _add_transitions(self, "transition_keys")
         self.built = True
         keep_frozen(self)
 
@@ -124,7 +142,8 @@ class HistoryTower(keras.layers.Layer):
             ids: `[batch, length]` integer item ids, oldest first, padded
                 with 0 on either side, or ragged; the answer is the same.
             training: Whether dropout is active.
-            return_sequences: Return the vector at every position.
+            return_sequences: Return the encoder's vector at every position,
+                for training.
             features: What is known besides, each entry where the tower reads
                 it; what is missing is unknown, and other entries are ignored:
                 `history_features`, `[batch, length, width]` int rows of the
@@ -140,10 +159,11 @@ class HistoryTower(keras.layers.Layer):
                 the vector before the first event as well, first.
 
         Returns:
-            `[batch, embedding_dim]`, the vector at each history's last item
+            `[batch, output_dim]`: the vector at each history's last item
             (without any, zero, or with `user_features` the vector at the
-            start); with `return_sequences` `[batch, length, embedding_dim]`,
-            zero at padding, or `[batch, 1 + length, embedding_dim]`.
+            start), and the sketch. With `return_sequences` `[batch, length,
+            embedding_dim]`, zero at padding, or `[batch, 1 + length,
+            embedding_dim]`.
 
         Raises:
             ValueError: `ids`, features or the encoder's output have another
@@ -194,12 +214,30 @@ class HistoryTower(keras.layers.Layer):
             start = pick(found.start_position, outputs)[:, tf.newaxis]
             return tf.concat([start, events], axis=1)
         if "only_positions" not in self._encoder_arguments:
-            return pick(last, outputs)
-        return tf.where(last[:, tf.newaxis] >= 0, outputs, 0)
+            vectors = pick(last, outputs)
+        else:
+            vectors = tf.where(last[:, tf.newaxis] >= 0, outputs, 0)
+        if not self.transition_dim:
+            return vectors
+        return tf.concat([vectors, self._sketch(ids, vectors.dtype)], axis=1)
+
+    def _sketch(self, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """`[batch, transition_dim]` of `[batch, length]` ids."""
+        is_item = tf.cast(ids >= FIRST_ITEM_INDEX, tf.float32)
+        after = tf.cumsum(is_item, axis=1, exclusive=True, reverse=True)
+        weights = is_item * self.transition_decay**after
+        keys = tf.gather(tf.convert_to_tensor(self.transition_keys), ids)
+        sketch = tf.einsum("bl,bld->bd", weights, tf.cast(keys, tf.float32))
+        return tf.cast(self.transition_weight * sketch, dtype)
+
+    @property
+    def output_dim(self) -> int:
+        """Entries of a query: `embedding_dim` and `transition_dim`."""
+        return self.embedding.embedding_dim + self.transition_dim
 
     def compute_output_shape(self, ids_shape: Any) -> tuple[int | None, ...]:
-        """`[batch, embedding_dim]`, without `return_sequences`."""
-        return (*ids_shape[:-1], self.embedding.embedding_dim)
+        """`[batch, output_dim]`, without `return_sequences`."""
+        return (*ids_shape[:-1], self.output_dim)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Shape and type of the answer to a symbolic call."""
@@ -227,6 +265,9 @@ class HistoryTower(keras.layers.Layer):
                 for part in PARTS
             },
             "feature_dropout": self.feature_dropout,
+            "transition_dim": self.transition_dim,
+            "transition_weight": self.transition_weight,
+            "transition_decay": self.transition_decay,
         }
 
     @classmethod
@@ -250,11 +291,14 @@ class CandidateTower(keras.layers.Layer):
             that is added to the item vectors, or None.
         id_dropout: The share of candidates of which training sees the
             features only, so that these learn to stand for an item alone.
+        transition_dim: Entries of `transition_values`, which are not trained
+            and follow the item's own; see `HistoryTower`.
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
-        ValueError: `id_dropout` is not within [0, 1), or without features.
+        ValueError: `id_dropout` is not within [0, 1), or without features, or
+            `transition_dim` is negative.
     """
 
     def __init__(
@@ -262,10 +306,12 @@ class CandidateTower(keras.layers.Layer):
         embedding: SharedItemEmbedding,
         item_features: keras.layers.Layer | None = None,
         id_dropout: float = 0.0,
+        transition_dim: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.embedding = _checked(embedding)
+        self.transition_dim = _checked_dim(transition_dim)
         self.item_features = item_features
         self.id_dropout = _checked_dropout(id_dropout, item_features)
         if id_dropout:
@@ -275,46 +321,74 @@ class CandidateTower(keras.layers.Layer):
         """Creates the weights of the table and the features."""
         _build_once(self.embedding, (None,))
         _build_once(self.item_features, (None,))
+        _add_transitions(self, "transition_values")
         self.built = True
         keep_frozen(self)
 
-    def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(
+        self,
+        ids: tf.Tensor,
+        training: bool | None = None,
+        with_transitions: bool = True,
+    ) -> tf.Tensor:
         """Encodes candidates.
 
         Args:
             ids: `[...]` integer item ids of any rank.
             training: Whether `id_dropout` is active.
+            with_transitions: False leaves out what is not trained.
 
         Returns:
-            `[..., embedding_dim]`.
+            `[..., embedding_dim + transition_dim]`.
         """
         ids = self.embedding.integer_ids(ids)
         # Without the table's mask, which a sum with features would not have.
         vectors = tf.identity(self.embedding(ids))
-        return _with_features(self, vectors, ids, training)
+        vectors = _with_features(self, vectors, ids, training)
+        if not self.transition_dim or not with_transitions:
+            return vectors
+        values = tf.gather(tf.convert_to_tensor(self.transition_values), ids)
+        return tf.concat([vectors, tf.cast(values, vectors.dtype)], axis=-1)
+
+    @property
+    def output_dim(self) -> int:
+        """Entries of a vector: `embedding_dim` and `transition_dim`."""
+        return self.embedding.embedding_dim + self.transition_dim
+
+    @property
+    def is_table(self) -> bool:
+        """Whether an item's vector is its row of the table, and no more."""
+        return self.item_features is None and not self.transition_dim
 
     def compute_output_shape(self, ids_shape: Any) -> tuple[int | None, ...]:
-        """`[..., embedding_dim]`."""
-        return (*ids_shape, self.embedding.embedding_dim)
+        """`[..., output_dim]`."""
+        return (*ids_shape, self.output_dim)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Shape and type of the answer to a symbolic call."""
         return traced_spec(self, *args, **kwargs)
 
-    def all_candidates(self, training: bool | None = None) -> tf.Tensor:
-        """Returns `[vocabulary_size, embedding_dim]`, every row's vector.
+    def all_candidates(
+        self, training: bool | None = None, with_transitions: bool = True
+    ) -> tf.Tensor:
+        """Returns `[vocabulary_size, output_dim]`, every row's vector.
 
         Row i is the vector of id i. Rows 0 and 1, padding and unknown, are
         there so that ids index the result, and are never candidates.
 
         Args:
             training: Whether `id_dropout` is active.
+            with_transitions: False leaves out what is not trained.
         """
         if not self.built:
             self.build()
         table = self.embedding.table.rows()
         ids = tf.range(self.embedding.vocabulary_size)
-        return _with_features(self, table, ids, training)
+        vectors = _with_features(self, table, ids, training)
+        if not self.transition_dim or not with_transitions:
+            return vectors
+        values = tf.cast(self.transition_values, vectors.dtype)
+        return tf.concat([vectors, values], axis=1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -323,6 +397,7 @@ class CandidateTower(keras.layers.Layer):
             "embedding": serialize(self.embedding),
             "item_features": serialize(self.item_features),
             "id_dropout": self.id_dropout,
+            "transition_dim": self.transition_dim,
         }
 
     @classmethod
@@ -362,6 +437,24 @@ def _checked_share(name: str, share: float) -> float:
             f"`{name}` must be at least 0 and below 1. Received: {share}"
         )
     return share
+
+
+def _checked_dim(transition_dim: int) -> int:
+    if transition_dim < 0:
+        raise ValueError(
+            f"`transition_dim` must not be negative. Received: {transition_dim}"
+        )
+    return transition_dim
+
+
+def _add_transitions(tower: HistoryTower | CandidateTower, name: str) -> None:
+    """Adds the weight that makes a sketch, if the tower has one."""
+    if tower.transition_dim and not hasattr(tower, name):
+        shape = (tower.embedding.vocabulary_size, tower.transition_dim)
+        weight = tower.add_weight(
+            name=name, shape=shape, initializer="zeros", trainable=False
+        )
+        setattr(tower, name, weight)
 
 
 def _checked_dropout(

@@ -81,7 +81,8 @@ class TwoTower(keras.Model):
             `NegativeSampler`'s argument of that name.
 
     Raises:
-        ValueError: The towers do not share one table.
+        ValueError: The towers do not share one table, or differ in
+            `transition_dim`.
     """
 
     def __init__(
@@ -100,6 +101,12 @@ class TwoTower(keras.Model):
                 "SharedItemEmbedding. Received: "
                 f"{history_tower.embedding.name} and "
                 f"{candidate_tower.embedding.name}"
+            )
+        dims = history_tower.transition_dim, candidate_tower.transition_dim
+        if dims[0] != dims[1]:
+            raise ValueError(
+                "`history_tower` and `candidate_tower` must have the same "
+                f"`transition_dim`. Received: {dims[0]} and {dims[1]}"
             )
         self.history_tower = history_tower
         self.candidate_tower = candidate_tower
@@ -284,7 +291,7 @@ class TwoTower(keras.Model):
         if negatives is None:
             candidates = self._trained_candidates(training)
         else:
-            candidates = self.candidate_tower(negatives.ids, training=training)
+            candidates = self._trained(negatives.ids, training)
         queries = self.history_tower(
             inputs["history_ids"],
             training=training,
@@ -299,7 +306,7 @@ class TwoTower(keras.Model):
         dislikes = None
         if "dislike_ids" in inputs:
             ids = _dense(inputs["dislike_ids"])
-            vectors = self.candidate_tower(ids, training=training)
+            vectors = self._trained(ids, training)
             dislikes = losses.dislike_logits(queries, vectors, ids, targets)
         if negatives is None:
             loss = losses.full_softmax(
@@ -310,12 +317,12 @@ class TwoTower(keras.Model):
                 known=known,
             )
             if dislikes is not None:
-                vectors = self.candidate_tower(targets, training=training)
+                vectors = self._trained(targets, training)
                 loss += losses.dislike_loss(queries, vectors, weights, dislikes)
         else:
             loss = losses.sampled_softmax(
                 queries,
-                self.candidate_tower(targets, training=training),
+                self._trained(targets, training),
                 candidates,
                 targets,
                 negatives.ids,
@@ -371,9 +378,23 @@ class TwoTower(keras.Model):
         )
         return {**inputs, "history_ids": histories, "target_ids": targets}
 
+    @property
+    def _without_transitions(self) -> dict[str, bool]:
+        """What asks for the trained part of candidates, if there is another."""
+        has_other = self.candidate_tower.transition_dim
+        return {"with_transitions": False} if has_other else {}
+
+    def _trained(self, ids: tf.Tensor, training: bool) -> tf.Tensor:
+        """Returns the part of candidates' vectors that the loss is of."""
+        return self.candidate_tower(
+            ids, training=training, **self._without_transitions
+        )
+
     def _trained_candidates(self, training: bool) -> tf.Tensor:
         """Returns the vectors that the full softmax is over."""
-        candidates = self.candidate_tower.all_candidates(training=training)
+        candidates = self.candidate_tower.all_candidates(
+            training=training, **self._without_transitions
+        )
         if self.trained_items is None:
             return candidates[FIRST_ITEM_INDEX:]
         return tf.gather(candidates, tf.convert_to_tensor(self.trained_items))

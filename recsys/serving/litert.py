@@ -120,7 +120,7 @@ def _device_function(
     num_listed = min(NUM_LISTED, recommender.vocabulary.num_items)
     popularity = recommender.popularity[np.newaxis]
     baked = None
-    if model.candidate_tower.item_features is not None:
+    if not model.candidate_tower.is_table:
         baked = recommender.item_vectors()
 
     @tf.function(

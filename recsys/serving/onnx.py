@@ -58,7 +58,7 @@ def write_onnx(recommender: Recommender, folder: pathlib.Path) -> None:
         newest = known_first(tf.where(is_read, history, PADDING_INDEX))
         vector = tower(newest[:, :max_length], training=False)
         # For its static shape, which not every converted graph keeps.
-        vector = tf.reshape(vector, [-1, tower.embedding.embedding_dim])
+        vector = tf.reshape(vector, [-1, tower.output_dim])
         # ONNX's one-hot counts -1, "no position", from the end.
         has_one = tf.reduce_any(newest > PADDING_INDEX, axis=1, keepdims=True)
         return {"embedding": tf.where(has_one, tf.cast(vector, tf.float32), 0)}

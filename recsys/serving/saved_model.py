@@ -62,8 +62,8 @@ class ServedModel:
         if recommender.side is not None:
             self._features = FeatureTensors(recommender.side)
         self._baked: tf.Variable | None = None
-        if model.candidate_tower.item_features is not None:
-            # Otherwise each request would compute the features of all items.
+        if not model.candidate_tower.is_table:
+            # Otherwise each request would compute all items' vectors.
             self._baked = tf.Variable(
                 vectors, trainable=False, name="item_vectors"
             )

@@ -30,6 +30,7 @@ from recsys.training.initial_table import (
     FeatureRegression,
     co_occurrence_vectors,
     explain_rows,
+    transition_sketch,
 )
 
 # Largest catalog for which `loss="auto"` is the full softmax.
@@ -71,11 +72,18 @@ def build_model(
             table,
             encoder=_build_encoder(config, dtype),
             item_dropout=config.item_dropout,
+            transition_dim=config.transition_dim,
+            transition_weight=config.transition_weight,
             dtype=dtype,
             **features,
             **known,
         ),
-        CandidateTower(table, dtype=dtype, **features),
+        CandidateTower(
+            table,
+            transition_dim=config.transition_dim,
+            dtype=dtype,
+            **features,
+        ),
         dtype=dtype,
     )
     model.build()
@@ -169,6 +177,30 @@ def initialize_table(
     if features is not None:
         trained = trained_items(data.vocabulary)
         table.assign(explain_rows(features, table.numpy(), trained))
+    initialize_transitions(config, model, data)
+
+
+def initialize_transitions(
+    config: TrainConfig, model: TwoTower, data: PreparedData
+) -> None:
+    """Fills the sketch of the log's transitions, if the model has one.
+
+    Args:
+        config: The configuration.
+        model: A built model.
+        data: The training data; of sharded data, one group is read.
+    """
+    if not config.transition_dim:
+        return
+    keys, values = transition_sketch(
+        data.sample(config.seed),
+        data.vocabulary.size,
+        config.transition_dim,
+        decay=model.history_tower.transition_decay,
+        seed=config.seed,
+    )
+    model.history_tower.transition_keys.assign(keys)
+    model.candidate_tower.transition_values.assign(values)
 
 
 def trained_items(

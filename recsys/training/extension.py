@@ -16,6 +16,7 @@ from recsys.config import TrainConfig
 from recsys.errors import InputError
 from recsys.training.build import (
     chosen_table_optimizer,
+    initialize_transitions,
     uses_sampled_softmax,
 )
 from recsys.training.growth import GrownData, write_log
@@ -152,3 +153,4 @@ def _initialize_new_rows(trainer: Trainer, grown: GrownData) -> None:
     else:
         rows[is_new] = 0
     tower.embedding.embeddings.assign(rows)
+    initialize_transitions(grown.config, trainer.model, grown.grown_data)
