@@ -205,7 +205,7 @@ class PredictedRowsTest(absltest.TestCase):
 
 class TransitionSketchTest(absltest.TestCase):
     def sequences(self, *users: list[int]) -> Sequences:
-        items = np.array(sum(users, []), np.int32)
+        items = np.array([i for user in users for i in user], np.int32)
         return Sequences(
             user_ids=np.array([f"u{i}" for i in range(len(users))], object),
             offsets=np.cumsum([0, *map(len, users)]),
