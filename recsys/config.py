@@ -236,7 +236,9 @@ class TrainConfig:
     encoder: str = _model(
         "self_attention", "The encoder of histories", choices=ENCODERS
     )
-    embedding_dim: int = _model(64, "Vector length.", at_least=1)
+    embedding_dim: int = _model(
+        64, "Length of the learned vectors.", at_least=1
+    )
     num_blocks: int = _model(
         2, "Blocks of the self-attention encoder.", at_least=1
     )
@@ -321,8 +323,8 @@ class TrainConfig:
     )
     mask_known_items: bool = _loss(
         False,
-        "Leave what a history has out of its softmax, as it is left out of "
-        "its recommendations.",
+        "Leave the items of a history out of the softmax of its targets, as "
+        "they are left out of its recommendations.",
     )
     negatives: str = _sampling(
         "mixed", "Where sampled negatives come from", choices=NEGATIVES
@@ -446,12 +448,6 @@ class TrainConfig:
         if not self.transition_dim and "transition_dim" not in self.chosen:
             self._check_not_given(
                 ("transition_weight",), "--transition_dim", "--transition_dim=0"
-            )
-        if self.mask_known_items and not self.excludes_history:
-            raise InputError(
-                "--mask_known_items must be false where a history's items are "
-                "recommended again (--repeats=all, several --events or "
-                "--target_events). Received: true"
             )
         if self.jit_compile and self.strategy != "single":
             raise InputError(
@@ -852,6 +848,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_blocks": 1,
         "dropout": 0.3,
         "item_dropout": 0.3,
+        "transition_dim": 256,
+        "transition_weight": 16.0,
         "num_epochs": 16,
         "positions_per_batch": 1600,
     },
@@ -870,6 +868,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 _TRANSITION_DIM = 256
+# Decide whether known items are recommended again.
+_REPEATING = ("repeats", "events", "target_events")
 # The preset that looks at the log; see `auto_fields`.
 AUTO = "auto"
 _LONG_HISTORY = 80
@@ -995,6 +995,22 @@ def _loss_fields(
     }
 
 
+def _suitable(
+    fields: dict[str, Any], overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns a preset's fields, as far as they suit what is given."""
+    given = {n: overrides[n] for n in _REPEATING if n in overrides}
+    sketch = ("transition_dim", "transition_weight")
+    left_out: tuple[str, ...] = ()
+    if not TrainConfig(**given).excludes_history:
+        left_out = ("mask_known_items",)
+    if not overrides.get(
+        "transition_dim", not (left_out or overrides.get("item_features"))
+    ):
+        left_out += sketch
+    return {n: value for n, value in fields.items() if n not in left_out}
+
+
 def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
     """Returns a preset with some fields replaced.
 
@@ -1004,7 +1020,9 @@ def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
             path of a JSON file with fields of `TrainConfig` by name, as
             `recsys.tune` writes it. Default: "movielens-small" for the
             bundled data, else "auto".
-        overrides: Field values by name.
+        overrides: Field values by name. A preset's transitions are left out
+            with item features, for they would rank new items last, and, like
+            its `mask_known_items`, with repeats or several kinds of events.
 
     Returns:
         The configuration.
@@ -1016,9 +1034,11 @@ def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
         preset = default_preset(overrides.get("data"))
     if preset == AUTO:
         names = [n for n in auto_fields(1, 1, 1)[0] if n not in overrides]
-        return TrainConfig(chosen=",".join(names), **overrides)
+        config = TrainConfig(chosen=",".join(names), **overrides)
+        return _without_contradiction(config)
     if preset in PRESETS:
-        return TrainConfig(**{**PRESETS[preset], **overrides})
+        fields = _suitable(PRESETS[preset], overrides)
+        return _without_contradiction(TrainConfig(**{**fields, **overrides}))
     path = pathlib.Path(preset)
     if not path.is_file():
         raise InputError(
@@ -1026,4 +1046,16 @@ def make_config(preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
             f"file as recsys.tune writes it. Received: {preset!r}"
         )
     base = TrainConfig.from_dict(files.read_json(path), preset)
-    return dataclasses.replace(base, **overrides)
+    fields = _suitable(base.to_dict(), overrides)
+    return _without_contradiction(TrainConfig(**{**fields, **overrides}))
+
+
+def _without_contradiction(config: TrainConfig) -> TrainConfig:
+    """Returns it unless it masks what it recommends; old runs may do so."""
+    if config.mask_known_items and not config.excludes_history:
+        raise InputError(
+            "--mask_known_items must be false where a history's items may be "
+            "recommended again (--repeats=all, several --events or "
+            "--target_events). Received: true"
+        )
+    return config

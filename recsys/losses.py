@@ -67,7 +67,7 @@ def sampled_softmax(
             uncorrected, as if k were 1.
         known_ids: `[num_rows, num_known]` integer, items that a row knows: the
             last `length` of them from their position on, such as its history,
-            those before them from the start. They are no negatives of the
+            those before them from the start. They are not negatives for the
             queries that know them. None for none.
         extra_logits: `[num_rows, length, num_extra]` float, of further
             negatives of each position, such as `dislike_logits`; None for
@@ -436,18 +436,20 @@ def full_softmax(
             NaN elsewhere.
         weights: `[num_queries]` float; 0 for queries that do not count.
         chunk_size: Queries per chunk.
-        known: `[num_rows, num_known]` integer rows in `candidates`, negative
-            for none: what the rows know whose queries follow each other in
-            `queries`, `length` for each. The last `length` are known from
+        known: `[num_rows, num_known]` integer rows in `candidates`, any other
+            number for none: what the rows know whose queries follow each other
+            in `queries`, `length` for each. The last `length` are known from
             their position on, such as a history, those before them from the
-            start. The softmax of a query is over its target and the
+            start; if there are fewer, the first positions know none. The
+            softmax of a query is over its target and the
             candidates that it does not know. None for all candidates.
 
     Returns:
         Float32 scalar, the weighted sum.
 
     Raises:
-        tf.errors.InvalidArgumentError: `length` is 2¹⁵ or more, with `known`.
+        tf.errors.InvalidArgumentError: `queries` are not as many for each row
+            of `known`.
     """
     # Queries that count come first, so that the loop can stop after them.
     order = tf.argsort(tf.cast(weights == 0, tf.int32), stable=True)
@@ -458,8 +460,14 @@ def full_softmax(
     weights = tf.where(in_range | (weights == 0), weights, math.nan)
     places: tuple[tf.Tensor, ...] = ()
     if known is not None:
-        num_rows = tf.maximum(1, tf.shape(known)[0])
-        length = tf.maximum(1, tf.size(order) // num_rows)
+        num_rows = tf.shape(known)[0]
+        length = tf.size(order) // tf.maximum(1, num_rows)
+        tf.debugging.assert_equal(
+            num_rows * length,
+            tf.size(order),
+            "`queries` must be as many for each row of `known`",
+        )
+        length = tf.maximum(1, length)
         size = tf.shape(candidates)[0]
         known_from = _candidates_known_from(known, length, size)
         places = (known_from, order // length, order % length)
@@ -476,18 +484,16 @@ def full_softmax(
 def _candidates_known_from(
     known: tf.Tensor, length: tf.Tensor, num_candidates: tf.Tensor
 ) -> tf.Tensor:
-    """`[num_rows, num_candidates]` int16, from which position one is known."""
-    tf.debugging.assert_less(
-        length, 2**15, "`known` must have less than 2¹⁵ positions in a row"
-    )
+    """`[num_rows, num_candidates]` float, from which position one is known."""
     num_rows, num_known = tf.unstack(tf.shape(known))
     rows = tf.repeat(tf.range(num_rows)[:, tf.newaxis], num_known, axis=1)
     # One column more, for none.
-    columns = tf.where(known < 0, num_candidates, tf.cast(known, tf.int32))
-    positions = tf.cast(_known_positions(known, length), tf.int16)
-    never = tf.cast(length, tf.int16)
+    is_one = (known >= 0) & (known < tf.cast(num_candidates, known.dtype))
+    columns = tf.where(is_one, tf.cast(known, tf.int32), num_candidates)
+    # Floats, as GPUs scatter and gather these but not all integers.
+    positions = tf.cast(_known_positions(known, length), tf.float32)
     first = tf.tensor_scatter_nd_min(
-        tf.fill([num_rows, num_candidates + 1], never),
+        tf.fill([num_rows, num_candidates + 1], tf.cast(length, tf.float32)),
         tf.stack([rows, columns], axis=2),
         tf.repeat(positions[tf.newaxis], num_rows, axis=0),
     )

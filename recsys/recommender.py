@@ -149,7 +149,7 @@ class Recommender:
                 nothing.
 
         Returns:
-            `[num_queries, embedding_dim]` float32; zero for a history that is
+            `[num_queries, dim]` float32; zero for a history that is
             empty or has only unknown items, unless its user has features.
 
         Raises:
@@ -210,7 +210,7 @@ class Recommender:
         """Returns the vectors of all items.
 
         Returns:
-            `[vocabulary_size, embedding_dim]` float32, read-only.
+            `[vocabulary_size, dim]` float32, read-only.
 
         Raises:
             FloatingPointError: A vector has a NaN or an infinite value.
@@ -769,7 +769,7 @@ def restore(
             f"{expected} with the {vocabulary.size} rows of "
             f"{folder.vocabulary.name}. Received: a table of {rows} rows"
         )
-    for variable in model.trainable_variables:
+    for variable in model.weights:
         values = variable.numpy()
         if values.size and not np.isfinite([values.min(), values.max()]).all():
             raise InputError(

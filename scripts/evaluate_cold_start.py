@@ -67,7 +67,12 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    given = {"item_features": "auto", "split": "held_out_items"}
+    given: dict[str, Any] = {
+        "item_features": "auto",
+        "split": "held_out_items",
+        # Transitions would be read by the model of ids alone.
+        "transition_dim": 0,
+    }
     config = make_config(values["preset"], {**given, **given_fields(values)})
     if not config.item_features:
         raise InputError("--item_features must be some columns. Received: ''")

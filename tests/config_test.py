@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import pathlib
+import tempfile
 
 from absl.testing import absltest, parameterized
 
@@ -92,10 +93,37 @@ class TrainConfigTest(parameterized.TestCase):
         fields, _ = auto_fields(10, 8, 800, excludes_history=False)
         self.assertFalse(fields["mask_known_items"])
         for more in ({"repeats": "all"}, {"target_events": "buy"}):
-            with self.assertRaisesRegex(
-                InputError, "--mask_known_items must be false .*: true$"
-            ):
-                make_config("movielens-1m", more)
+            self.assertFalse(make_config("movielens-1m", more).mask_known_items)
+            small = make_config("movielens-small", more)
+            self.assertEqual(small.transition_dim, 0)
+            for preset in ("auto", "movielens-1m"):
+                with self.assertRaisesRegex(
+                    InputError, "--mask_known_items must be false .*: true$"
+                ):
+                    make_config(preset, {"mask_known_items": True, **more})
+            # A run of an earlier version is read.
+            fields = {"mask_known_items": True, "num_epochs": 3, **more}
+            config = TrainConfig.from_dict(fields, "config.json")
+            self.assertTrue(config.mask_known_items)
+
+    def test_transitions_of_a_preset(self):
+        for overrides, expected in (
+            ({}, (256, 16.0)),
+            ({"transition_dim": 64}, (64, 16.0)),
+            ({"transition_weight": 4.0}, (256, 4.0)),
+            ({"transition_dim": 0}, (0, 8.0)),
+            ({"item_features": "auto"}, (0, 8.0)),
+            ({"item_features": "auto", "transition_dim": 8}, (8, 16.0)),
+            ({"repeats": "all"}, (0, 8.0)),
+        ):
+            folder = self.enter_context(tempfile.TemporaryDirectory())
+            preset = pathlib.Path(folder) / "preset.json"
+            fields = make_config("movielens-small", {}).to_dict()
+            preset.write_text(json.dumps(fields))
+            for name in ("movielens-small", str(preset)):
+                config = make_config(name, overrides)
+                found = config.transition_dim, config.transition_weight
+                self.assertEqual(found, expected)
 
     @parameterized.parameters(
         (10, 900, True, False, 256),

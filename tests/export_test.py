@@ -788,7 +788,7 @@ class CardTest(parameterized.TestCase):
             "| encoder | MeanPooling |",
             "| features | time_features=gap |",
             # 32 rows of four numbers.
-            "| parameters | 128 |",
+            "| trained parameters | 128 |",
             # Counts are 0, 7, 14, … modulo 30: every number below 30 once.
             "- Items: 30, of which 29 have training interactions",
             "- Training interactions: 435",

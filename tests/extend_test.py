@@ -487,6 +487,34 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(config["loss"], "full_softmax")
         self.assertEqual(config["table_optimizer"], "dense")
 
+    def test_old_items_keep_the_keys_of_their_transitions(self):
+        old, new = self.folder / "old-sketch", self.folder / "new-sketch"
+        code, _, err = run(
+            train,
+            f"--data={self.folder / 'old.csv'}",
+            "--encoder=mean_pooling",
+            "--transition_dim=8",
+            "--num_epochs=1",
+            f"--workdir={old}",
+        )
+        self.assertEqual(code, 0, err)
+        code, _, err = self.extend(
+            f"--workdir={old}", f"--output_workdir={new}", "--train=false"
+        )
+        self.assertEqual(code, 0, err)
+        before, after = recsys.load(old), recsys.load(new)
+        keys = [m.model.history_tower.transition_keys for m in (before, after)]
+        ids = before.vocabulary.item_ids
+        rows = [m.vocabulary.encode(ids) for m in (before, after)]
+        self.assertTrue((rows[0] != rows[1]).any())
+        np.testing.assert_array_equal(
+            keys[0].numpy()[rows[0]], keys[1].numpy()[rows[1]]
+        )
+        [new_row] = after.vocabulary.encode(["i12"])
+        values = after.model.candidate_tower.transition_values.numpy()
+        for table in (keys[1].numpy(), values):
+            self.assertGreater(np.abs(table[new_row]).max(), 0)
+
     @parameterized.parameters("layer", "regression")
     def test_new_items_start_from_their_features(self, kind):
         old, new = self.folder / f"old-{kind}", self.folder / f"new-{kind}"

@@ -215,8 +215,9 @@ class TransitionSketchTest(absltest.TestCase):
 
     def test_products_are_strengths(self):
         sequences = self.sequences([2, 3, 4], [2, 3], [5, 2, 2, 3, 5, 3, 4])
-        keys, values = initial_table.transition_sketch(
-            sequences, 6, 4096, decay=0.5, window=2
+        keys = initial_table.transition_keys(6, 4096)
+        values = initial_table.transition_values(
+            sequences, keys, decay=0.5, window=2
         )
         self.assertEqual((keys.shape, values.dtype), ((6, 4096), np.float32))
         np.testing.assert_allclose(np.abs(keys[2:]), 1 / 64)
@@ -241,19 +242,17 @@ class TransitionSketchTest(absltest.TestCase):
         np.testing.assert_allclose(values, expected, atol=1e-6)
 
     def test_another_seed_has_other_keys(self):
-        sequences = self.sequences([2, 3])
         first, again, other = (
-            initial_table.transition_sketch(sequences, 4, 64, seed=seed)
-            for seed in (0, 0, 1)
+            initial_table.transition_keys(9, 64, seed) for seed in (0, 0, 1)
         )
-        np.testing.assert_array_equal(first[0], again[0])
-        self.assertTrue((first[0] != other[0]).any())
+        np.testing.assert_array_equal(first, again)
+        self.assertTrue((first != other).any())
 
     def test_no_transitions(self):
+        keys = initial_table.transition_keys(4, 8)
         for users in ([], [[2], [3]]):
-            values = initial_table.transition_sketch(
-                self.sequences(*users), 4, 8
-            )[1]
+            sequences = self.sequences(*users)
+            values = initial_table.transition_values(sequences, keys)
             self.assertFalse(values.any())
 
 

@@ -116,17 +116,25 @@ class FullSoftmaxTest(parameterized.TestCase):
             for got, wanted in zip(gradients, expected[1:]):
                 np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
-    def test_known_of_too_many_positions(self):
+    def test_known_with_xla(self):
+        case = _case(12)
+        known = np.array([[0, 1, 2, 3], [4, -1, 5, 99], [6, 6, 7, 8]])
+        compiled = tf.function(losses.full_softmax, jit_compile=True)
+        value = compiled(*map(tf.constant, case), known=tf.constant(known))
+        # 99 is no candidate.
+        expected = _plain(*case, np.where(known == 99, -1, known))
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+
+    @parameterized.parameters(1, 4)
+    def test_known_of_other_queries(self, num_rows):
+        case = map(tf.constant, _case(6))
+        if num_rows == 1:
+            losses.full_softmax(*case, known=tf.zeros([num_rows, 2], tf.int32))
+            return
         with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, "less than 2¹⁵ positions"
+            tf.errors.InvalidArgumentError, "as many for each row of `known`"
         ):
-            losses.full_softmax(
-                tf.zeros([2**15, 1]),
-                tf.zeros([3, 1]),
-                tf.zeros([2**15], tf.int32),
-                tf.ones([2**15]),
-                known=tf.zeros([1, 1], tf.int32),
-            )
+            losses.full_softmax(*case, known=tf.zeros([num_rows, 2], tf.int32))
 
     @parameterized.parameters(1, 2, 3, 7, 10, 64)
     def test_any_chunk_size(self, chunk_size):

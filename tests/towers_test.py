@@ -143,9 +143,19 @@ class HistoryTowerTest(parameterized.TestCase):
             "transition_keys", [w.name for w in tower.trainable_weights]
         )
 
+    @parameterized.parameters(
+        ("transition_weight", -1.0),
+        ("transition_weight", float("inf")),
+        ("transition_decay", 1.5),
+        ("transition_decay", float("nan")),
+    )
+    def test_transitions_out_of_range(self, name, value):
+        with self.assertRaisesRegex(ValueError, f"`{name}` .*: {value}$"):
+            HistoryTower(_table(), transition_dim=2, **{name: value})
+
     @parameterized.parameters(HistoryTower, CandidateTower)
     def test_negative_transition_dim(self, tower):
-        with self.assertRaisesRegex(ValueError, "must not be negative. .*: -1"):
+        with self.assertRaisesRegex(ValueError, "that is not negative. .*: -1"):
             tower(_table(), transition_dim=-1)
 
     def test_features_are_added_before_the_encoder(self):

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 
 from recsys import (
     CandidateTower,
+    FeatureSum,
     HistoryTower,
     ItemFeatures,
     MeanPooling,
@@ -541,6 +542,52 @@ class LossTest(parameterized.TestCase):
         batch["history_ids"][0, 0] = 2
         loss, _ = model.next_item_loss(batch)
         self.assertAlmostEqual(float(loss), 0, places=6)
+
+    def test_known_items_where_the_user_comes_first(self):
+        # The first target knows nothing, the second one item 3, and 4 is not
+        # known to the position at which it is the target.
+        table = SharedItemEmbedding(6, 2)
+        tower = HistoryTower(
+            table, MeanPooling(dropout=0.0), user_features=FeatureSum(3, 2)
+        )
+        model = TwoTower(tower, CandidateTower(table))
+        model.masks_known = True
+        batch = {
+            "history_ids": np.array([[3, 4]], np.uint8),
+            "target_ids": np.array([[4, 5]], np.int32),
+            "first_ids": np.array([3], np.int32),
+            "user_features": np.array([[1]], np.int32),
+        }
+        loss, count = model.next_item_loss(batch)
+        queries = tower(
+            batch["history_ids"],
+            return_sequences=True,
+            features={"user_features": batch["user_features"]},
+            with_start=True,
+        )
+        logits = np.exp(queries[0] @ table.embeddings.numpy().T)
+        expected = 0.0
+        for position, compared in enumerate(([2, 3, 4, 5], [2, 4, 5], [2, 5])):
+            target = [3, 4, 5][position]
+            total = logits[position, compared].sum()
+            expected += np.log(total / logits[position, target])
+        self.assertEqual(float(count), 3)
+        self.assertAlmostEqual(float(loss), expected, places=5)
+
+    def test_known_items_with_negatives_that_know_of_none(self):
+        model = _two_tower()
+        batch = {
+            "history_ids": np.array([[7]], np.int32),
+            "target_ids": np.array([[5]], np.int32),
+        }
+        losses = []
+        for ids, masks_known in ([7, 4], False), ([7, 4], True), ([4], False):
+            model.masks_known = masks_known
+            negatives = Negatives(tf.constant(ids), None, None)
+            loss, _ = model.next_item_loss(batch, negatives=negatives)
+            losses.append(float(loss))
+        self.assertGreater(losses[0], losses[1])
+        self.assertAlmostEqual(losses[1], losses[2], places=6)
 
     def test_transitions_are_in_scores_but_not_in_the_loss(self):
         table = SharedItemEmbedding(*SHAPE)

@@ -59,7 +59,7 @@ def health(
     Args:
         evaluation: Results with lists.
         item_counts: `[vocabulary_size]` int, training interactions per item.
-        item_vectors: `[vocabulary_size, embedding_dim]` float, by which the
+        item_vectors: `[vocabulary_size, dim]` float, by which the
             candidates are scored; or None.
         k: Length of the lists to examine.
 

@@ -312,7 +312,7 @@ class EvaluationRun:
         data: The log and its split.
         results: The model and its baselines.
         notes: Caveats for the reader of the results.
-        item_vectors: `[vocabulary_size, embedding_dim]` float32; None where
+        item_vectors: `[vocabulary_size, dim]` float32; None where
             the model has another catalog than the data.
         rival: A workdir or rankings file that the model is compared with.
         comparison: That comparison, by metric.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from recsys.ids import FIRST_ITEM_INDEX
@@ -55,19 +56,19 @@ class HistoryTower(keras.layers.Layer):
         transition_dim: Entries of a sketch of the history that follow the
             encoder's; the candidate tower must have as many. With the rows
             kᵢ of `transition_keys`, which are not trained, the sketch is
-            w Σ dᵃ kᵢ over the items i of the history, where a is the number
-            of items after i, w the weight and d the decay. The product with
-            an item's `transition_values` is how often that item has followed
-            these in a log: see `recsys.training.initial_table`, which fills
-            both. Zero keys, the start, change no score.
-        transition_weight: w above.
-        transition_decay: d above.
+            w Σ dᵃ kᵢ over the known items i of the history, where a is the
+            number of known items after i, w the weight and d the decay. Its
+            product with an item's `transition_values` says how strongly that
+            item follows these in a log: see `recsys.training.initial_table`.
+            Both are zero until they are assigned, and change no score.
+        transition_weight: w above, finite and at least 0.
+        transition_decay: d above, within [0, 1].
         **kwargs: Keras's own layer arguments.
 
     Raises:
         TypeError: `embedding` is not a `SharedItemEmbedding`.
         ValueError: A share is not within [0, 1), `id_dropout` is without
-            item features, or `transition_dim` is negative.
+            item features, or a value for the transitions is out of range.
     """
 
     def __init__(
@@ -89,6 +90,14 @@ class HistoryTower(keras.layers.Layer):
         super().__init__(**kwargs)
         self.embedding = _checked(embedding)
         self.transition_dim = _checked_dim(transition_dim)
+        for name, value, most in (
+            ("transition_weight", transition_weight, np.finfo(np.float32).max),
+            ("transition_decay", transition_decay, 1),
+        ):
+            if not 0 <= value <= most:
+                raise ValueError(
+                    f"`{name}` must be within [0, {most:g}]. Received: {value}"
+                )
         self.transition_weight = transition_weight
         self.transition_decay = transition_decay
         self.encoder = SelfAttentionEncoder() if encoder is None else encoder
@@ -283,7 +292,8 @@ class CandidateTower(keras.layers.Layer):
     """The candidate tower: an item id to a vector.
 
     Without features it is the row of the shared table itself; with them the
-    feature vector is added to that row.
+    feature vector is added to that row. With a `transition_dim`, the item's
+    transition values follow.
 
     Args:
         embedding: The shared item table.
@@ -440,11 +450,12 @@ def _checked_share(name: str, share: float) -> float:
 
 
 def _checked_dim(transition_dim: int) -> int:
-    if transition_dim < 0:
+    if transition_dim < 0 or transition_dim != int(transition_dim):
         raise ValueError(
-            f"`transition_dim` must not be negative. Received: {transition_dim}"
+            "`transition_dim` must be a whole number that is not negative. "
+            f"Received: {transition_dim}"
         )
-    return transition_dim
+    return int(transition_dim)
 
 
 def _add_transitions(tower: HistoryTower | CandidateTower, name: str) -> None:

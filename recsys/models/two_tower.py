@@ -71,14 +71,15 @@ class TwoTower(keras.Model):
         negative_sampler: What Keras's `fit` and `evaluate` draw negatives
             with, or None. Not part of the model's files.
         trained_items: `[num_trained]` int, ascending: the items that the full
-            softmax is over, all targets among them; None for all items.
+            softmax is over, all targets among them (another one makes the loss
+            NaN); None for all items.
             Items that have features and are never targets are best left out:
             `fit` and the trainer would push them down, and their features
             with them. Not part of the model's files.
-        masks_known: Whether the full softmax of a target leaves out what its
+        masks_known: Whether the softmax of a target leaves out what its
             history has, which a recommendation leaves out as well. False by
-            default; not part of the model's files. The sampled softmax has
-            `NegativeSampler`'s argument of that name.
+            default; not part of the model's files. A sampler with an argument
+            of that name decides for its own negatives.
 
     Raises:
         ValueError: The towers do not share one table, or differ in
@@ -298,11 +299,9 @@ class TwoTower(keras.Model):
             return_sequences=True,
             **features,
         )
-        known = None
-        if negatives is not None:
+        known = inputs["history_ids"] if self.masks_known else None
+        if negatives is not None and negatives.known_ids is not None:
             known = negatives.known_ids
-        elif self.masks_known:
-            known = self._places(inputs["history_ids"])
         dislikes = None
         if "dislike_ids" in inputs:
             ids = _dense(inputs["dislike_ids"])
@@ -314,7 +313,7 @@ class TwoTower(keras.Model):
                 candidates,
                 tf.reshape(self._places(targets), [-1]),
                 tf.reshape(weights, [-1]),
-                known=known,
+                known=None if known is None else self._places(known),
             )
             if dislikes is not None:
                 vectors = self._trained(targets, training)
@@ -401,6 +400,7 @@ class TwoTower(keras.Model):
 
     def _places(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns the rows of items in these, negative for any other id."""
+        ids = self.candidate_tower.embedding.integer_ids(ids)
         if self.trained_items is None:
             return ids - FIRST_ITEM_INDEX
         trained = tf.cast(tf.convert_to_tensor(self.trained_items), ids.dtype)

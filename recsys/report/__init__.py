@@ -43,7 +43,7 @@ class ReportData:
         health: What `recsys.evaluation.health` found.
         list_metrics: What `recsys.evaluation.list_summary` returned, NaN or
             None where a metric is not defined.
-        item_vectors: `[vocabulary_size, embedding_dim]` float; None leaves out
+        item_vectors: `[vocabulary_size, dim]` float; None leaves out
             the map.
         history: Measures of each epoch, by name; empty leaves out the curves.
         best_epoch: The epoch whose weights are evaluated, from 0.

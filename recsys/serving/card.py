@@ -5,6 +5,7 @@ After Mitchell et al. 2019, https://arxiv.org/abs/1810.03993.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -45,8 +46,8 @@ and scores every item of the catalog by a dot product.
 | property | value |
 | --- | --- |
 | encoder | {encoder} |
-| dimensions | {config.embedding_dim} |
-| parameters | {parameters:,} |
+| dimensions | {dimensions} |
+| trained parameters | {parameters:,} |
 | history read | newest {config.max_history_length} items |
 | features | {features} |
 | loss | {config.loss} |
@@ -124,7 +125,11 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
         unknown=_UNKNOWN,
         config=config,
         encoder=type(recommender.model.history_tower.encoder).__name__,
-        parameters=recommender.model.count_params(),
+        dimensions=_dimensions(config),
+        parameters=sum(
+            math.prod(weight.shape)
+            for weight in recommender.model.trainable_weights
+        ),
         features=_named(config, _FEATURES) or "none",
         weights=weights,
         items=len(counts),
@@ -140,6 +145,16 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
         keras=keras.__version__,
         numpy=np.__version__,
         python=platform.python_version(),
+    )
+
+
+def _dimensions(config: TrainConfig) -> str:
+    """Returns the length of vectors, and what of it is not learned."""
+    if not config.transition_dim:
+        return str(config.embedding_dim)
+    return (
+        f"{config.embedding_dim} learned, {config.transition_dim} of "
+        f"transitions with a weight of {config.transition_weight:g}"
     )
 
 

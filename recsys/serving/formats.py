@@ -136,8 +136,8 @@ class Answers:
     Attributes:
         histories: Vocabulary indices, some of unknown items.
         arrays: The answers: `scores`, `[num_histories, k]` float32, -inf
-            behind the last; `user_vectors`, `[num_histories, embedding_dim]`
-            float32; `item_vectors`, `[num_items, embedding_dim]` float32; and
+            behind the last; `user_vectors`, `[num_histories, dim]`
+            float32; `item_vectors`, `[num_items, dim]` float32; and
             `item_ids`, `[num_items]` str.
         popularity: `[num_items]` float32.
         tolerance: The largest difference allowed in vectors and scores, as a

@@ -38,7 +38,7 @@ def write_litert(
     vocabulary indices, oldest first, 0 for padding anywhere and 1 for unknown
     items. Its outputs are `items`, `[1, n]` int32, and `scores`, `[1, n]`
     float32, best first, with item 0 where none is left, and `user_embedding`,
-    `[1, embedding_dim]` float32. n is `NUM_LISTED`, or the number of items if
+    `[1, dim]` float32. n is `NUM_LISTED`, or the number of items if
     that is smaller.
 
     Args:

@@ -29,7 +29,7 @@ def write_onnx(recommender: Recommender, folder: pathlib.Path) -> None:
     The model has one input, `history`, `[batch, length]` int32: vocabulary
     indices, oldest first, 0 for padding and 1 for unknown items anywhere; the
     newest `max_history_length` known ones are read. Its output `embedding` is
-    `[batch, embedding_dim]` float32, zero where no item is known. Item i + 2
+    `[batch, dim]` float32, zero where no item is known. Item i + 2
     is row i of `vectors.npy`, `item_ids.npy`, `popularity.npy` (float32, its
     training interactions) and, where known, `titles.npy`.
 

@@ -205,7 +205,7 @@ class ServedModel:
             history: `[batch, length]` string, oldest first.
 
         Returns:
-            `embedding`, `[batch, embedding_dim]` float32; zero for a history
+            `embedding`, `[batch, dim]` float32; zero for a history
             without a known item.
         """
         seen = self._index.lookup(history)
@@ -219,7 +219,7 @@ class ServedModel:
             item_ids: `[batch]` string.
 
         Returns:
-            `embedding`, `[batch, embedding_dim]` float32, and `is_known`,
+            `embedding`, `[batch, dim]` float32, and `is_known`,
             `[batch]` boolean; zero for an unknown item.
         """
         indices = self._index.lookup(item_ids)
@@ -255,7 +255,7 @@ class ServedModel:
         return self._listed(scores, indices[:, tf.newaxis], k)
 
     def _vectors(self) -> tf.Tensor:
-        """Returns `[vocabulary_size, embedding_dim]` float32."""
+        """Returns `[vocabulary_size, dim]` float32."""
         if self._baked is not None:
             return tf.convert_to_tensor(self._baked)
         return tf.cast(self._candidate_tower.all_candidates(), tf.float32)
@@ -265,7 +265,7 @@ class ServedModel:
         known: tf.RaggedTensor,
         entries: Mapping[str, tf.Tensor] | None = None,
     ) -> tf.Tensor:
-        """Returns `[batch, embedding_dim]` of `[batch, (length)]` indices."""
+        """Returns `[batch, dim]` of `[batch, (length)]` indices."""
         history_ids = known[:, -self._max_length :].to_tensor()
         known_besides = {} if entries is None else {"features": entries}
         vectors = self._history_tower(

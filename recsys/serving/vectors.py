@@ -98,7 +98,7 @@ def read_items(folder: pathlib.Path) -> tuple[pa.Table, np.ndarray]:
         folder: The folder of `write_parquet`.
 
     Returns:
-        The columns of the items, and `[num_items, embedding_dim]` float32,
+        The columns of the items, and `[num_items, dim]` float32,
         their vectors.
     """
     table = pq.ParquetFile(folder / PARQUET_FILE).read()
@@ -109,7 +109,7 @@ def read_items(folder: pathlib.Path) -> tuple[pa.Table, np.ndarray]:
 def write_numpy(recommender: Recommender, folder: pathlib.Path) -> None:
     """Writes `vectors.npy`, `item_ids.npy` and, where known, `titles.npy`.
 
-    Vectors are float32, `[num_items, embedding_dim]`, and the others Unicode;
+    Vectors are float32, `[num_items, dim]`, and the others Unicode;
     none needs pickle. Separate files, so that the vectors can be mapped into
     memory.
     """
@@ -198,5 +198,5 @@ def read_projector(
 
 
 def _vectors(recommender: Recommender) -> np.ndarray:
-    """Returns `[num_items, embedding_dim]` float32."""
+    """Returns `[num_items, dim]` float32."""
     return recommender.item_vectors()[FIRST_ITEM_INDEX:]

@@ -30,7 +30,8 @@ from recsys.training.initial_table import (
     FeatureRegression,
     co_occurrence_vectors,
     explain_rows,
-    transition_sketch,
+    transition_keys,
+    transition_values,
 )
 
 # Largest catalog for which `loss="auto"` is the full softmax.
@@ -177,29 +178,34 @@ def initialize_table(
     if features is not None:
         trained = trained_items(data.vocabulary)
         table.assign(explain_rows(features, table.numpy(), trained))
-    initialize_transitions(config, model, data)
+    initialize_transitions(config.seed, model, data)
 
 
 def initialize_transitions(
-    config: TrainConfig, model: TwoTower, data: PreparedData
+    seed: int,
+    model: TwoTower,
+    data: PreparedData,
+    old: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Fills the sketch of the log's transitions, if the model has one.
 
     Args:
-        config: The configuration.
+        seed: Draws the keys.
         model: A built model.
         data: The training data; of sharded data, one group is read.
+        old: The keys of another model, and their rows in this one.
     """
-    if not config.transition_dim:
+    tower = model.history_tower
+    if not tower.transition_dim:
         return
-    keys, values = transition_sketch(
-        data.sample(config.seed),
-        data.vocabulary.size,
-        config.transition_dim,
-        decay=model.history_tower.transition_decay,
-        seed=config.seed,
+    size = data.vocabulary.size
+    keys = transition_keys(size, tower.transition_dim, seed)
+    if old is not None:
+        keys[old[1]] = old[0]
+    values = transition_values(
+        data.sample(seed), keys, decay=tower.transition_decay
     )
-    model.history_tower.transition_keys.assign(keys)
+    tower.transition_keys.assign(keys)
     model.candidate_tower.transition_values.assign(values)
 
 
@@ -248,7 +254,7 @@ def build_negative_sampler(
 
 
 def describe_method(config: TrainConfig, num_items: int) -> str:
-    """Describes the loss and the updates of the item table."""
+    """Describes the loss, the updates of the item table and transitions."""
     loss = "full softmax"
     if uses_sampled_softmax(config, num_items):
         kind = config.negatives.replace("_", "-")
@@ -257,12 +263,20 @@ def describe_method(config: TrainConfig, num_items: int) -> str:
             f"{corrected}sampled softmax of {config.num_negatives:,} {kind} "
             "negatives"
         )
+    if config.mask_known_items:
+        loss += " without known items"
     updates = {
         "dense": "Adam on all rows",
         "lazy_adam": "Adam on rows with a gradient",
         "rowwise_adagrad": "Adagrad on rows with a gradient",
     }[chosen_table_optimizer(config, num_items)]
-    return f"loss: {loss}; item table of {num_items:,} items: {updates}"
+    text = f"loss: {loss}; item table of {num_items:,} items: {updates}"
+    if config.transition_dim:
+        text += (
+            f"; transitions: {config.transition_dim} dimensions with a weight "
+            f"of {config.transition_weight:g}"
+        )
+    return text
 
 
 def build_optimizer(

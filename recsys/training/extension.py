@@ -14,6 +14,7 @@ import numpy as np
 from recsys import files, recommender
 from recsys.config import TrainConfig
 from recsys.errors import InputError
+from recsys.models.two_tower import TwoTower
 from recsys.training.build import (
     chosen_table_optimizer,
     initialize_transitions,
@@ -32,8 +33,9 @@ def write_extension(
     """Writes the workdir of the run that extends another one.
 
     Its `model.keras` is the old model with more rows; the rows of old items
-    and all other weights are the same, bit for bit. Its first checkpoint holds
-    that model and the old run's optimizer, with zero moments for new rows.
+    and all other weights are the same, bit for bit, but for the transitions'
+    values, which are counted anew. Its first checkpoint holds that model and
+    the old run's optimizer, with zero moments for new rows.
 
     Args:
         grown: The data of both runs.
@@ -73,7 +75,7 @@ def write_extension(
             (best.trainable_variables, new.model.trainable_variables),
         ):
             carry(source, target, grown.indices, size)
-        _initialize_new_rows(new, grown)
+        _initialize_new_rows(new, grown, best)
         with folder.writing(folder.model) as path:
             new.save_model(path)
         new.checkpoints.save(Progress())
@@ -138,8 +140,13 @@ def carry(
         target.assign(values)
 
 
-def _initialize_new_rows(trainer: Trainer, grown: GrownData) -> None:
-    """Initializes the new items' rows; zero where a layer describes them."""
+def _initialize_new_rows(
+    trainer: Trainer, grown: GrownData, old: TwoTower
+) -> None:
+    """Initializes the new items' rows; zero where a layer describes them.
+
+    Transitions are counted anew, with the keys that old items have.
+    """
     tower = trainer.model.candidate_tower
     rows = tower.embedding.embeddings.numpy()
     is_new = np.ones(len(rows), bool)
@@ -153,4 +160,11 @@ def _initialize_new_rows(trainer: Trainer, grown: GrownData) -> None:
     else:
         rows[is_new] = 0
     tower.embedding.embeddings.assign(rows)
-    initialize_transitions(grown.config, trainer.model, grown.grown_data)
+    if old.history_tower.transition_dim:
+        keys = old.history_tower.transition_keys.numpy()
+        initialize_transitions(
+            grown.config.seed,
+            trainer.model,
+            grown.grown_data,
+            (keys, grown.indices),
+        )

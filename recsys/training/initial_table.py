@@ -79,54 +79,64 @@ def _near_counts(
 _TRANSITION_PRIOR = 20
 
 
-def transition_sketch(
-    sequences: Sequences,
-    vocabulary_size: int,
-    dim: int,
-    *,
-    decay: float = 0.8,
-    window: int = 5,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sketches how often items follow each other, as two tables.
-
-    An item that comes d positions after another one, up to `window`, counts
-    decayᵈ⁻¹. With n the items' interactions, the strength of the transition
-    from i to j is its count / √((nᵢ + 20) (nⱼ + 20)), after the sequential
-    rules of Ludewig and Jannach 2018 (https://arxiv.org/abs/1803.09587). The
-    keys kᵢ have random entries of ±1 / √dim, and the values are vⱼ = Σᵢ
-    strength(i, j) kᵢ, so that kᵢ·vⱼ is the strength and some noise: its
-    standard deviation is √(Σ strength² / dim) over the other transitions to j
-    (Achlioptas 2003, https://doi.org/10.1016/S0022-0000(03)00025-4).
-    Unlike a factorization of the same dim, it keeps single strong transitions.
+def transition_keys(
+    vocabulary_size: int, dim: int, seed: int = 0
+) -> np.ndarray:
+    """Draws a key for each item: `dim` entries of ±1 / √dim.
 
     Args:
-        sequences: The training sequences.
         vocabulary_size: Number of rows.
         dim: Number of columns.
-        decay: By which each further position counts less.
-        window: Largest distance, in positions.
-        seed: Seed of the keys.
+        seed: Draws the signs.
 
     Returns:
-        The keys and the values, both `[vocabulary_size, dim]` float32; zero
-        for padding and unknown.
+        `[vocabulary_size, dim]` float32; zero for padding and unknown.
     """
     rng = np.random.default_rng(seed)
     keys = rng.integers(0, 2, (vocabulary_size, dim), np.int8) * 2 - 1
     keys = keys.astype(np.float32) / np.float32(np.sqrt(dim))
     keys[:FIRST_ITEM_INDEX] = 0
-    counts = scipy.sparse.csr_array(
-        (vocabulary_size, vocabulary_size), dtype=np.float32
-    )
+    return keys
+
+
+def transition_values(
+    sequences: Sequences,
+    keys: np.ndarray,
+    *,
+    decay: float = 0.8,
+    window: int = 5,
+) -> np.ndarray:
+    """Sketches how strongly items follow each other.
+
+    An item that comes d positions after another one, up to `window`, counts
+    decayᵈ⁻¹. With n the items' interactions, the strength of the transition
+    from i to j is its count / √((nᵢ + 20) (nⱼ + 20)), after the sequential
+    rules of Ludewig and Jannach 2018 (https://arxiv.org/abs/1803.09587). With
+    the keys kᵢ the values are vⱼ = Σᵢ strength(i, j) kᵢ, so that kᵢ·vⱼ is the
+    strength and some noise: its standard deviation is √(Σ strength² / dim) over
+    the other transitions to j (Achlioptas 2003,
+    https://doi.org/10.1016/S0022-0000(03)00025-4). Unlike a factorization of
+    the same dim, it keeps single strong transitions.
+
+    Args:
+        sequences: The training sequences.
+        keys: `[vocabulary_size, dim]` float32, as of `transition_keys`.
+        decay: By which each further position counts less.
+        window: Largest distance, in positions.
+
+    Returns:
+        `[vocabulary_size, dim]` float32.
+    """
+    size = len(keys)
+    counts = scipy.sparse.csr_array((size, size), dtype=np.float32)
     for distance, earlier, later in sequences.near_pairs(window):
         weights = np.full(len(earlier), decay ** (distance - 1), np.float32)
         counts += scipy.sparse.coo_array(
             (weights, (earlier, later)), shape=counts.shape
         ).tocsr()
-    totals = sequences.item_counts(vocabulary_size) + _TRANSITION_PRIOR
+    totals = sequences.item_counts(size) + _TRANSITION_PRIOR
     scale = (1 / np.sqrt(totals)).astype(np.float32)[:, np.newaxis]
-    return keys, (scale * (counts.T @ (scale * keys))).astype(np.float32)
+    return (scale * (counts.T @ (scale * keys))).astype(np.float32)
 
 
 def _positive_information(
