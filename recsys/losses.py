@@ -441,8 +441,8 @@ def full_softmax(
             in `queries`, `length` for each. The last `length` are known from
             their position on, such as a history, those before them from the
             start; if there are fewer, the first positions know none. The
-            softmax of a query is over its target and the
-            candidates that it does not know. None for all candidates.
+            softmax of a query is over its target and the candidates that it
+            does not know. None for all candidates.
 
     Returns:
         Float32 scalar, the weighted sum.
@@ -460,17 +460,7 @@ def full_softmax(
     weights = tf.where(in_range | (weights == 0), weights, math.nan)
     places: tuple[tf.Tensor, ...] = ()
     if known is not None:
-        num_rows = tf.shape(known)[0]
-        length = tf.size(order) // tf.maximum(1, num_rows)
-        tf.debugging.assert_equal(
-            num_rows * length,
-            tf.size(order),
-            "`queries` must be as many for each row of `known`",
-        )
-        length = tf.maximum(1, length)
-        size = tf.shape(candidates)[0]
-        known_from = _candidates_known_from(known, length, size)
-        places = (known_from, order // length, order % length)
+        places = _places(known, order, tf.shape(candidates)[0])
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
@@ -481,11 +471,28 @@ def full_softmax(
     )
 
 
-def _candidates_known_from(
-    known: tf.Tensor, length: tf.Tensor, num_candidates: tf.Tensor
-) -> tf.Tensor:
-    """`[num_rows, num_candidates]` float, from which position one is known."""
+def _places(
+    known: tf.Tensor, order: tf.Tensor, num_candidates: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """From which position each row knows a candidate, and the queries' places.
+
+    Args:
+        known: As for `full_softmax`.
+        order: `[num_queries]` int32, the queries' numbers.
+        num_candidates: How many.
+
+    Returns:
+        `[num_rows, num_candidates]` float32, and each query's row and position
+        there, `[num_queries]` int32.
+    """
     num_rows, num_known = tf.unstack(tf.shape(known))
+    length = tf.size(order) // tf.maximum(1, num_rows)
+    tf.debugging.assert_equal(
+        num_rows * length,
+        tf.size(order),
+        "`queries` must be as many for each row of `known`",
+    )
+    length = tf.maximum(1, length)
     rows = tf.repeat(tf.range(num_rows)[:, tf.newaxis], num_known, axis=1)
     # One column more, for none.
     is_one = (known >= 0) & (known < tf.cast(num_candidates, known.dtype))
@@ -497,7 +504,7 @@ def _candidates_known_from(
         tf.stack([rows, columns], axis=2),
         tf.repeat(positions[tf.newaxis], num_rows, axis=0),
     )
-    return first[:, :num_candidates]
+    return first[:, :num_candidates], order // length, order % length
 
 
 @tf.custom_gradient

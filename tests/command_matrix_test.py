@@ -34,7 +34,6 @@ KINDS = {
         "--encoder=gru",
         "--item_features=genres,title:words",
         "--time_features=gap",
-        "--mask_known_items",
         "--transition_dim=8",
         "--precision=bfloat16",
     ],
@@ -48,6 +47,7 @@ KINDS = {
         "--num_heads=2",
         "--transition_dim=8",
         "--transition_weight=2",
+        "--mask_known_items",
     ],
     "features_sampled": [
         "--encoder=self_attention",
@@ -56,7 +56,6 @@ KINDS = {
         "--loss=sampled_softmax",
         "--negatives=popularity",
         "--num_negatives=8",
-        "--mask_known_items",
         "--table_init=co_occurrence",
         "--time_features=gap,age",
         "--context_features=gap",

@@ -259,7 +259,8 @@ class OtherRunsTest(RunTestCase):
         # Some 14 interactions per user; what was given is not chosen.
         self.assertRegex(
             out,
-            r"preset auto: table_init=co_occurrence, loss=full_softmax; "
+            r"preset auto: table_init=co_occurrence, transition_dim=256, "
+            "loss=full_softmax; "
             r"short histories \(13 interactions per user, 30 per item\)",
         )
         stored = json.loads((workdir / "config.json").read_text())

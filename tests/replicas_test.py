@@ -117,6 +117,7 @@ class ReplicasTest(parameterized.TestCase):
             "data": str(self.folder / "log.csv"),
             "table_init": "random",
             "embedding_dim": 8,
+            "transition_dim": 8,
             "num_blocks": 1,
             "dropout": 0.0,
             "max_history_length": 16,
