@@ -46,7 +46,7 @@ KINDS = {
         "--encoder=self_attention",
         "--num_heads=2",
         "--transition_dim=8",
-        "--transition_weight=2",
+        "--transition_weight=2.0",
         "--mask_known_items",
     ],
     "features_sampled": [

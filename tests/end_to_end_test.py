@@ -23,7 +23,9 @@ from commands import run
 
 import recsys
 from recsys import evaluate, recommend, train
-from recsys.workdir import checkpoint_paths
+from recsys.data.prepare import build_data
+from recsys.training.initial_table import transition_values
+from recsys.workdir import Workdir, checkpoint_paths
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -267,6 +269,17 @@ class OtherRunsTest(RunTestCase):
         self.assertEqual(stored["table_init"], "co_occurrence")
         self.assertEqual(stored["dropout"], 0.1)
         self.assertEqual(stored["chosen"], "")
+        # The sketch is counted from the training interactions alone.
+        model = recsys.load(workdir).model
+        keys = model.history_tower.transition_keys.numpy()
+        data = build_data(Workdir(workdir).read_config())
+        sequences = data.split.train.read_all()
+        self.assertLess(sequences.num_interactions, 873)
+        np.testing.assert_allclose(
+            model.candidate_tower.transition_values,
+            transition_values(sequences, keys),
+            atol=1e-6,
+        )
         code, _, err = run(train, *arguments)
         self.assertEqual(code, 0, err)
         code, _, err = run(train, *arguments, "--patience=6")
