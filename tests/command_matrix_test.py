@@ -47,7 +47,7 @@ KINDS = {
         "--num_heads=2",
         "--transition_dim=8",
         "--transition_weight=2.0",
-        "--mask_known_items",
+        "--mask_known_items=True",
     ],
     "features_sampled": [
         "--encoder=self_attention",
