@@ -59,19 +59,31 @@ def make_vocabulary() -> Vocabulary:
     return Vocabulary(IDS, pa.table(columns))
 
 
-def make_recommender(encoder=None, features=None) -> Recommender:
+def make_recommender(
+    encoder=None, features=None, transition_dim=0
+) -> Recommender:
     """Returns a model with random weights."""
     table = recsys.SharedItemEmbedding(NUM_ITEMS + 2, DIM)
     model = recsys.TwoTower(
         recsys.HistoryTower(
-            table, encoder or recsys.MeanPooling(), item_features=features
+            table,
+            encoder or recsys.MeanPooling(),
+            item_features=features,
+            transition_dim=transition_dim,
         ),
-        recsys.CandidateTower(table, item_features=features),
+        recsys.CandidateTower(
+            table, item_features=features, transition_dim=transition_dim
+        ),
     )
     model.build()
     rng = np.random.default_rng(1)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(size=variable.shape))
+    if transition_dim:
+        keys = rng.normal(size=[NUM_ITEMS + 2, transition_dim])
+        keys[:2] = 0
+        model.history_tower.transition_keys.assign(keys)
+        model.candidate_tower.transition_values.assign(keys[::-1])
     return Recommender(model, make_vocabulary(), MAX_LENGTH)
 
 
@@ -617,6 +629,39 @@ class OtherModelsTest(parameterized.TestCase):
             got["embedding"].numpy(), table[2:4] + rows, rtol=1e-6
         )
 
+    @parameterized.parameters(False, True)
+    def test_transitions(self, with_features):
+        features = Parity() if with_features else None
+        recommender = make_recommender(features=features, transition_dim=3)
+        names = ["saved_model", "onnx", "litert"]
+        formats.write_export(
+            recommender, self.folder / "out", names[: 1 if features else 3]
+        )
+        path = self.folder / "out" / "saved_model"
+        signatures = tf.saved_model.load(str(path)).signatures
+        vectors = recommender.item_vectors()
+        got = signatures["item_embedding"](item_ids=tf.constant(IDS))
+        np.testing.assert_allclose(got["embedding"], vectors[2:], rtol=1e-6)
+        similar = signatures["similar_items"](
+            item_ids=tf.constant(IDS[:1]), k=tf.constant([1])
+        )
+        units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines = units[3:] @ units[2]
+        np.testing.assert_allclose(
+            similar["scores"][0, 0], cosines.max(), rtol=1e-5
+        )
+        if with_features:
+            return
+        # The table is there once: neither by itself nor within vectors again.
+        shapes = sorted(
+            shape[1]
+            for _, shape in tf.train.list_variables(
+                str(path / "variables" / "variables")
+            )
+            if shape[:1] == [NUM_ITEMS + 2]
+        )
+        self.assertEqual(shapes, sorted([3, 3, DIM]))
+
     def test_features_of_the_history_on_a_device(self):
         features = recsys.ItemFeatures(
             NUM_ITEMS + 2, DIM, num_values=3, values_per_item=2
@@ -878,11 +923,11 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual(self.run_export(formats="parquet")[0], 0)
 
     def test_a_format_with_other_answers_leaves_nothing(self):
-        original = saved_model.ServedModel._vectors
+        original = saved_model.ServedModel._products
         with mock.patch.object(
             saved_model.ServedModel,
-            "_vectors",
-            lambda served: original(served) * 1.01,
+            "_products",
+            lambda served, vectors: original(served, vectors) * 1.01,
         ):
             result = self.run_export(formats="numpy,saved_model")
         self.assert_fails(result, 1, "saved_model: scores differ .* by ")

@@ -62,17 +62,22 @@ class ServedModel:
         if recommender.side is not None:
             self._features = FeatureTensors(recommender.side)
         self._baked: tf.Variable | None = None
-        if not model.candidate_tower.is_table:
-            # Otherwise each request would compute all items' vectors.
+        if model.candidate_tower.item_features is not None:
+            # Otherwise each request would compute the features of all items.
             self._baked = tf.Variable(
                 vectors, trainable=False, name="item_vectors"
             )
+        # Beside the table, which it would repeat if all vectors were baked.
+        self._values: list[tf.Variable] = []
+        if self._baked is None and model.candidate_tower.transition_dim:
+            self._values = [model.candidate_tower.transition_values.value]
         self.resources = tf.Module(name="recsys")
         # The variables alone: layers would add what Keras keeps in them.
         self.resources.held = [
             self._index,
             *(variable.value for variable in model.history_tower.variables),
             *([] if self._baked is None else [self._baked]),
+            *self._values,
             *([] if self._features is None else self._features.resources),
         ]
 
@@ -179,9 +184,7 @@ class ServedModel:
                 has_vector |= tf.reduce_any(entries["user_weights"] != 0, 1)
         scores = tf.where(
             has_vector[:, tf.newaxis],
-            tf.matmul(
-                self._encode(known, entries), self._vectors(), transpose_b=True
-            ),
+            self._products(self._encode(known, entries)),
             self._popularity,
         )
         excluded = self._index.lookup(exclude)
@@ -224,7 +227,7 @@ class ServedModel:
         """
         indices = self._index.lookup(item_ids)
         is_known = indices >= FIRST_ITEM_INDEX
-        vectors = tf.gather(self._vectors(), indices)
+        vectors = self._vectors_of(indices)
         return {
             "embedding": tf.where(is_known[:, tf.newaxis], vectors, 0.0),
             "is_known": is_known,
@@ -244,21 +247,36 @@ class ServedModel:
             no similar ones.
         """
         indices = self._index.lookup(item_ids)
-        table = self._vectors()
         norms = tf.gather(self._norms, indices)[:, tf.newaxis] * self._norms
         cosines = tf.math.divide_no_nan(
-            tf.matmul(tf.gather(table, indices), table, transpose_b=True),
-            norms,
+            self._products(self._vectors_of(indices)), norms
         )
         is_known = (indices >= FIRST_ITEM_INDEX)[:, tf.newaxis]
         scores = tf.where(is_known, cosines, NO_SCORE)
         return self._listed(scores, indices[:, tf.newaxis], k)
 
-    def _vectors(self) -> tf.Tensor:
-        """Returns `[vocabulary_size, dim]` float32."""
+    def _columns(self) -> list[tf.Tensor]:
+        """Returns what stands side by side in all items' vectors, float32."""
         if self._baked is not None:
-            return tf.convert_to_tensor(self._baked)
-        return tf.cast(self._candidate_tower.all_candidates(), tf.float32)
+            return [tf.convert_to_tensor(self._baked)]
+        table = self._candidate_tower.all_candidates(with_transitions=False)
+        return [tf.cast(each, tf.float32) for each in (table, *self._values)]
+
+    def _vectors_of(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns `[batch, dim]` float32 of `[batch]` indices."""
+        found = [tf.gather(each, indices) for each in self._columns()]
+        return tf.concat(found, axis=1)
+
+    def _products(self, vectors: tf.Tensor) -> tf.Tensor:
+        """Returns `[batch, vocabulary_size]` of `[batch, dim]` vectors."""
+        columns = self._columns()
+        parts = tf.split(vectors, [each.shape[1] for each in columns], axis=1)
+        return tf.add_n(
+            [
+                tf.matmul(part, each, transpose_b=True)
+                for part, each in zip(parts, columns, strict=True)
+            ]
+        )
 
     def _encode(
         self,
