@@ -868,6 +868,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 _TRANSITION_DIM = 256
+_TRANSITION_FIELDS = ("transition_dim", "transition_weight")
 # Decide whether known items are recommended again.
 _REPEATING = ("repeats", "events", "target_events")
 # The preset that looks at the log; see `auto_fields`.
@@ -949,12 +950,11 @@ def auto_fields(
         preset = PRESETS["movielens-1m"]
         fields["transition_dim"] = 0
         fields |= {n: preset[n] for n in fields if n in preset}
-    fields["mask_known_items"] &= excludes_history
-    # Items that nothing has followed yet would come after all others.
-    if has_item_features or not excludes_history:
-        fields["transition_dim"] = 0
     if num_items > _LARGEST_DENSE_TABLE:
         fields["transition_dim"] = 0
+    for name in _unsuitable(excludes_history, has_item_features):
+        if name in fields:
+            fields[name] = DEFAULTS[name]
     why += f" ({per_user:,.0f} interactions per user, {per_item:,.0f} per item)"
     fields |= _loss_fields(num_items, num_interactions, loss)
     fields["num_epochs"] = min(fields["num_epochs"], fields.pop("most_epochs"))
@@ -995,19 +995,34 @@ def _loss_fields(
     }
 
 
+def _unsuitable(
+    excludes_history: bool, has_item_features: bool
+) -> tuple[str, ...]:
+    """Returns the fields that are to have their defaults."""
+    names: tuple[str, ...] = ()
+    if not excludes_history:
+        names += ("mask_known_items",)
+    # With transitions, items that nothing has followed yet would come last.
+    if has_item_features or not excludes_history:
+        names += _TRANSITION_FIELDS
+    return names
+
+
 def _suitable(
     fields: dict[str, Any], overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns a preset's fields, as far as they suit what is given."""
     given = {n: overrides[n] for n in _REPEATING if n in overrides}
-    sketch = ("transition_dim", "transition_weight")
-    left_out: tuple[str, ...] = ()
-    if not TrainConfig(**given).excludes_history:
-        left_out = ("mask_known_items",)
-    if not overrides.get(
-        "transition_dim", not (left_out or overrides.get("item_features"))
-    ):
-        left_out += sketch
+    left_out = {
+        *_unsuitable(
+            TrainConfig(**given).excludes_history,
+            bool(overrides.get("item_features")),
+        )
+    }
+    if "transition_dim" in overrides:  # The weight goes with it.
+        left_out -= {*_TRANSITION_FIELDS}
+        if not overrides["transition_dim"]:
+            left_out |= {*_TRANSITION_FIELDS}
     return {n: value for n, value in fields.items() if n not in left_out}
 
 

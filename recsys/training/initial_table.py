@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,19 +60,31 @@ def _near_counts(
     sequences: Sequences, vocabulary_size: int, window: int
 ) -> scipy.sparse.csr_array:
     """`[vocabulary_size, vocabulary_size]`, symmetric, Σ 1 / distance."""
+    one_way = _pair_counts(
+        sequences, vocabulary_size, window, lambda distance: 1 / distance
+    )
+    return one_way + one_way.T
+
+
+def _pair_counts(
+    sequences: Sequences,
+    vocabulary_size: int,
+    window: int,
+    weigh: Callable[[int], float],
+) -> scipy.sparse.csr_array:
+    """Sums the weights of the distances at which items follow each other."""
     rows, columns, counts = [], [], []
     for distance, earlier, later in sequences.near_pairs(window):
         rows.append(earlier)
         columns.append(later)
-        counts.append(np.full(len(earlier), 1 / distance))
-    one_way = scipy.sparse.coo_array(
+        counts.append(np.full(len(earlier), weigh(distance)))
+    return scipy.sparse.coo_array(
         (
             np.concatenate(counts),
             (np.concatenate(rows), np.concatenate(columns)),
         ),
         shape=(vocabulary_size, vocabulary_size),
     ).tocsr()
-    return one_way + one_way.T
 
 
 # How many interactions are added to those of an item, so that what happened
@@ -128,12 +141,9 @@ def transition_values(
         `[vocabulary_size, dim]` float32.
     """
     size = len(keys)
-    counts = scipy.sparse.csr_array((size, size), dtype=np.float32)
-    for distance, earlier, later in sequences.near_pairs(window):
-        weights = np.full(len(earlier), decay ** (distance - 1), np.float32)
-        counts += scipy.sparse.coo_array(
-            (weights, (earlier, later)), shape=counts.shape
-        ).tocsr()
+    counts = _pair_counts(
+        sequences, size, window, lambda distance: decay ** (distance - 1)
+    ).astype(np.float32)
     totals = sequences.item_counts(size) + _TRANSITION_PRIOR
     scale = (1 / np.sqrt(totals)).astype(np.float32)[:, np.newaxis]
     return (scale * (counts.T @ (scale * keys))).astype(np.float32)
