@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys.data.sources import Log
     from recsys.errors import InputError
+    from recsys.models.ensemble import ensemble
     from recsys.models.history_encoders import (
+        EncoderEnsemble,
         GRUEncoder,
         MeanPooling,
         SelfAttentionEncoder,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CandidateTower",
+    "EncoderEnsemble",
     "FeatureSum",
     "GRUEncoder",
     "HistoryTower",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainedModel",
     "TwoTower",
     "__version__",
+    "ensemble",
     "fit",
     "load",
 ]
@@ -54,6 +58,7 @@ __all__ = [
 # are the command-line modules; no name here may shadow a module.
 _HOMES = {
     "CandidateTower": "recsys.models.towers",
+    "EncoderEnsemble": "recsys.models.history_encoders",
     "GRUEncoder": "recsys.models.history_encoders",
     "HistoryTower": "recsys.models.towers",
     "InputError": "recsys.errors",
@@ -66,6 +71,7 @@ _HOMES = {
     "SharedItemEmbedding": "recsys.models.shared_item_embedding",
     "TrainedModel": "recsys.runs",
     "TwoTower": "recsys.models.two_tower",
+    "ensemble": "recsys.models.ensemble",
     "fit": "recsys.runs",
     "load": "recsys.runs",
 }

@@ -128,6 +128,7 @@ def _extend(
 ) -> None:
     """Makes the new workdir."""
     old = recsys.workdir.Workdir(workdir)
+    old.check_trains()
     rate = asked["learning_rate"]
     if rate is None:
         rate = old.read_config().learning_rate / 3

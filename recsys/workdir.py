@@ -71,6 +71,20 @@ class Workdir:
         return self.path / "extension.json"
 
     @property
+    def combination(self) -> pathlib.Path:
+        """Which runs a combined model is the sum of, JSON; or missing."""
+        return self.path / "combination.json"
+
+    def check_trains(self) -> None:
+        """Raises InputError if the folder has a model that is not trained."""
+        if self.combination.is_file():
+            raise InputError(
+                f"{self.path}: expected a run of recsys.train. Received: a "
+                "model of recsys.combine; train the models that "
+                f"{self.combination.name} names, and combine those"
+            )
+
+    @property
     def log(self) -> pathlib.Path:
         """Folder of a log of the run's own: grown, or from a DataFrame."""
         return self.path / "data"
@@ -285,8 +299,10 @@ class Workdir:
 
         Raises:
             InputError: The folder cannot be written or holds a run with
-                another configuration, or `steps_before` was set by hand.
+                another configuration or a combined model, or `steps_before`
+                was set by hand.
         """
+        self.check_trains()
         if config.steps_before and not self.extension.is_file():
             raise InputError(
                 "`steps_before` must be left to recsys.extend, for whose runs "

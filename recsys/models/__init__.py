@@ -1,6 +1,7 @@
 """The layers and the model; importing any of them registers all with Keras."""
 
 from recsys.models import (
+    ensemble,
     history_encoders,
     item_features,
     shared_item_embedding,
@@ -10,6 +11,7 @@ from recsys.models import (
 )
 
 __all__ = [
+    "ensemble",
     "history_encoders",
     "item_features",
     "shared_item_embedding",

@@ -8,19 +8,37 @@ at real items, and ignores padding wherever it is.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from recsys.models.shared_item_embedding import keep_frozen, traced_spec
+from recsys.models.shared_item_embedding import (
+    deserialize,
+    keep_frozen,
+    serialize,
+    traced_spec,
+)
 from recsys.models.transformer_block import (
     NUM_TIME_BUCKETS,
     Dropout,
     RMSNorm,
     TransformerBlock,
+    pick,
     time_bias,
 )
+
+
+def accepted_by(encoder: keras.layers.Layer) -> set[str]:
+    """Returns the names of the arguments that an encoder's `call` takes."""
+    names = set(inspect.signature(encoder.call).parameters)
+    if "mask" in names:
+        # A keras.Sequential takes masks but does not say so, and Keras would
+        # warn at every call.
+        encoder.supports_masking = True
+    return names
 
 
 @keras.saving.register_keras_serializable(package="recsys")
@@ -313,3 +331,113 @@ class SelfAttentionEncoder(keras.layers.Layer):
             "max_distance": self.max_distance,
             "reads_times": self.reads_times,
         }
+
+
+@keras.saving.register_keras_serializable(package="recsys")
+class EncoderEnsemble(keras.layers.Layer):
+    """Several encoders side by side, each of its own slice of the vectors.
+
+    An item's vector is the concatenation of its vectors for the encoders, and
+    so is what comes out: dot products with it are the sums of the encoders'.
+    See `recsys.models.ensemble`.
+
+    Args:
+        encoders: Layers from `[batch, length, dim]` to the same shape, as
+            `HistoryTower` takes them.
+        dims: The length of each one's slice.
+        **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ValueError: There are not as many `dims` as `encoders`, or none; when
+            called, if they do not add up to the vectors' dim.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[keras.layers.Layer],
+        dims: Sequence[int],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not encoders or len(encoders) != len(dims):
+            raise ValueError(
+                "`dims` must have one number for each of `encoders`, at least "
+                f"one. Received: {len(dims)} for {len(encoders)} encoders"
+            )
+        self.dims = [int(dim) for dim in dims]
+        self.encoders = list(encoders)
+        self.supports_masking = True
+        self._accepted = [accepted_by(encoder) for encoder in encoders]
+        for number, encoder in enumerate(self.encoders):
+            # tf.train.Checkpoint passes over Keras layers in a list.
+            setattr(self, f"encoder_{number}", encoder)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights of every encoder."""
+        for encoder, dim in zip(self.encoders, self.dims, strict=True):
+            if not encoder.built:
+                encoder.build((*input_shape[:-1], dim))
+        self.built = True
+        keep_frozen(self)
+
+    def call(
+        self,
+        vectors: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+        only_positions: tf.Tensor | None = None,
+        times: tuple[tf.Tensor, tf.Tensor] | None = None,
+    ) -> tf.Tensor:
+        """Encodes histories.
+
+        Args:
+            vectors: `[batch, length, sum of dims]`.
+            mask: `[batch, length]` boolean, or None if nothing is padding.
+            training: Whether dropout is active.
+            only_positions: `[batch]` int32, the one position of each row that
+                is wanted, -1 where none is. Default: all.
+            times: As for `SelfAttentionEncoder`.
+
+        Returns:
+            `[batch, length, sum of dims]`, or `[batch, sum of dims]` with
+            `only_positions`.
+        """
+        arguments: Mapping[str, Any] = {
+            "mask": mask,
+            "training": training,
+            "only_positions": only_positions,
+            "times": times,
+        }
+        found = []
+        slices = tf.split(vectors, self.dims, axis=-1)
+        for encoder, accepted, each in zip(
+            self.encoders, self._accepted, slices, strict=True
+        ):
+            known = {n: x for n, x in arguments.items() if n in accepted}
+            outputs = tf.cast(encoder(each, **known), self.compute_dtype)
+            if only_positions is not None and "only_positions" not in accepted:
+                outputs = pick(only_positions, outputs)
+            found.append(outputs)
+        return tf.concat(found, axis=-1)
+
+    def compute_output_shape(self, vectors_shape: Any) -> Any:
+        """`[batch, length, sum of dims]`, as the vectors."""
+        return vectors_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "encoders": [serialize(encoder) for encoder in self.encoders],
+            "dims": self.dims,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EncoderEnsemble:
+        """Makes a layer from `get_config`'s answer."""
+        encoders = [deserialize(each) for each in config["encoders"]]
+        return cls(**{**config, "encoders": encoders})

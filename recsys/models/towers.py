@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from recsys.ids import FIRST_ITEM_INDEX
-from recsys.models.history_encoders import SelfAttentionEncoder
+from recsys.models.history_encoders import SelfAttentionEncoder, accepted_by
 from recsys.models.shared_item_embedding import (
     SharedItemEmbedding,
     deserialize,
@@ -112,13 +111,7 @@ class HistoryTower(keras.layers.Layer):
         )
         if id_dropout or item_dropout or feature_dropout:
             self._seeds = keras.random.SeedGenerator()
-        self._encoder_arguments = set(
-            inspect.signature(self.encoder.call).parameters
-        )
-        if "mask" in self._encoder_arguments:
-            # A keras.Sequential takes masks but does not say so, and Keras
-            # would warn at every call.
-            self.encoder.supports_masking = True
+        self._encoder_arguments = accepted_by(self.encoder)
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the weights of the table, features and encoder."""

@@ -19,6 +19,7 @@ from recsys import datasets, files
 from recsys.config import TrainConfig
 from recsys.evaluation.results import PROTOCOL_NOTES
 from recsys.ids import FIRST_ITEM_INDEX
+from recsys.models.towers import HistoryTower
 from recsys.recommender import Recommender
 from recsys.workdir import Workdir
 
@@ -52,7 +53,7 @@ and scores every item of the catalog by a dot product.
 | features | {features} |
 | loss | {config.loss} |
 | weights | {weights} |
-| seed | {config.seed} |
+| seed | {seed} |
 
 - Intended use, and uses to avoid: {unknown}
 - Owner, license of the model, contact: {unknown}
@@ -121,11 +122,19 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
             f"epoch {found['best_epoch']}, the best of "
             f"{len(found['training'])} by validation {config.selection_metric}"
         )
+    seed = str(config.seed)
+    if folder.combination.is_file():
+        about = files.read_json_object(folder.combination, seeds=list)
+        seed = ", ".join(map(str, about["seeds"]))
+        weights = (
+            f"the sum of {len(about['seeds'])} models, each of its best epoch"
+        )
     return _CARD.format(
         unknown=_UNKNOWN,
         config=config,
         encoder=type(recommender.model.history_tower.encoder).__name__,
-        dimensions=_dimensions(config),
+        dimensions=_dimensions(recommender.model.history_tower),
+        seed=seed,
         parameters=sum(
             math.prod(weight.shape)
             for weight in recommender.model.trainable_weights
@@ -148,13 +157,14 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
     )
 
 
-def _dimensions(config: TrainConfig) -> str:
+def _dimensions(tower: HistoryTower) -> str:
     """Returns the length of vectors, and what of it is not learned."""
-    if not config.transition_dim:
-        return str(config.embedding_dim)
+    learned = tower.embedding.embedding_dim
+    if not tower.transition_dim:
+        return str(learned)
     return (
-        f"{config.embedding_dim} learned, {config.transition_dim} of "
-        f"transitions with a weight of {config.transition_weight:g}"
+        f"{learned} learned, {tower.transition_dim} of transitions with a "
+        f"weight of {tower.transition_weight:g}"
     )
 
 

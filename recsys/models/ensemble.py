@@ -1,0 +1,208 @@
+"""Several two-tower models as one: the sum of their scores, one dot product.
+
+A sum of dot products is the dot product of the concatenated vectors. So the
+item tables stand side by side in one table, as do the vectors of features, and
+each encoder reads its own slice: the result is a `TwoTower` as any other, with
+one index and one file. Models that differ in nothing but their seed already
+make a better one together, as their errors differ (Hansen and Salamon 1990,
+https://doi.org/10.1109/34.58871).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from recsys.models.history_encoders import EncoderEnsemble
+from recsys.models.item_features import FeatureSum, ItemFeatures
+from recsys.models.shared_item_embedding import SharedItemEmbedding
+from recsys.models.towers import PARTS, CandidateTower, HistoryTower
+from recsys.models.two_tower import TwoTower
+
+
+def ensemble(models: Sequence[TwoTower]) -> TwoTower:
+    """Makes one model whose scores are the sums of the models' scores.
+
+    The answer is a copy: training it leaves the models as they are. Its
+    dropout of items, ids and features is none; its encoders keep their own.
+
+    Examples:
+        >>> both = ensemble([first, second])                    # doctest: +SKIP
+        >>> both.save("both.keras")                             # doctest: +SKIP
+
+    Args:
+        models: At least two, of the same items in the same order, and with
+            features of the same meaning, if any. Their dimensions, encoders
+            and `transition_dim` may differ.
+
+    Returns:
+        A built model, with a `transition_dim` that is the sum of theirs, in
+        the dtype policy of the first.
+
+    Raises:
+        ValueError: The models cannot be summed; the message says why.
+    """
+    models = list(models)
+    if len(models) < 2:
+        raise ValueError(
+            f"`models` must be at least two. Received: {len(models)}"
+        )
+    for model in models:
+        if not model.built:
+            model.build()
+    histories = [model.history_tower for model in models]
+    candidates = [model.candidate_tower for model in models]
+    tables = [tower.embedding for tower in candidates]
+    dims = [table.embedding_dim for table in tables]
+    size = _common("vocabulary_size", [t.vocabulary_size for t in tables])
+    sketches = [tower for tower in histories if tower.transition_dim]
+    dtype = models[0].dtype_policy
+    table = SharedItemEmbedding(size, sum(dims), dtype=dtype)
+    layers = _Layers(sum(dims))
+    known = {
+        f"{part}_features": layers.beside(
+            f"{part}_features",
+            [getattr(tower, f"{part}_features") for tower in histories],
+        )
+        for part in PARTS
+    }
+    transition_dim = sum(tower.transition_dim for tower in sketches)
+    history_tower = HistoryTower(
+        table,
+        encoder=EncoderEnsemble(
+            [_copied(tower.encoder) for tower in histories], dims, dtype=dtype
+        ),
+        item_features=layers.beside(
+            "item_features", [tower.item_features for tower in histories]
+        ),
+        transition_dim=transition_dim,
+        **{
+            name: _common(name, [getattr(tower, name) for tower in sketches])
+            for name in ("transition_weight", "transition_decay")
+            if sketches
+        },
+        dtype=dtype,
+        **known,
+    )
+    candidate_tower = CandidateTower(
+        table,
+        item_features=layers.beside(
+            "item_features", [tower.item_features for tower in candidates]
+        ),
+        transition_dim=transition_dim,
+        dtype=dtype,
+    )
+    both = TwoTower(history_tower, candidate_tower, dtype=dtype)
+    both.build()
+    table.embeddings.assign(_beside([t.table.rows() for t in tables]))
+    layers.assign()
+    if history_tower.user_features is not None:
+        history_tower.start.assign(_beside([t.start for t in histories]))
+    encoders = history_tower.encoder.encoders
+    for tower, copy in zip(histories, encoders, strict=True):
+        copy.set_weights(tower.encoder.get_weights())
+    if sketches:
+        keys = _beside([tower.transition_keys for tower in sketches])
+        values = _beside(
+            [t.transition_values for t in candidates if t.transition_dim]
+        )
+        history_tower.transition_keys.assign(keys)
+        candidate_tower.transition_values.assign(values)
+    return both
+
+
+class _Layers:
+    """Layers of features that stand beside each other in one.
+
+    Args:
+        dim: The length of their vectors together.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._made: dict[tuple[int, ...], Any] = {}
+        self._pairs: list[tuple[Any, list[Any]]] = []
+
+    def beside(self, name: str, layers: list[Any]) -> Any:
+        """Returns one layer for several, the same for the same ones.
+
+        Args:
+            name: What they are for, for messages.
+            layers: One of each model, or None for each.
+
+        Raises:
+            ValueError: They are not of one kind or differ in their features.
+        """
+        kinds = [type(layer).__name__ for layer in layers]
+        kind = _common(f"the layer of {name}", kinds)
+        if layers[0] is None:
+            return None
+        if type(layers[0]) not in (ItemFeatures, FeatureSum):
+            raise ValueError(
+                f"`{name}` must be an ItemFeatures or a FeatureSum to be put "
+                f"into an ensemble. Received: {kind}"
+            )
+        key = tuple(map(id, layers))
+        if key not in self._made:
+            sizes = ("num_values", "values_per_item", "vector_dim", "scale")
+            for size in sizes:
+                if hasattr(layers[0], size):
+                    found = [getattr(layer, size) for layer in layers]
+                    _common(f"{name}.{size}", found)
+            for old in layers[1:]:
+                same = zip(_held(old), _held(layers[0]), strict=True)
+                if not all(np.array_equal(a, b) for a, b in same):
+                    raise ValueError(
+                        f"`{name}` must hold the same features of every item "
+                        "in all models. Received: different ones"
+                    )
+            config = {**layers[0].get_config(), "embedding_dim": self._dim}
+            self._made[key] = type(layers[0]).from_config(config)
+            self._pairs.append((self._made[key], layers))
+        return self._made[key]
+
+    def assign(self) -> None:
+        """Fills the layers, which are built by now."""
+        for new, layers in self._pairs:
+            for name in _TRAINED:
+                if getattr(new, name, None) is not None:
+                    found = [getattr(layer, name) for layer in layers]
+                    getattr(new, name).assign(_beside(found))
+            held = _held(layers[0])
+            for variable, old in zip(_held(new), held, strict=True):
+                variable.assign(old)
+
+
+# What layers of features train, one column for each of the vector's, and what
+# they know of every item.
+_TRAINED = ("embeddings", "projection")
+_HELD = ("values", "value_weights", "vectors")
+
+
+def _held(layer: keras.layers.Layer) -> list[Any]:
+    found = [getattr(layer, name, None) for name in _HELD]
+    return [each for each in found if each is not None]
+
+
+def _beside(parts: Sequence[Any]) -> tf.Tensor:
+    """Concatenates values by their last axis."""
+    return tf.concat([tf.convert_to_tensor(part) for part in parts], axis=-1)
+
+
+def _common(name: str, values: Sequence[Any]) -> Any:
+    """Returns what all models have."""
+    if any(value != values[0] for value in values):
+        raise ValueError(
+            f"`models` must agree on {name}. Received: "
+            f"{', '.join(map(str, values))}"
+        )
+    return values[0]
+
+
+def _copied(encoder: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns a layer like it, not yet built."""
+    return type(encoder).from_config(encoder.get_config())
