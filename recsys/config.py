@@ -337,6 +337,19 @@ class TrainConfig:
         True, "Correct for the sampling probability of each negative."
     )
 
+    teacher: str | None = _loss(
+        None,
+        "Workdir of a model of the same log to learn from as well, such as one "
+        "of recsys.combine; with the full softmax. Default: none.",
+    )
+    teacher_weight: float = _loss(
+        0.5,
+        "How much of each target's place goes to the items that the teacher "
+        "finds likely, by their probabilities.",
+        at_least=0,
+        at_most=1,
+    )
+
     num_epochs: int = _optimization(30, "Maximum number of epochs.", at_least=1)
     positions_per_batch: int = _optimization(
         4_000, "Approximate positions per batch.", at_least=1
@@ -445,6 +458,7 @@ class TrainConfig:
             )
         check_events(self)
         check_features(self)
+        self._check_teacher()
         if not self.transition_dim and "transition_dim" not in self.chosen:
             self._check_not_given(
                 ("transition_weight",), "--transition_dim", "--transition_dim=0"
@@ -454,6 +468,19 @@ class TrainConfig:
                 "--jit_compile must be false with "
                 f"--strategy={self.strategy}. Received: true"
             )
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            self._check_not_given(("teacher_weight",), "--teacher", "none")
+            return
+        for name in ("loss", "strategy"):
+            value = getattr(self, name)
+            if value in ("sampled_softmax", "mirrored", "multi_worker"):
+                expected = {"loss": "full_softmax", "strategy": "single"}[name]
+                raise InputError(
+                    f"--teacher must go with --{name}={expected}. "
+                    f"Received: --{name}={value}"
+                )
 
     def _check_not_given(
         self, names: tuple[str, ...], with_what: str, received: str

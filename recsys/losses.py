@@ -418,10 +418,15 @@ def full_softmax(
     weights: tf.Tensor,
     chunk_size: int = CHUNK_SIZE,
     known: tf.Tensor | None = None,
+    taught: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Weighted sum of cross-entropies of a softmax over all candidates.
 
-    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. The logits
+    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. With further targets k
+    of shares sᵢₖ, the target has the rest, and instead of its logit there is
+    (1 − Σₖ sᵢₖ) qᵢ·c_target(i) + Σₖ sᵢₖ qᵢ·cₖ: the cross-entropy with a
+    distribution, such as one from another model (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531). The logits
     are made for a chunk of queries at a time and the gradient is computed in
     the same pass, so that memory is `chunk_size * num_candidates` floats
     rather than `num_queries * num_candidates`, and no logit is made twice.
@@ -443,6 +448,10 @@ def full_softmax(
             start; if there are fewer, the first positions know none. The
             softmax of a query is over its target and the candidates that it
             does not know. None for all candidates.
+        taught: `[num_queries, num_taught]` integer rows in `candidates`, each
+            once in its row, and their shares of the same shape, float, which
+            add up to at most 1. Rows that do not exist, and those that the
+            query knows, must have a share of 0. None for none.
 
     Returns:
         Float32 scalar, the weighted sum.
@@ -461,12 +470,19 @@ def full_softmax(
     places: tuple[tf.Tensor, ...] = ()
     if known is not None:
         places = _places(known, order, tf.shape(candidates)[0])
+    ids, shares = tf.zeros([0, 0], tf.int32), tf.zeros([0, 0])
+    if taught is not None:
+        ids = tf.cast(tf.gather(taught[0], order), tf.int32)
+        shares = tf.cast(tf.gather(taught[1], order), tf.float32)
+        ids = tf.where(shares > 0, ids, 0)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
         tf.gather(targets, order),
         tf.gather(weights, order),
         tf.constant(chunk_size),
+        ids,
+        shares,
         *places,
     )
 
@@ -514,18 +530,34 @@ def _fused_full_softmax(
     targets: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
+    taught: tf.Tensor,
+    shares: tf.Tensor,
     *places: tf.Tensor,  # From where rows know what; each query's row, position
 ) -> tuple[tf.Tensor, Callable]:
     """The loss of queries of which those that count come first."""
     log_sum, query_gradient, candidate_gradient = _full_pass(
-        queries, candidates, weights, chunk_size, targets, *places
+        queries,
+        candidates,
+        weights,
+        chunk_size,
+        targets,
+        taught,
+        shares,
+        *places,
     )
     # The target's share of the loss and of both gradients is narrow.
     target_vectors = tf.gather(candidates, targets)
     target_logits = tf.reduce_sum(queries * target_vectors, axis=1)
-    query_gradient -= target_vectors * weights[:, tf.newaxis]
+    target_weights = weights
+    if shares.shape[1] != 0:
+        rest = 1 - tf.reduce_sum(shares, axis=1)
+        target_logits *= rest
+        target_weights *= rest
+    query_gradient -= target_vectors * target_weights[:, tf.newaxis]
     candidate_gradient -= tf.math.unsorted_segment_sum(
-        queries * weights[:, tf.newaxis], targets, tf.shape(candidates)[0]
+        queries * target_weights[:, tf.newaxis],
+        targets,
+        tf.shape(candidates)[0],
     )
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
@@ -534,8 +566,7 @@ def _fused_full_softmax(
             upstream * candidate_gradient,
             None,
             upstream * (log_sum - target_logits),
-            None,
-            *[None] * len(places),
+            *[None] * (3 + len(places)),
         )
 
     return tf.reduce_sum(weights * (log_sum - target_logits)), gradient
@@ -547,9 +578,15 @@ def _full_pass(
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
     targets: tf.Tensor,
+    taught: tf.Tensor,
+    shares: tf.Tensor,
     *places: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the queries' log-sums, and both gradients of their total."""
+    """Returns the queries' log-sums, and both gradients of their total.
+
+    What is taught is in all of them: its logits, by their shares, are not in
+    the log-sums.
+    """
     num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
     num_chunks = -(-num_queries // chunk_size)
     padding = num_chunks * chunk_size - num_queries
@@ -560,6 +597,15 @@ def _full_pass(
         tf.reshape(tf.pad(each, [[0, padding]]), [num_chunks, chunk_size])
         for each in (weights, targets, *places[1:])
     )
+    has_taught = shares.shape[1] != 0
+    if has_taught:
+        lessons = [
+            tf.reshape(
+                tf.pad(each, [[0, padding], [0, 0]]),
+                [num_chunks, chunk_size, tf.shape(each)[1]],
+            )
+            for each in (taught, shares)
+        ]
     needs_no_shift = (
         _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
     )
@@ -577,7 +623,12 @@ def _full_pass(
             positions = tf.cast(positions[:, tf.newaxis], known_from.dtype)
             logits = _without(known_from <= positions, logits, chunk_targets[i])
         log_sum, query_gradient, added = _full_chunk(
-            logits, chunks[i], candidates, chunk_weights[i], needs_no_shift
+            logits,
+            chunks[i],
+            candidates,
+            chunk_weights[i],
+            needs_no_shift,
+            (lessons[0][i], lessons[1][i]) if has_taught else None,
         )
         return (
             i + 1,
@@ -618,6 +669,7 @@ def _full_chunk(
     candidates: tf.Tensor,
     weights: tf.Tensor,
     needs_no_shift: tf.Tensor,
+    taught: tuple[tf.Tensor, tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """As `_full_pass`, for `[size, dim]` queries and their logits."""
     exp, shift = tf.cond(
@@ -629,8 +681,16 @@ def _full_chunk(
     # The softmax is exp / total. Scaling the narrow factors of the two
     # products instead of exp saves a pass over the widest array.
     scale = weights[:, tf.newaxis] / total
+    log_sums = (shift + tf.math.log(total))[:, 0]
+    if taught is not None:
+        ids, shares = taught
+        rows = tf.range(tf.shape(ids)[0])[:, tf.newaxis] + tf.zeros_like(ids)
+        places = tf.stack([rows, ids], axis=2)
+        found = tf.gather_nd(logits, places)
+        log_sums -= tf.reduce_sum(tf.math.multiply_no_nan(found, shares), 1)
+        exp = tf.tensor_scatter_nd_sub(exp, places, shares * total)
     return (
-        (shift + tf.math.log(total))[:, 0],
+        log_sums,
         tf.matmul(exp, candidates) * scale,
         tf.matmul(exp, queries * scale, transpose_a=True),
     )

@@ -278,6 +278,7 @@ def train_dataset(
     first_step: int = 0,
     part: Part | None = None,
     side: SideEncoder | None = None,
+    lessons: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
@@ -291,6 +292,8 @@ def train_dataset(
             are not read.
         part: The process, if each of several makes some rows of every batch.
         side: Encodes the features of events, requests and users.
+        lessons: `[num_interactions, num_taught]` int32 items and float16
+            shares, of sequences in memory: what is taught besides each target.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
@@ -299,7 +302,9 @@ def train_dataset(
         only. Where there are kinds of events, also `target_weights`, of the
         same shape, float32. Where there may be dislikes, also `dislike_ids`,
         `[rows, num_dislikes]` int32, padded with 0: those of the user in the
-        time of the row's targets, at most the newest 200. With `side`, also
+        time of the row's targets, at most the newest 200. With `lessons`, also
+        `taught_ids`, int32, and `taught_shares`, float32, both `[rows, length,
+        num_taught]`. With `side`, also
         the entries that `feature_signature` lists. With `part`, also
         `places`, `[rows]` int64, the positions of these rows in the whole
         batch, and `num_rows`, int64, the number of rows in it.
@@ -315,11 +320,14 @@ def train_dataset(
                 arrays |= _event_arrays(sequences.kinds, group, batches)
                 if side is not None:
                     arrays |= _side_arrays(side, group, batches)
+                if lessons is not None:
+                    arrays |= dict(zip(TAUGHT, lessons, strict=True))
                 yield arrays
             num_skipped = max(0, num_skipped - num_batches)
 
     groups_ds = tf.data.Dataset.from_generator(
-        groups, output_signature=_group_signature(sequences, side)
+        groups,
+        output_signature=_group_signature(sequences, side, lessons is not None),
     )
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(
@@ -332,9 +340,12 @@ def train_dataset(
 
 
 def _group_signature(
-    sequences: TrainingSequences, side: SideEncoder | None
+    sequences: TrainingSequences, side: SideEncoder | None, has_lessons: bool
 ) -> dict[str, tf.TensorSpec]:
     signature = dict(_GROUP_SIGNATURE)
+    if has_lessons:
+        for name, dtype in zip(TAUGHT, (tf.int32, tf.float16), strict=True):
+            signature[name] = tf.TensorSpec([None, None], dtype)
     if sequences.kinds is not None:
         signature["target_weights"] = tf.TensorSpec([None], tf.float32)
     if sequences.has_dislikes:
@@ -363,6 +374,8 @@ _GROUP_SIGNATURE = {
         tf.TensorSpec([None], tf.int64),
     ),
 }
+# The entries of a batch that a teacher fills.
+TAUGHT = ("taught_ids", "taught_shares")
 # Batches made at once; even one at a time is faster than the training step.
 _PARALLEL_CALLS = 2
 # Dislikes of a row; a batch is padded to the row with the most.
@@ -572,6 +585,11 @@ def _batches_of_group(
                 place < end,
                 tf.gather(dislikes, tf.where(place < end, place, 0)),
                 0,
+            )
+        if TAUGHT[0] in group:
+            ids, shares = (tf.gather(group[n], position + 1) for n in TAUGHT)
+            batch |= zip(
+                TAUGHT, (ids, tf.cast(shares, tf.float32)), strict=True
             )
         batch |= _side_entries(
             group, rows, position, inside, reads_request_time

@@ -50,7 +50,9 @@ class TwoTower(keras.Model):
     divided by the sum of the weights. And `dislike_ids`, `[batch,
     num_dislikes]` int, 0 at padding: items that each row's user is known not to
     like, which are pushed down at every target of the row; see
-    `next_item_loss`.
+    `next_item_loss`. And `taught_ids`, `[batch, length, num_taught]` int, with
+    `taught_shares` of the same shape, float: further targets and their shares
+    of each target's place; see `recsys.losses.full_softmax`.
 
     Where the history tower reads features, their entries are those that it
     describes; with `user_features` also `first_ids`, `[batch]` int: the first
@@ -265,9 +267,15 @@ class TwoTower(keras.Model):
             sum of their `target_weights`, both float32 scalars.
 
         Raises:
-            ValueError: The shapes of histories and targets do not agree.
+            ValueError: The shapes of histories and targets do not agree, or
+                something is taught with `negatives`.
         """
         inputs = self._checked_inputs(inputs)
+        if "taught_ids" in inputs and negatives is not None:
+            raise ValueError(
+                "`taught_ids` must be left out with `negatives`, the sampled "
+                f"softmax. Received: both, {list(inputs)}"
+            )
         targets = inputs["target_ids"]
         weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
         if "target_weights" in inputs:
@@ -314,6 +322,7 @@ class TwoTower(keras.Model):
                 tf.reshape(self._places(targets), [-1]),
                 tf.reshape(weights, [-1]),
                 known=None if known is None else self._places(known),
+                taught=self._taught(inputs, tf.shape(targets)),
             )
             if dislikes is not None:
                 vectors = self._trained(targets, training)
@@ -331,6 +340,29 @@ class TwoTower(keras.Model):
                 dislikes,
             )
         return loss, count
+
+    def _taught(
+        self, inputs: dict[str, tf.Tensor], shape: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Returns what is taught at each position, as `full_softmax` takes it.
+
+        Args:
+            inputs: As for `next_item_loss`.
+            shape: That of the targets, with those of the start.
+        """
+        if "taught_ids" not in inputs:
+            return None
+        ids, shares = (
+            tf.convert_to_tensor(inputs[n])
+            for n in ("taught_ids", "taught_shares")
+        )
+        start = shape[1] - tf.shape(ids)[1]  # Nothing is taught at the start.
+        found = []
+        for each in (self._places(ids), shares):
+            each = tf.pad(each, [[0, 0], [start, 0], [0, 0]])
+            found.append(tf.reshape(each, [-1, tf.shape(ids)[2]]))
+        places, shares = found
+        return places, tf.where(places >= 0, shares, 0)
 
     def _checked_inputs(
         self, inputs: dict[str, tf.Tensor]

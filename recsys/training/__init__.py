@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from recsys.command_line import load_tensorflow
-from recsys.config import PRESETS, TrainConfig
+from recsys.config import FEATURE_FIELDS, PRESETS, TrainConfig
 from recsys.data.prepare import (
     PreparedData,
     build_data,
     choose,
     data_summary,
+    same_training_items,
 )
 from recsys.errors import InputError
 from recsys.evaluation.comparison import Results
@@ -143,7 +144,29 @@ def _check(
     if folder is not None:
         folder.check_data(data.vocabulary)
     config, why = choose(config, data)
+    if config.teacher is not None:
+        _check_teacher(config.teacher, data)
     return config, data, why
+
+
+def _check_teacher(path: str, data: PreparedData) -> None:
+    """Raises InputError unless `--teacher` can teach about some data."""
+    folder = Workdir(pathlib.Path(path))
+    config = folder.read_config()
+    if names := [n for n in FEATURE_FIELDS if getattr(config, n)]:
+        raise InputError(
+            "--teacher must be a model that reads items alone. Received: "
+            f"{path}, which reads {', '.join(names)}"
+        )
+    if not data.split.train.in_memory:
+        raise InputError(
+            "--teacher must go with a log in memory. Received: shards"
+        )
+    if not same_training_items(data.vocabulary, folder.read_vocabulary()):
+        raise InputError(
+            "--teacher must be a model of the same log and split. Received: "
+            f"{path} of other items, or other numbers of interactions with them"
+        )
 
 
 def __getattr__(name: str) -> Any:

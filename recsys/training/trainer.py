@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from recsys import files
+from recsys import files, recommender
 from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
@@ -24,6 +25,7 @@ from recsys.data.prepare import (
     train_counts,
 )
 from recsys.data.side_information import SideEncoder, fit_side_encoder
+from recsys.errors import InputError
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -51,6 +53,7 @@ from recsys.training.progress import (
     epoch_line,
     start_line,
 )
+from recsys.training.teacher import ask_teacher
 from recsys.workdir import Workdir, best_epoch
 
 # Measured after each epoch, besides the metric that selects the best one.
@@ -131,6 +134,7 @@ class Trainer:
         self._verbose = verbose and self.is_chief
         self._callbacks = callbacks if self.is_chief else ()
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
+        self._lessons: tuple[np.ndarray, np.ndarray] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps that run's feature values.
         saved = folder.item_features
@@ -193,6 +197,12 @@ class Trainer:
         sampler = build_negative_sampler(
             config, train_counts(data.vocabulary, TRAIN_TARGETS)
         )
+        if config.teacher is not None and sampler is not None:
+            raise InputError(
+                "--teacher must go with --loss=full_softmax. Received: "
+                f"--loss={config.loss}, which is the sampled softmax for "
+                f"{data.vocabulary.num_items:,} items"
+            )
         replicas = self._replicas
         step = TrainStep(self.model, self.optimizer, sampler, config.seed)
         self.train_step = tf.function(
@@ -207,6 +217,11 @@ class Trainer:
         """The input of a step; rows and lengths differ between batches."""
         train = self._data.split.train
         signature = dict(PART_SIGNATURE if self._replicas else BATCH_SIGNATURE)
+        if self._config.teacher is not None:
+            for name, dtype in zip(
+                pipeline.TAUGHT, (tf.int32, tf.float32), strict=True
+            ):
+                signature[name] = tf.TensorSpec([None, None, None], dtype)
         if with_kinds := train.kinds is not None:
             spec = tf.TensorSpec([None, None], tf.float32)
             signature["target_weights"] = spec
@@ -239,10 +254,35 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_start(config, self._folder.path, progress)
         if not progress.finished:
+            if config.teacher is not None:
+                self._ask_teacher(config.teacher)
             progress = self._run_epochs(progress)
         for callback in self._callbacks:
             callback.on_end(progress)
         return progress
+
+    def _ask_teacher(self, path: str) -> None:
+        """Keeps what the teacher recommends at each target."""
+        began = time.perf_counter()
+        folder = Workdir(pathlib.Path(path))
+        sequences = self._data.split.train.read_all()
+        lessons = ask_teacher(
+            recommender.restore(folder).model,
+            sequences,
+            max_length=self._config.max_history_length,
+            masks_known=self._config.mask_known_items,
+        )
+        if self._verbose:
+            shares = lessons.shares.astype(np.float32).sum(axis=1)
+            print_line(
+                f"teacher: {folder.path}, asked in "
+                f"{time.perf_counter() - began:.0f} s: at each target the "
+                f"likeliest {lessons.ids.shape[1]} items, with "
+                f"{shares[shares > 0].mean():.0%} of its probability; weight "
+                f"{self._config.teacher_weight:g}"
+            )
+        weight = np.float16(self._config.teacher_weight)
+        self._lessons = (lessons.ids, weight * lessons.shares)
 
     def _start(self) -> Progress:
         """Restores or initializes all variables; returns the progress."""
@@ -408,6 +448,7 @@ class Trainer:
             first_step=first_step,
             part=self._replicas.part if self._replicas else None,
             side=self.side,
+            lessons=self._lessons,
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:

@@ -1,0 +1,147 @@
+"""Lessons from another model: what it would recommend at each target.
+
+After "Distilling the knowledge in a neural network" (Hinton et al. 2015,
+https://arxiv.org/abs/1503.02531): the loss of a target becomes the
+cross-entropy with a distribution that has, besides the target, the items that
+a teacher finds likely there; see `recsys.losses.full_softmax`. The teacher
+answers once, before training; what it answers is kept in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from recsys.data.pipeline import Windows, cut_windows
+from recsys.data.sequences import Sequences
+from recsys.ids import FIRST_ITEM_INDEX
+from recsys.models.two_tower import TwoTower
+
+# Items that are kept for each target.
+NUM_TAUGHT = 32
+# Logits of the teacher held at once, 64 MiB.
+_LOGITS_AT_ONCE = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """The items that a teacher finds likeliest at each interaction.
+
+    Attributes:
+        ids: `[num_interactions, num_taught]` int32, likeliest first; 0 where
+            the interaction is its user's first, or where items run out.
+        shares: Likewise, float16: their probabilities, which add up to less
+            than 1; 0 where there is no item.
+    """
+
+    ids: np.ndarray
+    shares: np.ndarray
+
+
+def ask_teacher(
+    teacher: TwoTower,
+    sequences: Sequences,
+    *,
+    max_length: int,
+    masks_known: bool,
+) -> Lessons:
+    """Asks a model about every interaction but each user's first.
+
+    It sees at least half of the `max_length` interactions before, if there are
+    as many. Of its vectors only what is trained counts: transitions are counted
+    from these very interactions.
+
+    Args:
+        teacher: The model, of the same items.
+        sequences: The training sequences.
+        max_length: Longest history that it reads.
+        masks_known: Whether items that the user has already are left out.
+
+    Returns:
+        Its answers.
+    """
+    items = sequences.items
+    table = teacher.candidate_tower.all_candidates(with_transitions=False)
+    candidates = tf.cast(table, tf.float32)[FIRST_ITEM_INDEX:]
+    num_candidates = int(candidates.shape[0])
+    width = min(NUM_TAUGHT, num_candidates)
+    ids = np.zeros((len(items), width), np.int32)
+    shares = np.zeros((len(items), width), np.float16)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, 2], tf.int32),
+            tf.TensorSpec([None, None], tf.int32),
+        ]
+    )
+    def answer(
+        histories: tf.Tensor, places: tf.Tensor, known_from: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        vectors = teacher.history_tower(
+            histories, training=False, return_sequences=True
+        )
+        queries = tf.cast(tf.gather_nd(vectors, places), tf.float32)
+        logits = tf.matmul(queries, candidates, transpose_b=True)
+        if masks_known:
+            known = tf.gather(known_from, places[:, 0]) <= places[:, 1:]
+            logits = tf.where(known, float("-inf"), logits)
+        found = tf.math.top_k(tf.nn.softmax(logits), width)
+        return found.indices + FIRST_ITEM_INDEX, found.values
+
+    windows = cut_windows(
+        sequences.offsets, max(1, max_length // 2), np.random.default_rng(0)
+    )
+    starts = np.maximum(windows.earliest, windows.ends - max_length)
+    lengths = windows.ends - starts
+    order = np.argsort(lengths, kind="stable")
+    most = max(max_length, _LOGITS_AT_ONCE // num_candidates)
+    while len(order):
+        # Rows of nearly one length; the longest of them comes last.
+        positions = lengths[order] * np.arange(1, len(order) + 1)
+        size = max(1, int(np.searchsorted(positions, most, "right")))
+        rows, order = order[:size], order[size:]
+        histories = np.zeros((len(rows), lengths[rows[-1]]), np.int32)
+        known_from = np.zeros((len(rows), 0), np.int32)
+        if masks_known:
+            # Of nothing that is known, it is never.
+            shape = (len(rows), num_candidates)
+            known_from = np.full(shape, max_length, np.int32)
+        for row, window in enumerate(rows):
+            begin, end = starts[window], windows.ends[window]
+            histories[row, : end - begin] = items[begin:end]
+            if masks_known:
+                # What repeats is known from its first place on.
+                before = np.arange(windows.earliest[window], end)[::-1]
+                known_from[row, items[before] - FIRST_ITEM_INDEX] = np.maximum(
+                    before - begin, 0
+                )
+        places, targets = _places(windows, starts, rows)
+        found = answer(histories, places, known_from)
+        ids[targets], shares[targets] = (each.numpy() for each in found)
+    # Nothing is taught of an item that has no probability at all.
+    return Lessons(np.where(shares > 0, ids, 0), shares)
+
+
+def _places(
+    windows: Windows, starts: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the positions that are asked about.
+
+    Args:
+        windows: All windows.
+        starts: `[num_windows]`, where their histories begin.
+        rows: `[n]`, the windows that are asked about.
+
+    Returns:
+        `[num_targets, 2]` int32, row and position of the last item before each
+        target, and `[num_targets]` int64, the targets.
+    """
+    first, last = windows.first_targets[rows], windows.ends[rows]
+    targets = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+    numbers = np.repeat(np.arange(len(rows)), [len(each) for each in targets])
+    flat = np.concatenate(targets)
+    positions = flat - 1 - starts[rows][numbers]
+    return np.stack([numbers, positions], axis=1).astype(np.int32), flat
