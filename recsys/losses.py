@@ -473,7 +473,12 @@ def full_softmax(
     ids, shares = tf.zeros([0, 0], tf.int32), tf.zeros([0, 0])
     if taught is not None:
         ids = tf.cast(tf.gather(taught[0], order), tf.int32)
-        shares = tf.cast(tf.gather(taught[1], order), tf.float32)
+        # Nothing to queries that do not count, whatever they know.
+        counted = tf.cast(weights != 0, tf.float32)[:, tf.newaxis]
+        shares = tf.math.multiply_no_nan(
+            tf.cast(taught[1], tf.float32), counted
+        )
+        shares = tf.gather(shares, order)
         ids = tf.where(shares > 0, ids, 0)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
