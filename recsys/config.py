@@ -349,6 +349,12 @@ class TrainConfig:
         at_least=0,
         at_most=1,
     )
+    teacher_temperature: float = _loss(
+        1.0,
+        "What the teacher's scores are divided by: below 1, its likeliest "
+        "items get more of what it teaches.",
+        at_least=0.01,
+    )
 
     num_epochs: int = _optimization(30, "Maximum number of epochs.", at_least=1)
     positions_per_batch: int = _optimization(
@@ -471,7 +477,8 @@ class TrainConfig:
 
     def _check_teacher(self) -> None:
         if self.teacher is None:
-            self._check_not_given(("teacher_weight",), "--teacher", "none")
+            names = ("teacher_weight", "teacher_temperature")
+            self._check_not_given(names, "--teacher", "no --teacher")
             return
         for name in ("loss", "strategy"):
             value = getattr(self, name)

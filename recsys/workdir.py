@@ -75,6 +75,11 @@ class Workdir:
         """Which runs a combined model is the sum of, JSON; or missing."""
         return self.path / "combination.json"
 
+    @property
+    def teacher(self) -> pathlib.Path:
+        """Which model `--teacher` was, JSON; missing without one."""
+        return self.path / "teacher.json"
+
     def check_trains(self) -> None:
         """Raises InputError if the folder has a model that is not trained."""
         if self.combination.is_file():
@@ -120,7 +125,7 @@ class Workdir:
             # whenever the process dies or another reads, one of them counts.
             noted = self._noted()
             before = noted.get(path.name, [])[-1:]
-            noted[path.name] = [*before, _checksum(temporary)]
+            noted[path.name] = [*before, checksum(temporary)]
             files.write_json(self.checksums, noted)
 
     def check_checksums(self) -> None:
@@ -135,7 +140,7 @@ class Workdir:
             path = self.path / name
             if path.is_file():
                 # Before reading what is noted, which a run may change.
-                found = _checksum(path)
+                found = checksum(path)
                 if found not in self._noted().get(name, []):
                     raise InputError(
                         f"{path}: expected the file that this run wrote. "
@@ -346,7 +351,8 @@ class Workdir:
             )
 
 
-def _checksum(path: pathlib.Path) -> str:
+def checksum(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

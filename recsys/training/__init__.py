@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from recsys import files
 from recsys.command_line import load_tensorflow
 from recsys.config import FEATURE_FIELDS, PRESETS, TrainConfig
 from recsys.data.prepare import (
@@ -25,7 +26,7 @@ from recsys.evaluation.run import EvaluationData, evaluate_workdir
 from recsys.metrics import parse_metric
 from recsys.training.cluster import cluster_of
 from recsys.training.progress import Callback
-from recsys.workdir import Workdir, best_epoch
+from recsys.workdir import Workdir, best_epoch, checksum
 
 __all__ = ["PRESETS", "Callback", "TrainConfig", "TrainResult", "train"]
 
@@ -145,28 +146,43 @@ def _check(
         folder.check_data(data.vocabulary)
     config, why = choose(config, data)
     if config.teacher is not None:
-        _check_teacher(config.teacher, data)
+        _check_teacher(Workdir(pathlib.Path(config.teacher)), data, folder)
     return config, data, why
 
 
-def _check_teacher(path: str, data: PreparedData) -> None:
-    """Raises InputError unless `--teacher` can teach about some data."""
-    folder = Workdir(pathlib.Path(path))
-    config = folder.read_config()
+def _check_teacher(
+    teacher: Workdir, data: PreparedData, folder: Workdir | None
+) -> None:
+    """Raises InputError unless `--teacher` can teach about some data.
+
+    Args:
+        teacher: Its workdir.
+        data: The data.
+        folder: The workdir of the run.
+    """
+    config = teacher.read_config()
     if names := [n for n in FEATURE_FIELDS if getattr(config, n)]:
         raise InputError(
             "--teacher must be a model that reads items alone. Received: "
-            f"{path}, which reads {', '.join(names)}"
+            f"{teacher.path}, which reads {', '.join(names)}"
         )
     if not data.split.train.in_memory:
         raise InputError(
             "--teacher must go with a log in memory. Received: shards"
         )
-    if not same_training_items(data.vocabulary, folder.read_vocabulary()):
+    if not same_training_items(data.vocabulary, teacher.read_vocabulary()):
         raise InputError(
             "--teacher must be a model of the same log and split. Received: "
-            f"{path} of other items, or other numbers of interactions with them"
+            f"{teacher.path} of other items, or other numbers of interactions "
+            "with them"
         )
+    if folder is not None and folder.teacher.is_file():
+        noted = files.read_json_object(folder.teacher, model=str)["model"]
+        if noted != checksum(teacher.model):
+            raise InputError(
+                f"{folder.path}: expected the teacher that this run started "
+                f"with. Received: {teacher.path}, which has changed"
+            )
 
 
 def __getattr__(name: str) -> Any:

@@ -107,8 +107,7 @@ def grow_data(
         **new_source,
         **changes,
         # It does not know the new items.
-        teacher=None,
-        teacher_weight=DEFAULTS["teacher_weight"],
+        **{name: DEFAULTS[name] for name in DEFAULTS if "teacher" in name},
     )
     for name in (config.data, source["data"]):
         if shards.is_sharded(name):

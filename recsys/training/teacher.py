@@ -46,6 +46,7 @@ def ask_teacher(
     *,
     max_length: int,
     masks_known: bool,
+    temperature: float = 1.0,
 ) -> Lessons:
     """Asks a model about every interaction but each user's first.
 
@@ -58,6 +59,7 @@ def ask_teacher(
         sequences: The training sequences.
         max_length: Longest history that it reads.
         masks_known: Whether items that the user has already are left out.
+        temperature: What its scores are divided by.
 
     Returns:
         Its answers.
@@ -84,6 +86,7 @@ def ask_teacher(
             histories, training=False, return_sequences=True
         )
         queries = tf.cast(tf.gather_nd(vectors, places), tf.float32)
+        queries /= temperature
         logits = tf.matmul(queries, candidates, transpose_b=True)
         if masks_known:
             known = tf.gather(known_from, places[:, 0]) <= places[:, 1:]

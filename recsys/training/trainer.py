@@ -54,7 +54,7 @@ from recsys.training.progress import (
     start_line,
 )
 from recsys.training.teacher import ask_teacher
-from recsys.workdir import Workdir, best_epoch
+from recsys.workdir import Workdir, best_epoch, checksum
 
 # Measured after each epoch, besides the metric that selects the best one.
 _VALIDATION_METRICS = ("recall@10", "ndcg@10")
@@ -101,6 +101,10 @@ def run_training(
             if trainer.side is not None:
                 with folder.writing(folder.side_information) as path:
                     trainer.side.save(path)
+            if config.teacher is not None:
+                teacher = Workdir(pathlib.Path(config.teacher))
+                about = {"model": checksum(teacher.model)}
+                files.write_json(folder.teacher, about)
             files.write_json(folder.config, config.to_dict())
         return trainer.run()
 
@@ -271,6 +275,7 @@ class Trainer:
             sequences,
             max_length=self._config.max_history_length,
             masks_known=self._config.mask_known_items,
+            temperature=self._config.teacher_temperature,
         )
         if self._verbose:
             shares = lessons.shares.astype(np.float32).sum(axis=1)
