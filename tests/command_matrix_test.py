@@ -7,9 +7,9 @@ and then `import recsys`, and nothing else of ours, nor Keras (checked before
 each fork); the fork runs the module as `python -m` does. `PLAIN` names those
 that `python -m` itself starts as well, with the same output.
 
-A kind joins several features of training, so that four trainings and one
-extended run cover all of them. Exit codes are not enough: answers must agree
-between processes.
+A kind joins several features of training, so that four trainings, one
+extended run and one combined model cover all of them. Exit codes are not
+enough: answers must agree between processes.
 """
 
 from __future__ import annotations
@@ -72,8 +72,11 @@ COMMANDS = (
     "export",
     "load",
 )
+COMBINED = "gru_features"
 PLAIN = (("gru_features", "recommend_history"), ("extended", "evaluate"))
-CASES = [(kind, name) for kind in (*KINDS, "extended") for name in COMMANDS]
+# What comes of a training.
+MADE = ("extended", "combined")
+CASES = [(kind, name) for kind in (*KINDS, *MADE) for name in COMMANDS]
 
 LOAD = """
 import json, sys
@@ -85,7 +88,7 @@ print(json.dumps([[each.item_id, each.score] for each in found]))
 
 # Runs chains of commands, one at a time in each, and prints what each gave.
 SERVER = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, shutil, sys, traceback
 import h5py, numpy, pyarrow, scipy.sparse
 sys.modules["keras"] = None  # Which TensorFlow imports where it can.
 import tensorflow
@@ -103,6 +106,8 @@ def child(key, arguments):
         sys.argv = arguments
         if arguments[0] == "load":
             exec(compile(load, "load", "exec"), {"__name__": "__main__"})
+        elif arguments[0] == "copy":
+            shutil.copytree(*arguments[1:])
         else:
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     except SystemExit as error:
@@ -237,6 +242,21 @@ class Runs:
             f"--output_workdir={self.workdir(output)}",
         ]
 
+    def combine(self, kind: str) -> list[tuple[str, list[str]]]:
+        """Returns the commands that make the sum of a model with itself."""
+        folder = self.workdir(kind)
+        copy = self.workdir(f"{kind}.copy")
+        output = "combined" if kind == COMBINED else f"{kind}.combined"
+        command = [
+            "recsys.combine",
+            f"--workdirs={folder},{copy}",
+            f"--output_workdir={self.workdir(output)}",
+        ]
+        return [
+            (f"{kind}.copy", ["copy", str(folder), str(copy)]),
+            (f"{kind}.combine", command),
+        ]
+
     def _run(self) -> dict[str, int]:
         source = [f"--data={self.log}", f"--items_file={self.items}"]
         shards = str(self.folder / "shards")
@@ -257,7 +277,11 @@ class Runs:
             train.append(f"--workdir={self.workdir(kind)}")
             chain.append((f"{kind}.train", train))
             chain.append((f"{kind}.extend", self.extend(kind)))
-            for each in (kind, "extended") if kind == EXTENDED else (kind,):
+            chain += self.combine(kind)
+            made = [kind]
+            made += ["extended"] * (kind == EXTENDED)
+            made += ["combined"] * (kind == COMBINED)
+            for each in made:
                 chain += [
                     (f"{each}.{name}", self.arguments(each, name))
                     for name in COMMANDS
@@ -305,7 +329,21 @@ class MatrixTest(parameterized.TestCase):
     def test_command(self, kind, name):
         self.check(f"{kind}.{name}")
 
-    @parameterized.parameters(*KINDS, "extended")
+    @parameterized.parameters(*KINDS)
+    def test_combination(self, kind):
+        self.check(f"{kind}.combine")
+        self.assertIn("sum of 2 models", RUNS.text(f"{kind}.combine"))
+
+    def test_a_model_and_itself_recommend_the_same(self):
+        one, both = (
+            dict(json.loads(RUNS.text(f"{kind}.load")))
+            for kind in (COMBINED, "combined")
+        )
+        self.assertEqual(list(one), list(both))
+        for item, score in one.items():
+            self.assertAlmostEqual(both[item], 2 * score, places=4)
+
+    @parameterized.parameters(*KINDS, *MADE)
     def test_answers_agree(self, kind):
         [loaded] = RUNS.text(f"{kind}.load").splitlines()
         loaded = json.loads(loaded)
@@ -335,7 +373,7 @@ class MatrixTest(parameterized.TestCase):
         self.assertLen(trained, 2)
         self.assertEqual(trained, evaluated)
 
-    @parameterized.parameters(*KINDS, "extended")
+    @parameterized.parameters(*KINDS, *MADE)
     def test_every_format_is_there(self, kind):
         names = {"saved_model", "litert", "parquet", "numpy", "projector"}
         folder = RUNS.folder / f"{kind}.export"
