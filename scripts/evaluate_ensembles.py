@@ -4,25 +4,21 @@ Run it from the checkout, with the workdirs of models of one log:
 
     python scripts/evaluate_ensembles.py --workdirs=runs/seed-0,runs/seed-1
 
-A sum of dot products is one dot product of longer vectors, so an ensemble of
-two-tower models is a two-tower model as well. Each subset of the models is
-evaluated on the validation queries. With `--test`, the test queries are read as
-well, for all models together: once, at the end.
+Each subset of the models is evaluated. `python -m recsys.combine` makes one
+model of those that are worth it.
 """
 
 from __future__ import annotations
 
 import itertools
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recsys.combine import check_workdirs, read_workdirs
 from recsys.command_line import Command, load_tensorflow
-from recsys.config import parse_names
-from recsys.errors import InputError
 from recsys.evaluation.results import aligned
 
 if TYPE_CHECKING:
@@ -39,19 +35,6 @@ COMMAND.add_flag(
     "workdirs",
     "Of at least two models of the same log and split, with commas between.",
     group="Run",
-)
-COMMAND.add_flag(
-    bool,
-    "test",
-    "Read the test queries as well, for all models together: once, at the end.",
-    group="Run",
-)
-# What of a log a model reads.
-_READ = (
-    "event_features",
-    "time_features",
-    "context_features",
-    "user_features",
 )
 
 
@@ -86,58 +69,34 @@ def main(values: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    folders = [pathlib.Path(x) for x in parse_names(values["workdirs"] or "")]
-    if len(folders) < 2:
-        raise InputError(
-            "--workdirs must name at least two. Received: "
-            f"{values['workdirs']!r}"
-        )
+    folders = read_workdirs(values["workdirs"])
+    config = check_workdirs(folders)
     load_tensorflow()
     import recsys
-    from recsys.data.prepare import build_data, same_training_items
+    from recsys.data.prepare import build_data
     from recsys.evaluation import evaluate
-    from recsys.workdir import Workdir
 
-    configs = [Workdir(folder).read_config() for folder in folders]
-    config = configs[0]
-    for folder, other in zip(folders, configs, strict=True):
-        # Columns that were not read would count as unknown.
-        if wrong := [
-            n for n in _READ if getattr(other, n) != getattr(config, n)
-        ]:
-            raise InputError(
-                f"--workdirs must agree on {', '.join(_READ)}. Received: "
-                f"{folder} with another {wrong[0]} than {folders[0]}"
-            )
     data = build_data(config)
-    models = [recsys.load(folder) for folder in folders]
-    for folder, model in zip(folders, models, strict=True):
-        if not same_training_items(data.vocabulary, model.vocabulary):
-            raise InputError(
-                f"--workdirs must be of one log and split. Received: {folder} "
-                f"of other items than {folders[0]}"
-            )
+    models = [recsys.load(folder.path) for folder in folders]
     numbers = range(len(models))
     several = [
-        (chosen, data.split.validation, "")
+        chosen
         for size in range(1, len(models) + 1)
         for chosen in itertools.combinations(numbers, size)
     ]
-    if values["test"]:
-        several.append((tuple(numbers), data.split.reported[0], ", test"))
     rows = []
-    for chosen, queries, which in several:
+    for chosen in several:
         found = evaluate(
             Sum([models[number] for number in chosen]),
-            queries,
+            data.split.validation,
             protocol=data.split.protocol,
             ks=(10,),
             exclude_history=config.excludes_history,
             lists=False,
         ).metrics()
-        names = " + ".join(folders[number].name for number in chosen)
+        names = " + ".join(folders[number].path.name for number in chosen)
         metrics = [f"{found[n]:.4f}" for n in ("recall@10", "ndcg@10")]
-        rows.append([names + which, *metrics])
+        rows.append([names, *metrics])
     print(aligned(["models", "recall@10", "ndcg@10"], rows))
     return 0
 

@@ -508,7 +508,7 @@ class EnsemblesTest(TempFolderTest):
         for each in (found.query_scores(None, None), found.scores(None, None)):
             self.assertEqual(each.tolist(), [[1.5, -2.0]])
 
-    def test_the_test_queries_are_read_for_all_together_alone(self):
+    def test_every_subset_is_evaluated(self):
         path = self.folder / "log.csv"
         _write_log(path, [10] * 30, num_items=40)
         folders = []
@@ -523,34 +523,17 @@ class EnsemblesTest(TempFolderTest):
             folders.append(str(self.folder / f"seed-{seed}"))
             train(config, folders[-1], evaluate=False, verbose=False)
         printed = io.StringIO()
-        names = ["--workdirs=" + ",".join(folders), "--test"]
+        names = ["--workdirs=" + ",".join(folders)]
         with contextlib.redirect_stdout(printed):
             evaluate_ensembles.main(evaluate_ensembles.COMMAND.parse(names))
         lines = [x.split("  ")[0] for x in printed.getvalue().splitlines()]
-        # A heading of two lines, seven subsets of three models, and all again.
-        self.assertLen(lines, 10)
-        self.assertEqual(lines[-2], "seed-0 + seed-1 + seed-2")
-        self.assertEqual(lines[-1], "seed-0 + seed-1 + seed-2, test")
+        # A heading of two lines, and seven subsets of three models.
+        self.assertLen(lines, 9)
+        self.assertEqual(lines[-1], "seed-0 + seed-1 + seed-2")
 
     def test_two_models_are_needed(self):
         values = evaluate_ensembles.COMMAND.parse(["--workdirs=one"])
-        with self.assertRaisesRegex(InputError, "at least two. .*'one'"):
-            evaluate_ensembles.main(values)
-
-    def test_models_must_read_the_same(self):
-        configs = [
-            TrainConfig(data="unread", event_features=names)
-            for names in (None, "rating")
-        ]
-        values = evaluate_ensembles.COMMAND.parse(["--workdirs=a,b"])
-        with (
-            mock.patch(
-                "recsys.workdir.Workdir.read_config", side_effect=configs
-            ),
-            self.assertRaisesRegex(
-                InputError, "b with another event_features than a$"
-            ),
-        ):
+        with self.assertRaisesRegex(InputError, "at least two folders.*'one'"):
             evaluate_ensembles.main(values)
 
 
