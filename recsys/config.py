@@ -477,8 +477,9 @@ class TrainConfig:
 
     def _check_teacher(self) -> None:
         if self.teacher is None:
-            names = ("teacher_weight", "teacher_temperature")
-            self._check_not_given(names, "--teacher", "no --teacher")
+            self._check_not_given(
+                TEACHER_FIELDS[1:], "--teacher", "no --teacher"
+            )
             return
         for name in ("loss", "strategy"):
             value = getattr(self, name)
@@ -625,6 +626,7 @@ OUTCOMES = ("rating", "event")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
 EVENT_FIELDS = _fields_that_read("event")
+TEACHER_FIELDS = ("teacher", "teacher_weight", "teacher_temperature")
 # All fields that determine the data and the split, besides the seed.
 DATA_FIELDS = _fields_that_read("source", "data", "event", "temporal")
 

@@ -593,24 +593,13 @@ def _full_pass(
     the log-sums.
     """
     num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
-    num_chunks = -(-num_queries // chunk_size)
-    padding = num_chunks * chunk_size - num_queries
-    chunks = tf.reshape(
-        tf.pad(queries, [[0, padding], [0, 0]]), [num_chunks, chunk_size, dim]
-    )
+    chunks = _in_chunks(queries, chunk_size)
+    num_chunks = tf.shape(chunks)[0]
     chunk_weights, chunk_targets, *chunk_places = (
-        tf.reshape(tf.pad(each, [[0, padding]]), [num_chunks, chunk_size])
-        for each in (weights, targets, *places[1:])
+        _in_chunks(each, chunk_size) for each in (weights, targets, *places[1:])
     )
     has_taught = shares.shape[1] != 0
-    if has_taught:
-        lessons = [
-            tf.reshape(
-                tf.pad(each, [[0, padding], [0, 0]]),
-                [num_chunks, chunk_size, tf.shape(each)[1]],
-            )
-            for each in (taught, shares)
-        ]
+    lessons = [_in_chunks(each, chunk_size) for each in (taught, shares)]
     needs_no_shift = (
         _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
     )
@@ -633,7 +622,7 @@ def _full_pass(
             candidates,
             chunk_weights[i],
             needs_no_shift,
-            (lessons[0][i], lessons[1][i]) if has_taught else None,
+            [each[i] for each in lessons] if has_taught else None,
         )
         return (
             i + 1,
@@ -658,6 +647,18 @@ def _full_pass(
     return log_sum, query_gradient[:num_queries], candidate_gradient
 
 
+def _in_chunks(values: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Reshapes `[n, ...]` to `[num_chunks, size, ...]`, with zeros behind."""
+    num_values, num_chunks = (
+        tf.shape(values)[0],
+        -(-tf.shape(values)[0] // size),
+    )
+    rest = [[0, 0]] * (values.shape.rank - 1)
+    padded = tf.pad(values, [[0, num_chunks * size - num_values], *rest])
+    shape = [num_chunks, size, *values.shape[1:]]
+    return tf.reshape(padded, [-1 if n is None else n for n in shape])
+
+
 def _without(
     left_out: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor
 ) -> tf.Tensor:
@@ -674,7 +675,7 @@ def _full_chunk(
     candidates: tf.Tensor,
     weights: tf.Tensor,
     needs_no_shift: tf.Tensor,
-    taught: tuple[tf.Tensor, tf.Tensor] | None,
+    taught: list[tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """As `_full_pass`, for `[size, dim]` queries and their logits."""
     exp, shift = tf.cond(

@@ -65,8 +65,7 @@ def fit(
             output, and to show progress on standard error.
         evaluate: Whether to evaluate the model beside the baselines on the
             test queries at the end and write `metrics.json`.
-        **fields: Fields of `recsys.training.TrainConfig`, such as
-            `num_epochs=3`.
+        **fields: Fields of `recsys.training.TrainConfig`: `num_epochs=3`.
 
     Returns:
         The model of the best epoch.

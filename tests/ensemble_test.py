@@ -179,7 +179,7 @@ class EnsembleTest(parameterized.TestCase):
         ),
         (
             [{"with_features": True}, {}],
-            "agree on the layer of .*_features. Received: FeatureSum, NoneType",
+            "agree on the layer of item_features. Received: ItemFeatures, None",
         ),
     )
     def test_mistakes(self, kinds, message):
@@ -212,6 +212,9 @@ class EnsembleTest(parameterized.TestCase):
     def test_layer_mistakes(self):
         with self.assertRaisesRegex(ValueError, "2 for 1 encoders"):
             recsys.EncoderEnsemble([recsys.MeanPooling()], [2, 3])
+        layer = recsys.EncoderEnsemble([recsys.MeanPooling()], [2])
+        with self.assertRaisesRegex(ValueError, "vectors' dim, 3. Received"):
+            layer(np.zeros([1, 2, 3], np.float32))
 
 
 class CommandTest(parameterized.TestCase):

@@ -27,6 +27,7 @@ FLOORS = (
     {"runs"},
     {
         "train",
+        "combine",
         "tune",
         "evaluate",
         "recommend",

@@ -125,6 +125,18 @@ CASES = {
         lambda layer, ids: layer(ids),
         per_position=True,
     ),
+    "EncoderEnsemble": Case(
+        lambda **kwargs: recsys.EncoderEnsemble(
+            [
+                recsys.SelfAttentionEncoder(1, 1, dropout=0.1),
+                recsys.MeanPooling(),
+            ],
+            [3, 1],
+            **kwargs,
+        ),
+        _of_vectors,
+        per_position=True,
+    ),
     "FeatureSum": Case(
         lambda **kwargs: recsys.FeatureSum(99, 4, **kwargs),
         lambda layer, ids: layer(*_values_and_weights(ids)),

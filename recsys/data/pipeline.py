@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -302,12 +303,11 @@ def train_dataset(
         only. Where there are kinds of events, also `target_weights`, of the
         same shape, float32. Where there may be dislikes, also `dislike_ids`,
         `[rows, num_dislikes]` int32, padded with 0: those of the user in the
-        time of the row's targets, at most the newest 200. With `lessons`, also
-        `taught_ids`, int32, and `taught_shares`, float32, both `[rows, length,
-        num_taught]`. With `side`, also
+        time of the row's targets, at most the newest 200. With `side`, also
         the entries that `feature_signature` lists. With `part`, also
         `places`, `[rows]` int64, the positions of these rows in the whole
-        batch, and `num_rows`, int64, the number of rows in it.
+        batch, and `num_rows`, int64, the number of rows in it. With `lessons`
+        also `taught_ids` and `taught_shares`, `[rows, length, num_taught]`.
     """
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
@@ -318,17 +318,12 @@ def train_dataset(
                 batches = plan.plan_group(number, group.offsets)
                 arrays = _group_arrays(group, batches, num_skipped, part)
                 arrays |= _event_arrays(sequences.kinds, group, batches)
-                if side is not None:
-                    arrays |= _side_arrays(side, group, batches)
-                if lessons is not None:
-                    arrays |= dict(zip(TAUGHT, lessons, strict=True))
-                yield arrays
+                arrays |= _side_arrays(side, group, batches)
+                yield arrays | dict(zip(TAUGHT, lessons or (), strict=False))
             num_skipped = max(0, num_skipped - num_batches)
 
-    groups_ds = tf.data.Dataset.from_generator(
-        groups,
-        output_signature=_group_signature(sequences, side, lessons is not None),
-    )
+    specs = _group_signature(sequences, side, lessons is not None)
+    groups_ds = tf.data.Dataset.from_generator(groups, output_signature=specs)
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(
             group,
@@ -457,10 +452,12 @@ def _side_signature(side: SideEncoder) -> dict[str, tf.TensorSpec]:
 
 
 def _side_arrays(
-    side: SideEncoder, group: Group, plan: GroupPlan
+    side: SideEncoder | None, group: Group, plan: GroupPlan
 ) -> dict[str, np.ndarray]:
     """Returns the features of a group's events and of its windows' users."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
+    if side is None:
+        return arrays
     for part, found in side.code(group).items():
         for name in ("codes", "values", "weights"):
             arrays[f"{part}_{name}"] = getattr(found, name)

@@ -27,8 +27,9 @@ from recsys.models.two_tower import TwoTower
 def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     """Makes one model whose scores are the sums of the models' scores.
 
-    The answer is a copy: training it leaves the models as they are. Its
-    dropout of items, ids and features is none; its encoders keep their own.
+    The answer is a copy: training it leaves the models as they are. It has the
+    encoders' dropout, but that of items, ids and features is 0; how the models
+    were trained (`trained_items`, `masks_known`, a sampler) is not part of it.
 
     Examples:
         >>> both = ensemble([first, second])                    # doctest: +SKIP
@@ -54,65 +55,73 @@ def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     for model in models:
         if not model.built:
             model.build()
+    layers = _Layers(
+        sum(m.candidate_tower.embedding.embedding_dim for m in models)
+    )
+    both = _towers(models, layers)
+    both.build()
+    _assign(both, models)
+    layers.assign()
+    return both
+
+
+def _towers(models: list[TwoTower], layers: _Layers) -> TwoTower:
+    """Makes a model of towers that read everything that the models read."""
     histories = [model.history_tower for model in models]
     candidates = [model.candidate_tower for model in models]
     tables = [tower.embedding for tower in candidates]
     dims = [table.embedding_dim for table in tables]
     size = _common("vocabulary_size", [t.vocabulary_size for t in tables])
     sketches = [tower for tower in histories if tower.transition_dim]
+    transition_dim = sum(tower.transition_dim for tower in sketches)
+    constants = {
+        name: _common(name, [getattr(tower, name) for tower in sketches])
+        for name in ("transition_weight", "transition_decay")
+        if sketches
+    }
     dtype = models[0].dtype_policy
     table = SharedItemEmbedding(size, sum(dims), dtype=dtype)
-    layers = _Layers(sum(dims))
-    known = {
-        f"{part}_features": layers.beside(
-            f"{part}_features",
-            [getattr(tower, f"{part}_features") for tower in histories],
-        )
-        for part in PARTS
-    }
-    transition_dim = sum(tower.transition_dim for tower in sketches)
-    history_tower = HistoryTower(
-        table,
-        encoder=EncoderEnsemble(
-            [_copied(tower.encoder) for tower in histories], dims, dtype=dtype
-        ),
-        item_features=layers.beside(
-            "item_features", [tower.item_features for tower in histories]
-        ),
-        transition_dim=transition_dim,
-        **{
-            name: _common(name, [getattr(tower, name) for tower in sketches])
-            for name in ("transition_weight", "transition_decay")
-            if sketches
-        },
-        dtype=dtype,
-        **known,
+    names = ("item_features", *(f"{part}_features" for part in PARTS))
+    encoder = EncoderEnsemble(
+        [_copied(tower.encoder) for tower in histories], dims, dtype=dtype
     )
-    candidate_tower = CandidateTower(
-        table,
-        item_features=layers.beside(
-            "item_features", [tower.item_features for tower in candidates]
+    return TwoTower(
+        HistoryTower(
+            table,
+            encoder,
+            transition_dim=transition_dim,
+            dtype=dtype,
+            **constants,
+            **{
+                n: layers.beside(n, [getattr(tower, n) for tower in histories])
+                for n in names
+            },
         ),
-        transition_dim=transition_dim,
+        CandidateTower(
+            table,
+            layers.beside(names[0], [t.item_features for t in candidates]),
+            transition_dim=transition_dim,
+            dtype=dtype,
+        ),
         dtype=dtype,
     )
-    both = TwoTower(history_tower, candidate_tower, dtype=dtype)
-    both.build()
-    table.embeddings.assign(_beside([t.table.rows() for t in tables]))
-    layers.assign()
-    if history_tower.user_features is not None:
-        history_tower.start.assign(_beside([t.start for t in histories]))
-    encoders = history_tower.encoder.encoders
-    for tower, copy in zip(histories, encoders, strict=True):
-        copy.set_weights(tower.encoder.get_weights())
-    if sketches:
-        keys = _beside([tower.transition_keys for tower in sketches])
-        values = _beside(
-            [t.transition_values for t in candidates if t.transition_dim]
-        )
-        history_tower.transition_keys.assign(keys)
-        candidate_tower.transition_values.assign(values)
-    return both
+
+
+def _assign(both: TwoTower, models: list[TwoTower]) -> None:
+    """Fills the towers' own weights, and those of table and encoders."""
+    histories = [model.history_tower for model in models]
+    tower = both.history_tower
+    rows = [each.embedding.table.rows() for each in histories]
+    tower.embedding.embeddings.assign(_beside(rows))
+    if tower.user_features is not None:
+        tower.start.assign(_beside([each.start for each in histories]))
+    for old, copy in zip(histories, tower.encoder.encoders, strict=True):
+        copy.set_weights(old.encoder.get_weights())
+    if sketches := [m for m in models if m.history_tower.transition_dim]:
+        keys = [model.history_tower.transition_keys for model in sketches]
+        values = [m.candidate_tower.transition_values for m in sketches]
+        tower.transition_keys.assign(_beside(keys))
+        both.candidate_tower.transition_values.assign(_beside(values))
 
 
 class _Layers:

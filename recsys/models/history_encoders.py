@@ -348,8 +348,8 @@ class EncoderEnsemble(keras.layers.Layer):
         **kwargs: Keras's own layer arguments.
 
     Raises:
-        ValueError: There are not as many `dims` as `encoders`, or none; when
-            called, if they do not add up to the vectors' dim.
+        ValueError: There are not as many `dims` as `encoders`, or none; at
+            build, when they do not add up to the vectors' dim.
     """
 
     def __init__(
@@ -374,6 +374,11 @@ class EncoderEnsemble(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights of every encoder."""
+        if sum(self.dims) != input_shape[-1]:
+            raise ValueError(
+                "`dims` must add up to the vectors' dim, "
+                f"{input_shape[-1]}. Received: {self.dims}"
+            )
         for encoder, dim in zip(self.encoders, self.dims, strict=True):
             if not encoder.built:
                 encoder.build((*input_shape[:-1], dim))

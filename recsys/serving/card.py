@@ -116,19 +116,7 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
             num_candidates=int,
         )
     counts = recommender.popularity[FIRST_ITEM_INDEX:]
-    weights = f"training for at most {config.num_epochs} epochs"
-    if found.get("best_epoch"):
-        weights = (
-            f"epoch {found['best_epoch']}, the best of "
-            f"{len(found['training'])} by validation {config.selection_metric}"
-        )
-    seed = str(config.seed)
-    if folder.combination.is_file():
-        about = files.read_json_object(folder.combination, seeds=list)
-        seed = ", ".join(map(str, about["seeds"]))
-        weights = (
-            f"the sum of {len(about['seeds'])} models, each of its best epoch"
-        )
+    seed, weights = _origin(folder, config, found)
     return _CARD.format(
         unknown=_UNKNOWN,
         config=config,
@@ -155,6 +143,24 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
         numpy=np.__version__,
         python=platform.python_version(),
     )
+
+
+def _origin(
+    folder: Workdir, config: TrainConfig, found: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Returns the seed, or several, and what the weights come from."""
+    if folder.combination.is_file():
+        about = files.read_json_object(folder.combination, seeds=list)
+        return ", ".join(map(str, about["seeds"])), (
+            f"the sum of {len(about['seeds'])} models, each of its best epoch"
+        )
+    weights = f"training for at most {config.num_epochs} epochs"
+    if found.get("best_epoch"):
+        weights = (
+            f"epoch {found['best_epoch']}, the best of "
+            f"{len(found['training'])} by validation {config.selection_metric}"
+        )
+    return str(config.seed), weights
 
 
 def _dimensions(tower: HistoryTower) -> str:

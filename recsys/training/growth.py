@@ -12,12 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.config import (
-    DEFAULTS,
-    SEEDED_SPLITS,
-    SOURCE_FIELDS,
-    TrainConfig,
-)
+from recsys.config import SEEDED_SPLITS, SOURCE_FIELDS, TrainConfig
 from recsys.data import shards
 from recsys.data.columns import concat
 from recsys.data.events import EventRules, label
@@ -102,13 +97,7 @@ def grow_data(
         **dict.fromkeys(SOURCE_FIELDS),
         "data": str(Workdir(output).log),
     }
-    grown_config = dataclasses.replace(
-        config,
-        **new_source,
-        **changes,
-        # It does not know the new items.
-        **{name: DEFAULTS[name] for name in DEFAULTS if "teacher" in name},
-    )
+    grown_config = dataclasses.replace(config, **new_source, **changes)
     for name in (config.data, source["data"]):
         if shards.is_sharded(name):
             raise InputError(

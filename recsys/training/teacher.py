@@ -65,18 +65,54 @@ def ask_teacher(
         Its answers.
     """
     items = sequences.items
-    table = teacher.candidate_tower.all_candidates(with_transitions=False)
-    candidates = tf.cast(table, tf.float32)[FIRST_ITEM_INDEX:]
-    num_candidates = int(candidates.shape[0])
-    width = min(NUM_TAUGHT, num_candidates)
+    num_items = teacher.candidate_tower.embedding.vocabulary_size
+    num_items -= FIRST_ITEM_INDEX
+    width = min(NUM_TAUGHT, num_items)
+    answer = _answering(teacher, width, masks_known, temperature)
     ids = np.zeros((len(items), width), np.int32)
     shares = np.zeros((len(items), width), np.float16)
+    windows = cut_windows(
+        sequences.offsets, max(1, max_length // 2), np.random.default_rng(0)
+    )
+    starts = np.maximum(windows.earliest, windows.ends - max_length)
+    lengths = windows.ends - starts
+    order = np.argsort(lengths, kind="stable")
+    most = max(max_length, _LOGITS_AT_ONCE // num_items)
+    while len(order):
+        # Rows of nearly one length; the longest of them comes last.
+        positions = lengths[order] * np.arange(1, len(order) + 1)
+        size = max(1, int(np.searchsorted(positions, most, "right")))
+        rows, order = order[:size], order[size:]
+        histories = np.zeros((len(rows), lengths[rows[-1]]), np.int32)
+        # From which position what is known; what is not, from none.
+        known = np.full((len(rows), num_items * masks_known), max_length)
+        for row, window in enumerate(rows):
+            begin, end = starts[window], windows.ends[window]
+            histories[row, : end - begin] = items[begin:end]
+            if masks_known:
+                # What repeats is known from its first place on.
+                before = np.arange(windows.earliest[window], end)[::-1]
+                first = np.maximum(before - begin, 0)
+                known[row, items[before] - FIRST_ITEM_INDEX] = first
+        places, targets = _places(windows, starts, rows)
+        found = answer(histories, places, known.astype(np.int32))
+        ids[targets], shares[targets] = (each.numpy() for each in found)
+    # Nothing is taught of an item that has no probability at all.
+    return Lessons(np.where(shares > 0, ids, 0), shares)
+
+
+def _answering(
+    teacher: TwoTower, width: int, masks_known: bool, temperature: float
+) -> tf.types.experimental.GenericFunction:
+    """Returns a function from histories to the likeliest items."""
+    table = teacher.candidate_tower.all_candidates(with_transitions=False)
+    candidates = tf.cast(table, tf.float32)[FIRST_ITEM_INDEX:]
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None, 2], tf.int32),
-            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, None], tf.int32),  # Histories.
+            tf.TensorSpec([None, 2], tf.int32),  # Their rows and positions.
+            tf.TensorSpec([None, None], tf.int32),  # From where what is known.
         ]
     )
     def answer(
@@ -94,38 +130,7 @@ def ask_teacher(
         found = tf.math.top_k(tf.nn.softmax(logits), width)
         return found.indices + FIRST_ITEM_INDEX, found.values
 
-    windows = cut_windows(
-        sequences.offsets, max(1, max_length // 2), np.random.default_rng(0)
-    )
-    starts = np.maximum(windows.earliest, windows.ends - max_length)
-    lengths = windows.ends - starts
-    order = np.argsort(lengths, kind="stable")
-    most = max(max_length, _LOGITS_AT_ONCE // num_candidates)
-    while len(order):
-        # Rows of nearly one length; the longest of them comes last.
-        positions = lengths[order] * np.arange(1, len(order) + 1)
-        size = max(1, int(np.searchsorted(positions, most, "right")))
-        rows, order = order[:size], order[size:]
-        histories = np.zeros((len(rows), lengths[rows[-1]]), np.int32)
-        known_from = np.zeros((len(rows), 0), np.int32)
-        if masks_known:
-            # Of nothing that is known, it is never.
-            shape = (len(rows), num_candidates)
-            known_from = np.full(shape, max_length, np.int32)
-        for row, window in enumerate(rows):
-            begin, end = starts[window], windows.ends[window]
-            histories[row, : end - begin] = items[begin:end]
-            if masks_known:
-                # What repeats is known from its first place on.
-                before = np.arange(windows.earliest[window], end)[::-1]
-                known_from[row, items[before] - FIRST_ITEM_INDEX] = np.maximum(
-                    before - begin, 0
-                )
-        places, targets = _places(windows, starts, rows)
-        found = answer(histories, places, known_from)
-        ids[targets], shares[targets] = (each.numpy() for each in found)
-    # Nothing is taught of an item that has no probability at all.
-    return Lessons(np.where(shares > 0, ids, 0), shares)
+    return answer
 
 
 def _places(
