@@ -1,7 +1,9 @@
-"""`python -m recsys.combine`: makes one model of several: the sum of scores."""
+"""`python -m recsys.combine`: combines several models into one."""
 
 from __future__ import annotations
 
+import collections
+import os
 import pathlib
 import shlex
 import shutil
@@ -13,9 +15,10 @@ import recsys
 from recsys import files
 from recsys.command_line import Command, load_tensorflow, required_path
 from recsys.config import (
-    DATA_FIELDS,
+    DEFAULTS,
     FEATURE_FIELDS,
     SOURCE_FIELDS,
+    TEACHER_FIELDS,
     TrainConfig,
     parse_names,
 )
@@ -25,9 +28,10 @@ from recsys.workdir import Workdir
 
 COMMAND = Command(
     "recsys.combine",
-    "Makes one model of several of the same log, such as of different seeds: "
-    "its scores are the sums of theirs, still one dot product of a query's "
-    "vector and an item's. It is evaluated, exported and served as any other.",
+    "Combines several models of the same log, for example from different "
+    "seeds, into one whose scores are the sums of theirs: still one dot "
+    "product of a query's vector and an item's. It can be evaluated, exported "
+    "and served like any other model.",
     [
         "python -m recsys.combine --workdirs=runs/seed-0,runs/seed-1 \\\n"
         "      --output_workdir=runs/both",
@@ -46,11 +50,8 @@ COMMAND.add_flag(
     "The folder of the new model, new or empty. The others stay as they are.",
     group="Run",
 )
-# Fields that say what a model reads; where the log is may be said differently.
-_COMMON = (
-    *(name for name in DATA_FIELDS if name not in SOURCE_FIELDS),
-    *("item_features", *FEATURE_FIELDS, "max_history_length"),
-)
+# Fields that all models must have in common, besides those of the data.
+_COMMON = ("item_features", *FEATURE_FIELDS, "max_history_length")
 
 
 def main(values: dict[str, Any]) -> int:
@@ -89,14 +90,12 @@ def read_workdirs(text: str | None) -> list[Workdir]:
     """Returns the workdirs that `--workdirs` names.
 
     Raises:
-        InputError: They are fewer than two, or one is named twice.
+        InputError: They are fewer than two.
     """
     folders = [Workdir(pathlib.Path(name)) for name in parse_names(text)]
-    different = {folder.path.resolve() for folder in folders}
-    if len(folders) < 2 or len(different) < len(folders):
+    if len(folders) < 2:
         raise InputError(
-            "--workdirs must name at least two folders, each once. "
-            f"Received: {text!r}"
+            f"--workdirs must name at least two folders. Received: {text!r}"
         )
     return folders
 
@@ -111,36 +110,59 @@ def check_workdirs(folders: Sequence[Workdir]) -> TrainConfig:
         The configuration of the first, which says what all of them read.
 
     Raises:
-        InputError: A workdir has no model, or their models are of different
-            items, settings of the data or features.
+        InputError: A workdir has no model, a model is there twice, or they
+            differ in their items, settings of the data or features.
     """
-    first = folders[0]
-    configs = [folder.read_config() for folder in folders]
-    vocabulary = first.read_vocabulary()
+    configs = [folder.read_config("--workdirs") for folder in folders]
+    counts = collections.Counter(
+        os.path.realpath(part["workdir"])
+        for folder in folders
+        for part in folder.parts()
+    )
+    if twice := [path for path, count in counts.items() if count > 1]:
+        raise InputError(
+            "--workdirs must have each model once, also within combined ones. "
+            f"Received: {twice[0]} {counts[twice[0]]} times"
+        )
     for folder, config in zip(folders[1:], configs[1:], strict=True):
-        for name in _COMMON:
-            one, other = getattr(configs[0], name), getattr(config, name)
-            if one != other:
-                raise InputError(
-                    f"--workdirs must agree on {name}. Received: {one!r} in "
-                    f"{first.path} and {other!r} in {folder.path}"
-                )
-        if not same_training_items(vocabulary, folder.read_vocabulary()):
-            raise InputError(
-                "--workdirs must be of one log and split. Received: "
-                f"{folder.path} of other items, or other numbers of "
-                f"interactions with them, than {first.path}"
-            )
-        for name in ("item_features", "side_information"):
-            paths = [getattr(each, name) for each in (first, folder)]
-            if paths[0].is_file() and (
-                files.read_json(paths[0]) != files.read_json(paths[1])
-            ):
-                raise InputError(
-                    "--workdirs must have the same features. Received: "
-                    f"{paths[0]} and {paths[1]}, which differ"
-                )
+        _check_same((folders[0], configs[0]), (folder, config))
     return configs[0]
+
+
+def _check_same(
+    first: tuple[Workdir, TrainConfig], other: tuple[Workdir, TrainConfig]
+) -> None:
+    """Raises InputError unless two models read the same."""
+    folders = first[0], other[0]
+    configs = first[1], other[1]
+    # The path of the log may be another one.
+    differing = configs[0].data_differences(configs[1]).keys() - SOURCE_FIELDS
+    differing |= {
+        n for n in _COMMON if getattr(configs[0], n) != getattr(configs[1], n)
+    }
+    for name in sorted(differing):
+        received = [
+            f"{getattr(config, name)!r} in {folder.path}"
+            for folder, config in zip(folders, configs, strict=True)
+        ]
+        raise InputError(
+            f"--workdirs must agree on {name}. Received: "
+            f"{' and '.join(received)}"
+        )
+    if not same_training_items(*(each.read_vocabulary() for each in folders)):
+        raise InputError(
+            "--workdirs must be of one log and split. Received: "
+            f"{folders[1].path} with other items, or other numbers of "
+            f"interactions with them, than {folders[0].path}"
+        )
+    for name in ("item_features", "side_information"):
+        paths = [getattr(folder, name) for folder in folders]
+        found = [files.read_json(x) if x.is_file() else None for x in paths]
+        if found[0] != found[1]:
+            raise InputError(
+                "--workdirs must have the same features. Received: "
+                f"{paths[0]} and {paths[1]}, which differ"
+            )
 
 
 def write_combination(
@@ -176,12 +198,10 @@ def write_combination(
             shutil.copytree(first.log, folder.log)
         with folder.writing(folder.model) as path:
             both.save(path)
-        about = {
-            "workdirs": [str(each.path.absolute()) for each in folders],
-            "seeds": [each.read_config().seed for each in folders],
-        }
-        files.write_json(folder.combination, about)
-        files.write_json(folder.config, config.to_dict())
+        parts = [part for each in folders for part in each.parts()]
+        files.write_json(folder.combination, {"models": parts})
+        no_teacher = {name: DEFAULTS[name] for name in TEACHER_FIELDS}
+        files.write_json(folder.config, {**config.to_dict(), **no_teacher})
 
 
 if __name__ == "__main__":

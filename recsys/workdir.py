@@ -80,6 +80,22 @@ class Workdir:
         """Which model `--teacher` was, JSON; missing without one."""
         return self.path / "teacher.json"
 
+    def parts(self) -> list[dict[str, Any]]:
+        """Returns `workdir`, `seed` and `loss` of each model in this one.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        if not self.combination.is_file():
+            config = self._stored_config()
+            path = str(self.path.absolute())
+            return [{"workdir": path, "seed": config.seed, "loss": config.loss}]
+        found = files.read_json_object(self.combination, models=list)["models"]
+        kinds = {"workdir": str, "seed": int, "loss": str}
+        for each in found:
+            files.checked_object(each, self.combination, **kinds)
+        return found
+
     def check_trains(self) -> None:
         """Raises InputError if the folder has a model that is not trained."""
         if self.combination.is_file():
@@ -160,8 +176,11 @@ class Workdir:
                 )
         return noted
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self, name: str = "`workdir`") -> TrainConfig:
         """Reads the configuration of a trained model.
+
+        Args:
+            name: What named the folder, for messages.
 
         Raises:
             InputError: The folder is missing or holds no trained model.
@@ -169,7 +188,7 @@ class Workdir:
         if not self.config.is_file() or not self.model.is_file():
             what = "no model" if self.path.is_dir() else "no such folder"
             raise InputError(
-                "`workdir` must be a folder in which recsys.train has trained "
+                f"{name} must be a folder in which recsys.train has trained "
                 f"a model. Received: {self.path} ({what})"
             )
         config = self._stored_config()

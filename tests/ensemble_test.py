@@ -130,7 +130,7 @@ class EnsembleTest(parameterized.TestCase):
         self.assertLen([w for w in tables if w.shape[1] == dim], 1)
 
     def test_keras_files(self):
-        kinds = {"encoder": "gru", "dim": 2}, {"transition_dim": 3}
+        kinds = {"encoder": "gru", "dim": 2}, {"transition_dim": 3}, {}
         both = recsys.ensemble([model(i, **k) for i, k in enumerate(kinds)])
         expected = both(inputs()).numpy()
         with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ class EnsembleTest(parameterized.TestCase):
             np.testing.assert_array_equal(loaded(inputs()).numpy(), expected)
             # Of an ensemble, one more; and weights alone.
             more = recsys.ensemble([loaded, model(3)])
-            self.assertEqual(more.candidate_tower.output_dim, 2 + 4 + 4 + 3)
+            self.assertEqual(more.candidate_tower.output_dim, 2 + 3 * 4 + 3)
             both.save_weights(f"{folder}/both.weights.h5")
             loaded.history_tower.transition_keys.assign(tf.zeros([SIZE, 3]))
             loaded.load_weights(f"{folder}/both.weights.h5")
@@ -209,9 +209,52 @@ class EnsembleTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "ItemFeatures or a FeatureSum"):
             recsys.ensemble([own, own])
 
+    def test_what_is_not_a_model(self):
+        with self.assertRaisesRegex(
+            TypeError, "TwoTower models. Received: str"
+        ):
+            recsys.ensemble([model(0), "other"])
+
+    def test_weights_that_a_first_call_creates_and_other_types(self):
+        class Late(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.dense = keras.layers.Dense(4)
+
+            def build(self, shape):
+                self.built = True
+
+            def call(self, vectors):
+                return self.dense(vectors)
+
+        keras.config.set_floatx("float64")
+        try:
+            table = recsys.SharedItemEmbedding(SIZE, 4)
+            double = recsys.TwoTower(
+                recsys.HistoryTower(table), recsys.CandidateTower(table)
+            )
+            double.build()
+        finally:
+            keras.config.set_floatx("float32")
+        table = recsys.SharedItemEmbedding(SIZE, 4)
+        late = recsys.TwoTower(
+            recsys.HistoryTower(table, Late()), recsys.CandidateTower(table)
+        )
+        late(inputs())
+        both = recsys.ensemble([late, double])
+        total = [each(inputs()).numpy()[:, 2:] for each in (late, double)]
+        np.testing.assert_allclose(
+            both(inputs())[:, 2:], np.sum(total, axis=0), atol=1e-4
+        )
+
     def test_layer_mistakes(self):
-        with self.assertRaisesRegex(ValueError, "2 for 1 encoders"):
+        with self.assertRaisesRegex(
+            ValueError, "the same length, at least 1. Received: 2"
+        ):
             recsys.EncoderEnsemble([recsys.MeanPooling()], [2, 3])
+        for dim in (0, -1, 2.5):
+            with self.assertRaisesRegex(ValueError, "whole numbers. Received"):
+                recsys.EncoderEnsemble([recsys.MeanPooling()], [dim])
         layer = recsys.EncoderEnsemble([recsys.MeanPooling()], [2])
         with self.assertRaisesRegex(ValueError, "vectors' dim, 3. Received"):
             layer(np.zeros([1, 2, 3], np.float32))
@@ -240,7 +283,15 @@ class CommandTest(parameterized.TestCase):
         )
         for name, changes in {
             "one": {},
-            "two": {"seed": 2, "encoder": "gru", "embedding_dim": 3},
+            "two": {
+                "seed": 2,
+                "encoder": "gru",
+                "embedding_dim": 3,
+                "loss": "full_softmax",
+            },
+            "three": {"seed": 3},
+            "held": {"split": "held_out_users"},
+            "held_too": {"split": "held_out_users", "seed": 1},
             "short": {"max_history_length": 5},
             "filtered": {"min_user_count": 2},
             "gaps": {"time_features": "gap"},
@@ -288,6 +339,7 @@ class CommandTest(parameterized.TestCase):
         card = (self.folder / "export" / "MODEL_CARD.md").read_text()
         self.assertIn("the sum of 2 models", card)
         self.assertIn("| seed | 0, 2 |", card)
+        self.assertIn("| loss | auto, full_softmax |", card)
         self.assertIn("| dimensions | 7 learned, 8 of transitions", card)
         # The table is in the SavedModel once.
         served = tf.saved_model.load(
@@ -301,8 +353,14 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(shapes.count([14, 7]), 1)
         about = json.loads((self.folder / "both/combination.json").read_text())
         self.assertEqual(
-            about["workdirs"],
-            [str(self.folder / "one"), str(self.folder / "two")],
+            about["models"],
+            [
+                {"workdir": str(self.folder / name), "seed": seed, "loss": loss}
+                for name, seed, loss in (
+                    ("one", 0, "auto"),
+                    ("two", 2, "full_softmax"),
+                )
+            ],
         )
         # It has no run to resume or extend.
         for module, *flags in (
@@ -316,6 +374,16 @@ class CommandTest(parameterized.TestCase):
             code, _, errors = run(module, flag, *flags)
             self.assertEqual(code, 2)
             self.assertIn("Received: a model of recsys.combine", errors)
+
+    def test_of_a_combined_model(self):
+        self.combine("one two", "pair")
+        code, _, errors = self.combine("pair three", "triple")
+        self.assertEqual(code, 0, errors)
+        parts = Workdir(self.folder / "triple").parts()
+        self.assertEqual([part["seed"] for part in parts], [0, 2, 3])
+        code, _, errors = self.combine("triple two", "quadruple")
+        self.assertEqual(code, 2)
+        self.assertIn(f"Received: {self.folder / 'two'} 2 times", errors)
 
     def test_a_combined_model_teaches(self):
         self.combine("one two", "teacher")
@@ -353,9 +421,10 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(code, 0, errors)
 
     @parameterized.parameters(
-        ("one", "new", "at least two folders, each once"),
-        ("one one", "new", "at least two folders, each once"),
-        ("one nowhere", "new", "no such folder"),
+        ("one", "new", "at least two folders"),
+        ("one one", "new", "each model once"),
+        ("one nowhere", "new", "--workdirs must be a folder in which"),
+        ("held held_too", "new", "agree on seed. Received: 0 in"),
         ("one short", "new", "agree on max_history_length. Received: 200 in"),
         ("one filtered", "new", "agree on min_user_count. Received: 1 in"),
         ("one gaps", "new", "agree on time_features. Received: None in"),

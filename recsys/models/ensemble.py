@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.history_encoders import EncoderEnsemble
 from recsys.models.item_features import FeatureSum, ItemFeatures
 from recsys.models.shared_item_embedding import SharedItemEmbedding
@@ -27,9 +28,11 @@ from recsys.models.two_tower import TwoTower
 def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     """Makes one model whose scores are the sums of the models' scores.
 
-    The answer is a copy: training it leaves the models as they are. It has the
-    encoders' dropout, but that of items, ids and features is 0; how the models
-    were trained (`trained_items`, `masks_known`, a sampler) is not part of it.
+    Returns a copy: training it leaves the models as they are. It has the
+    encoders' dropout, but that of items, ids and features is 0, and the table
+    is a plain one, with LoRA merged. How the models were trained
+    (`trained_items`, `masks_known`, a sampler, regularizers, what was frozen)
+    is not part of it, except within encoders.
 
     Examples:
         >>> both = ensemble([first, second])                    # doctest: +SKIP
@@ -45,9 +48,16 @@ def ensemble(models: Sequence[TwoTower]) -> TwoTower:
         the dtype policy of the first.
 
     Raises:
+        TypeError: One is not a `TwoTower`.
         ValueError: The models cannot be summed; the message says why.
     """
     models = list(models)
+    for model in models:
+        if not isinstance(model, TwoTower):
+            raise TypeError(
+                "`models` must be TwoTower models. Received: "
+                f"{type(model).__name__}"
+            )
     if len(models) < 2:
         raise ValueError(
             f"`models` must be at least two. Received: {len(models)}"
@@ -60,6 +70,8 @@ def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     )
     both = _towers(models, layers)
     both.build()
+    # Some encoders create their weights at the first call.
+    both({"history_ids": tf.constant([[FIRST_ITEM_INDEX]])})
     _assign(both, models)
     layers.assign()
     return both
@@ -198,8 +210,8 @@ def _held(layer: keras.layers.Layer) -> list[Any]:
 
 
 def _beside(parts: Sequence[Any]) -> tf.Tensor:
-    """Concatenates values by their last axis."""
-    return tf.concat([tf.convert_to_tensor(part) for part in parts], axis=-1)
+    """Concatenates values by their last axis, float32."""
+    return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=-1)
 
 
 def _common(name: str, values: Sequence[Any]) -> Any:

@@ -32,7 +32,10 @@ from recsys.models.transformer_block import (
 
 
 def accepted_by(encoder: keras.layers.Layer) -> set[str]:
-    """Returns the names of the arguments that an encoder's `call` takes."""
+    """Returns the names of the arguments that an encoder's `call` takes.
+
+    One that takes a mask is marked to support masking.
+    """
     names = set(inspect.signature(encoder.call).parameters)
     if "mask" in names:
         # A keras.Sequential takes masks but does not say so, and Keras would
@@ -348,8 +351,9 @@ class EncoderEnsemble(keras.layers.Layer):
         **kwargs: Keras's own layer arguments.
 
     Raises:
-        ValueError: There are not as many `dims` as `encoders`, or none; at
-            build, when they do not add up to the vectors' dim.
+        ValueError: `dims` and `encoders` are empty or differ in length, or a
+            dim is not a positive whole number; at build, when they do not add
+            up to the vectors' dim.
     """
 
     def __init__(
@@ -361,8 +365,12 @@ class EncoderEnsemble(keras.layers.Layer):
         super().__init__(**kwargs)
         if not encoders or len(encoders) != len(dims):
             raise ValueError(
-                "`dims` must have one number for each of `encoders`, at least "
-                f"one. Received: {len(dims)} for {len(encoders)} encoders"
+                "`dims` and `encoders` must have the same length, at least 1. "
+                f"Received: {len(dims)} and {len(encoders)}"
+            )
+        if wrong := [dim for dim in dims if dim < 1 or dim != int(dim)]:
+            raise ValueError(
+                f"`dims` must be positive whole numbers. Received: {wrong[0]}"
             )
         self.dims = [int(dim) for dim in dims]
         self.encoders = list(encoders)

@@ -51,7 +51,7 @@ and scores every item of the catalog by a dot product.
 | trained parameters | {parameters:,} |
 | history read | newest {config.max_history_length} items |
 | features | {features} |
-| loss | {config.loss} |
+| loss | {loss} |
 | weights | {weights} |
 | seed | {seed} |
 
@@ -116,13 +116,14 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
             num_candidates=int,
         )
     counts = recommender.popularity[FIRST_ITEM_INDEX:]
-    seed, weights = _origin(folder, config, found)
+    seed, loss, weights = _origin(folder, config, found)
     return _CARD.format(
         unknown=_UNKNOWN,
         config=config,
         encoder=type(recommender.model.history_tower.encoder).__name__,
         dimensions=_dimensions(recommender.model.history_tower),
         seed=seed,
+        loss=loss,
         parameters=sum(
             math.prod(weight.shape)
             for weight in recommender.model.trainable_weights
@@ -147,12 +148,17 @@ def model_card(recommender: Recommender, folder: Workdir) -> str:
 
 def _origin(
     folder: Workdir, config: TrainConfig, found: Mapping[str, Any]
-) -> tuple[str, str]:
-    """Returns the seed, or several, and what the weights come from."""
-    if folder.combination.is_file():
-        about = files.read_json_object(folder.combination, seeds=list)
-        return ", ".join(map(str, about["seeds"])), (
-            f"the sum of {len(about['seeds'])} models, each of its best epoch"
+) -> tuple[str, str, str]:
+    """Returns the seed and the loss, or several, and where weights are from."""
+    parts = folder.parts()
+    if len(parts) > 1:
+        seeds, losses = (
+            [str(part[n]) for part in parts] for n in ("seed", "loss")
+        )
+        return (
+            ", ".join(seeds),
+            ", ".join(dict.fromkeys(losses)),
+            (f"the sum of {len(parts)} models, each at its best epoch"),
         )
     weights = f"training for at most {config.num_epochs} epochs"
     if found.get("best_epoch"):
@@ -160,7 +166,7 @@ def _origin(
             f"epoch {found['best_epoch']}, the best of "
             f"{len(found['training'])} by validation {config.selection_metric}"
         )
-    return str(config.seed), weights
+    return str(config.seed), config.loss, weights
 
 
 def _dimensions(tower: HistoryTower) -> str:
