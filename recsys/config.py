@@ -339,20 +339,18 @@ class TrainConfig:
 
     teacher: str | None = _loss(
         None,
-        "Workdir of a model of the same log to learn from as well, such as one "
-        "of recsys.combine; with the full softmax. Default: none.",
+        "Workdir of a model of the same log to learn from as well (knowledge "
+        "distillation), such as one of recsys.combine. Needs the full softmax.",
     )
     teacher_weight: float = _loss(
         0.5,
-        "How much of each target's place goes to the items that the teacher "
-        "finds likely, by their probabilities.",
+        "Share of the target distribution that comes from the teacher.",
         at_least=0,
         at_most=1,
     )
     teacher_temperature: float = _loss(
         1.0,
-        "What the teacher's scores are divided by: below 1, its likeliest "
-        "items get more of what it teaches.",
+        "Divides the teacher's scores; below 1 sharpens its distribution.",
         at_least=0.01,
     )
 
@@ -478,7 +476,7 @@ class TrainConfig:
     def _check_teacher(self) -> None:
         if self.teacher is None:
             self._check_not_given(
-                TEACHER_FIELDS[1:], "--teacher", "no --teacher"
+                TEACHER_FIELDS[1:], "--teacher", "without --teacher"
             )
             return
         for name in ("loss", "strategy"):

@@ -418,19 +418,19 @@ def full_softmax(
     weights: tf.Tensor,
     chunk_size: int = CHUNK_SIZE,
     known: tf.Tensor | None = None,
-    taught: tuple[tf.Tensor, tf.Tensor] | None = None,
+    soft_targets: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Weighted sum of cross-entropies of a softmax over all candidates.
 
-    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. With further targets k
-    of shares sᵢₖ, the target has the rest, and instead of its logit there is
-    (1 − Σₖ sᵢₖ) qᵢ·c_target(i) + Σₖ sᵢₖ qᵢ·cₖ: the cross-entropy with a
-    distribution, such as one from another model (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531). The logits
-    are made for a chunk of queries at a time and the gradient is computed in
-    the same pass, so that memory is `chunk_size * num_candidates` floats
-    rather than `num_queries * num_candidates`, and no logit is made twice.
-    Queries of weight 0 cost nothing. The gradient of the gradient is not
+    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. With soft targets k of
+    shares sᵢₖ, it is the cross-entropy with a distribution (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531): the target's logit is replaced by
+    (1 − Σₖ sᵢₖ) qᵢ·c_target(i) + Σₖ sᵢₖ qᵢ·cₖ.
+
+    The logits are made for a chunk of queries at a time and the gradient is
+    computed in the same pass, so that memory is `chunk_size * num_candidates`
+    floats rather than `num_queries * num_candidates`, and no logit is made
+    twice. Queries of weight 0 cost nothing. The gradient of the gradient is not
     available.
 
     Args:
@@ -448,10 +448,11 @@ def full_softmax(
             start; if there are fewer, the first positions know none. The
             softmax of a query is over its target and the candidates that it
             does not know. None for all candidates.
-        taught: `[num_queries, num_taught]` integer rows in `candidates`, each
-            once in its row, and their shares of the same shape, float, which
-            add up to at most 1. Rows that do not exist, and those that the
-            query knows, must have a share of 0. None for none.
+        soft_targets: `[num_queries, n]` integer rows in `candidates`, each
+            once in its row, and their shares of the target, of the same shape,
+            float, which add up to at most 1. Shares of rows that do not exist,
+            and of those that the query knows, stay with the target. None for
+            none.
 
     Returns:
         Float32 scalar, the weighted sum.
@@ -471,15 +472,18 @@ def full_softmax(
     if known is not None:
         places = _places(known, order, tf.shape(candidates)[0])
     ids, shares = tf.zeros([0, 0], tf.int32), tf.zeros([0, 0])
-    if taught is not None:
-        ids = tf.cast(tf.gather(taught[0], order), tf.int32)
-        # Nothing to queries that do not count, whatever they know.
-        counted = tf.cast(weights != 0, tf.float32)[:, tf.newaxis]
-        shares = tf.math.multiply_no_nan(
-            tf.cast(taught[1], tf.float32), counted
-        )
-        shares = tf.gather(shares, order)
-        ids = tf.where(shares > 0, ids, 0)
+    if soft_targets is not None:
+        ids, shares = (tf.gather(each, order) for each in soft_targets)
+        exists = (ids >= 0) & (ids < tf.cast(num_candidates, ids.dtype))
+        ids = tf.cast(tf.where(exists, ids, 0), tf.int32)
+        if places:
+            known_from, *own = places
+            rows, positions = (
+                tf.zeros_like(ids) + each[:, tf.newaxis] for each in own
+            )
+            begins = tf.gather_nd(known_from, tf.stack([rows, ids], axis=2))
+            exists &= begins > tf.cast(positions, begins.dtype)
+        shares = tf.where(exists, tf.cast(shares, tf.float32), 0)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
@@ -535,7 +539,7 @@ def _fused_full_softmax(
     targets: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
-    taught: tf.Tensor,
+    soft_targets: tf.Tensor,
     shares: tf.Tensor,
     *places: tf.Tensor,  # From where rows know what; each query's row, position
 ) -> tuple[tf.Tensor, Callable]:
@@ -546,7 +550,7 @@ def _fused_full_softmax(
         weights,
         chunk_size,
         targets,
-        taught,
+        soft_targets,
         shares,
         *places,
     )
@@ -555,7 +559,8 @@ def _fused_full_softmax(
     target_logits = tf.reduce_sum(queries * target_vectors, axis=1)
     target_weights = weights
     if shares.shape[1] != 0:
-        rest = 1 - tf.reduce_sum(shares, axis=1)
+        # Shares of half precision may add up to a little more than 1.
+        rest = tf.maximum(0.0, 1 - tf.reduce_sum(shares, axis=1))
         target_logits *= rest
         target_weights *= rest
     query_gradient -= target_vectors * target_weights[:, tf.newaxis]
@@ -583,14 +588,14 @@ def _full_pass(
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
     targets: tf.Tensor,
-    taught: tf.Tensor,
+    soft_targets: tf.Tensor,
     shares: tf.Tensor,
     *places: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns the queries' log-sums, and both gradients of their total.
 
-    What is taught is in all of them: its logits, by their shares, are not in
-    the log-sums.
+    Soft targets are part of all of them: the log-sums are less their logits,
+    by their shares.
     """
     num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
     chunks = _in_chunks(queries, chunk_size)
@@ -598,8 +603,8 @@ def _full_pass(
     chunk_weights, chunk_targets, *chunk_places = (
         _in_chunks(each, chunk_size) for each in (weights, targets, *places[1:])
     )
-    has_taught = shares.shape[1] != 0
-    lessons = [_in_chunks(each, chunk_size) for each in (taught, shares)]
+    has_any = shares.shape[1] != 0
+    chunk_soft = [_in_chunks(x, chunk_size) for x in (soft_targets, shares)]
     needs_no_shift = (
         _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
     )
@@ -622,7 +627,7 @@ def _full_pass(
             candidates,
             chunk_weights[i],
             needs_no_shift,
-            [each[i] for each in lessons] if has_taught else None,
+            [each[i] for each in chunk_soft] if has_any else None,
         )
         return (
             i + 1,
@@ -675,7 +680,7 @@ def _full_chunk(
     candidates: tf.Tensor,
     weights: tf.Tensor,
     needs_no_shift: tf.Tensor,
-    taught: list[tf.Tensor] | None,
+    soft_targets: list[tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """As `_full_pass`, for `[size, dim]` queries and their logits."""
     exp, shift = tf.cond(
@@ -688,8 +693,8 @@ def _full_chunk(
     # products instead of exp saves a pass over the widest array.
     scale = weights[:, tf.newaxis] / total
     log_sums = (shift + tf.math.log(total))[:, 0]
-    if taught is not None:
-        ids, shares = taught
+    if soft_targets is not None:
+        ids, shares = soft_targets
         rows = tf.range(tf.shape(ids)[0])[:, tf.newaxis] + tf.zeros_like(ids)
         places = tf.stack([rows, ids], axis=2)
         found = tf.gather_nd(logits, places)

@@ -121,6 +121,10 @@ def _config(
             f"`{given[0]}` must be left to the log, which says it. Received: "
             f"{given[0]}={fields[given[0]]!r}"
         )
+    fields = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in fields.items()
+    }
     config = make_config(preset, {**source, **fields})
     if config.strategy == "multi_worker":
         raise InputError(

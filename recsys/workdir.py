@@ -250,6 +250,17 @@ class Workdir:
                 f"Received: one without {error}"
             ) from error
 
+    def is_finished(self) -> bool:
+        """Whether there is a run here that has nothing left to train.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        if not (paths := checkpoint_paths(self.checkpoints)):
+            return False
+        progress = paths[-1] / "progress.json"
+        return files.read_json_object(progress, finished=bool)["finished"]
+
     def training_entries(self) -> dict[str, Any]:
         """Returns the entries about training in metrics.json, if it exists."""
         if not self.metrics.is_file():
@@ -342,6 +353,9 @@ class Workdir:
         self.check_checksums()
         stored = self._stored_config().to_dict()
         config = config.with_chosen(stored)
+        if self.teacher.is_file() and config.teacher is not None:
+            # Its checksum counts, wherever it is now.
+            stored["teacher"] = config.teacher
         differing = differences(stored, config.to_dict())
         if differing:
             raise InputError(

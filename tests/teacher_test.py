@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 from commands import run
 
 import recsys
-from recsys import extend, train
+from recsys import extend, train, tune
 from recsys.config import TrainConfig
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
@@ -58,32 +58,35 @@ def teacher_model() -> recsys.TwoTower:
 
 class AnswersTest(parameterized.TestCase):
     @parameterized.product(
-        masks_known=(False, True), max_length=(1, 4, 20), num_taught=(3, 32)
+        masks_known=(False, True),
+        max_length=(1, 4, 20),
+        num_soft_targets=(3, 32),
     )
     def test_each_is_that_of_the_history_before(
-        self, masks_known, max_length, num_taught
+        self, masks_known, max_length, num_soft_targets
     ):
         model, log = teacher_model(), sequences()
         with (
-            mock.patch.object(teaching, "NUM_TAUGHT", num_taught),
+            mock.patch.object(teaching, "NUM_SOFT_TARGETS", num_soft_targets),
             # So few logits at once that there are many batches.
             mock.patch.object(teaching, "_LOGITS_AT_ONCE", 40),
         ):
-            lessons = teaching.ask_teacher(
+            all_ids, all_shares = teaching.soft_targets_of(
                 model,
                 log,
                 max_length=max_length,
                 masks_known=masks_known,
                 temperature=2.0,
             )
-        width = min(num_taught, NUM_ITEMS)
-        self.assertEqual(lessons.ids.shape, (len(log.items), width))
-        self.assertEqual(lessons.ids.dtype, np.int32)
+        self.assertTrue(np.isfinite(all_shares).all())
+        width = min(num_soft_targets, NUM_ITEMS)
+        self.assertEqual(all_ids.shape, (len(log.items), width))
+        self.assertEqual(all_ids.dtype, np.int32)
         rows = model.candidate_tower.embedding.embeddings.numpy()[2:]
         place = 0
         for history in HISTORIES:
             for target in range(len(history)):
-                ids, shares = lessons.ids[place], lessons.shares[place]
+                ids, shares = all_ids[place], all_shares[place]
                 place += 1
                 if not target:
                     self.assertFalse(ids.any() or shares.any())
@@ -230,15 +233,17 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(code, 0, errors)
         self.assertRegex(
             errors,
-            rf"teacher: {self.teacher}, asked in \d+ s: at each target the "
-            r"likeliest 12 items, with \d+% of its probability; weight 0.5",
+            rf"asking the teacher {self.teacher} about each target\n"
+            r"asked in \d+ s: the likeliest 12 items have 100% of its "
+            r"probability, and so 50% of the target",
         )
 
     @parameterized.parameters(
         ({"loss": "sampled_softmax"}, "must go with --loss=full_softmax"),
         ({"strategy": "mirrored"}, "must go with --strategy=single"),
         ({"teacher": None}, "--teacher_weight must go with --teacher"),
-        ({"teacher": "nowhere"}, "no such folder"),
+        ({"teacher": "nowhere"}, "--teacher must be a folder in which"),
+        ({"teacher": ""}, "--teacher must name a trained model"),
         ({"min_item_count": 21}, "must be a model of the same log"),
         ({"teacher_weight": 1.5}, "must be at most 1"),
     )
@@ -264,17 +269,85 @@ class TrainingTest(parameterized.TestCase):
         ):
             self.train(self.taught(), self.folder / "mistake")
 
-    def test_a_teacher_that_changed(self):
+    def test_a_teacher_that_moved_changed_or_left(self):
         workdir, other = self.folder / "changed", self.folder / "other"
         shutil.copytree(self.teacher, other)
-        config = self.taught(teacher=str(other), num_epochs=1)
-        self.train(config, workdir)
-        shutil.rmtree(other)
+        config = self.taught(teacher=str(other), num_epochs=2)
+
+        class Stop(Exception):
+            pass
+
+        class Stopper(recsys.training.Callback):
+            def on_epoch_end(self, progress):
+                raise Stop
+
+        with self.assertRaises(Stop):
+            run_training(
+                config,
+                workdir,
+                verbose=False,
+                evaluate=False,
+                callbacks=[Stopper()],
+            )
+        moved = other.rename(self.folder / "moved")
         self.train(
             dataclasses.replace(self.config, seed=3, num_epochs=1), other
         )
-        with self.assertRaisesRegex(InputError, "has changed"):
+        with self.assertRaisesRegex(InputError, "which has another model"):
             self.train(config, workdir)
+        config = dataclasses.replace(config, teacher=str(moved))
+        self.train(config, workdir)
+        shutil.rmtree(moved)
+        # Nothing is left to learn.
+        self.assertLen(self.train(config, workdir).history, 2)
+
+    def test_a_teacher_that_reads_less(self):
+        short = dataclasses.replace(self.config, max_history_length=3)
+        self.train(short, self.folder / "short")
+        with mock.patch(
+            "recsys.training.trainer.soft_targets_of",
+            wraps=teaching.soft_targets_of,
+        ) as asked:
+            self.train(
+                self.taught(teacher=str(self.folder / "short"), num_epochs=1),
+                self.folder / "long",
+            )
+        self.assertEqual(asked.call_args.kwargs["max_length"], 3)
+
+    @parameterized.parameters(
+        {"jit_compile": True},
+        {"precision": "bfloat16"},
+        {"encoder": "gru"},
+        {"time_features": "gap"},
+    )
+    def test_students(self, **changes):
+        workdir = self.folder / "-".join(changes)
+        result = self.train(self.taught(num_epochs=1, **changes), workdir)
+        self.assertTrue(np.isfinite(result.history[0]["loss"]))
+
+    def test_from_python(self):
+        model = recsys.fit(
+            self.config.data,
+            preset="movielens-small",
+            teacher=self.teacher,
+            num_epochs=1,
+            embedding_dim=4,
+            verbose=False,
+            evaluate=False,
+        )
+        self.assertEqual(model.config.teacher, str(self.teacher))
+
+    def test_a_search_does_not_begin_with_a_wrong_teacher(self):
+        workdir = self.folder / "search"
+        code, _, errors = run(
+            tune,
+            f"--data={self.config.data}",
+            "--teacher=nowhere",
+            f"--workdir={workdir}",
+        )
+        self.assertEqual(code, 2)
+        self.assertIn("--teacher must be a folder in which", errors)
+        self.assertFalse((workdir / "search.json").exists())
 
 
 if __name__ == "__main__":

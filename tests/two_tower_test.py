@@ -525,9 +525,9 @@ class LossTest(parameterized.TestCase):
                 ],
             )
 
-    def test_taught_items(self):
+    def test_soft_targets(self):
         # Of the first target, item 4 has a fifth of the place and item 6, which
-        # is not trained, none. Nothing is taught of the second.
+        # is not trained, none. The second has none.
         model = _two_tower()
         table = model.history_tower.embedding.embeddings
         table.assign(np.random.default_rng(0).normal(size=SHAPE))
@@ -535,8 +535,8 @@ class LossTest(parameterized.TestCase):
         batch = {
             "history_ids": np.array([[3, 7]], np.int32),
             "target_ids": np.array([[2, 5]], np.int32),
-            "taught_ids": np.array([[[4, 6], [0, 0]]], np.int32),
-            "taught_shares": np.array([[[0.2, 0.3], [0, 0]]], np.float32),
+            "soft_target_ids": np.array([[[4, 6], [0, 0]]], np.int32),
+            "soft_target_shares": np.array([[[0.2, 0.3], [0, 0]]], np.float32),
         }
         model.trained_items = trained = np.array([2, 3, 4, 5])
         loss, count = model.next_item_loss(batch)
@@ -548,6 +548,15 @@ class LossTest(parameterized.TestCase):
                 expected -= share * scores[list(trained).index(item)]
         self.assertEqual(float(count), 2)
         self.assertAlmostEqual(float(loss), expected, places=4)
+        wrong = batch["soft_target_ids"][:, :1]
+        for changes, message in (
+            ({"soft_target_ids": wrong}, "must be .batch, length, n., with"),
+            ({"soft_target_shares": None}, "must have `soft_target_shares`"),
+        ):
+            changed = {**batch, **changes}
+            changed = {n: x for n, x in changed.items() if x is not None}
+            with self.assertRaisesRegex(ValueError, message):
+                model.next_item_loss(changed)
         with self.assertRaisesRegex(ValueError, "left out with `negatives`"):
             negatives = Negatives(tf.constant([4]), None, None)
             model.next_item_loss(batch, negatives=negatives)

@@ -279,7 +279,7 @@ def train_dataset(
     first_step: int = 0,
     part: Part | None = None,
     side: SideEncoder | None = None,
-    lessons: tuple[np.ndarray, np.ndarray] | None = None,
+    soft_targets: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
@@ -293,8 +293,7 @@ def train_dataset(
             are not read.
         part: The process, if each of several makes some rows of every batch.
         side: Encodes the features of events, requests and users.
-        lessons: `[num_interactions, num_taught]` int32 items and float16
-            shares, of sequences in memory: what is taught besides each target.
+        soft_targets: `[num_interactions, n]` int32 items and float16 shares.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
@@ -306,9 +305,11 @@ def train_dataset(
         time of the row's targets, at most the newest 200. With `side`, also
         the entries that `feature_signature` lists. With `part`, also
         `places`, `[rows]` int64, the positions of these rows in the whole
-        batch, and `num_rows`, int64, the number of rows in it. With `lessons`
-        also `taught_ids` and `taught_shares`, `[rows, length, num_taught]`.
+        batch, and `num_rows`, int64, the number of rows in it. Also
+        `soft_target_ids` and `soft_target_shares`, `[rows, length, n]`.
     """
+
+    shares = dict(zip(SOFT_TARGETS, soft_targets or (), strict=False))
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
         num_skipped = first_step
@@ -319,10 +320,10 @@ def train_dataset(
                 arrays = _group_arrays(group, batches, num_skipped, part)
                 arrays |= _event_arrays(sequences.kinds, group, batches)
                 arrays |= _side_arrays(side, group, batches)
-                yield arrays | dict(zip(TAUGHT, lessons or (), strict=False))
+                yield arrays | shares
             num_skipped = max(0, num_skipped - num_batches)
 
-    specs = _group_signature(sequences, side, lessons is not None)
+    specs = _group_signature(sequences, side, soft_targets is not None)
     groups_ds = tf.data.Dataset.from_generator(groups, output_signature=specs)
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(
@@ -335,11 +336,15 @@ def train_dataset(
 
 
 def _group_signature(
-    sequences: TrainingSequences, side: SideEncoder | None, has_lessons: bool
+    sequences: TrainingSequences,
+    side: SideEncoder | None,
+    has_soft_targets: bool,
 ) -> dict[str, tf.TensorSpec]:
     signature = dict(_GROUP_SIGNATURE)
-    if has_lessons:
-        for name, dtype in zip(TAUGHT, (tf.int32, tf.float16), strict=True):
+    if has_soft_targets:
+        for name, dtype in zip(
+            SOFT_TARGETS, (tf.int32, tf.float16), strict=True
+        ):
             signature[name] = tf.TensorSpec([None, None], dtype)
     if sequences.kinds is not None:
         signature["target_weights"] = tf.TensorSpec([None], tf.float32)
@@ -370,7 +375,7 @@ _GROUP_SIGNATURE = {
     ),
 }
 # The entries of a batch that a teacher fills.
-TAUGHT = ("taught_ids", "taught_shares")
+SOFT_TARGETS = ("soft_target_ids", "soft_target_shares")
 # Batches made at once; even one at a time is faster than the training step.
 _PARALLEL_CALLS = 2
 # Dislikes of a row; a batch is padded to the row with the most.
@@ -583,10 +588,12 @@ def _batches_of_group(
                 tf.gather(dislikes, tf.where(place < end, place, 0)),
                 0,
             )
-        if TAUGHT[0] in group:
-            ids, shares = (tf.gather(group[n], position + 1) for n in TAUGHT)
+        if SOFT_TARGETS[0] in group:
+            ids, shares = (
+                tf.gather(group[n], position + 1) for n in SOFT_TARGETS
+            )
             batch |= zip(
-                TAUGHT, (ids, tf.cast(shares, tf.float32)), strict=True
+                SOFT_TARGETS, (ids, tf.cast(shares, tf.float32)), strict=True
             )
         batch |= _side_entries(
             group, rows, position, inside, reads_request_time

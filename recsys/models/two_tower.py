@@ -50,9 +50,9 @@ class TwoTower(keras.Model):
     divided by the sum of the weights. And `dislike_ids`, `[batch,
     num_dislikes]` int, 0 at padding: items that each row's user is known not to
     like, which are pushed down at every target of the row; see
-    `next_item_loss`. And `taught_ids`, `[batch, length, num_taught]` int, with
-    `taught_shares` of the same shape, float: further targets and their shares
-    of each target's place; see `recsys.losses.full_softmax`.
+    `next_item_loss`. And `soft_target_ids`, `[batch, length, n]` int, with
+    `soft_target_shares` of the same shape, float: the shares that other items
+    have of each target; see `recsys.losses.full_softmax`.
 
     Where the history tower reads features, their entries are those that it
     describes; with `user_features` also `first_ids`, `[batch]` int: the first
@@ -268,13 +268,13 @@ class TwoTower(keras.Model):
 
         Raises:
             ValueError: The shapes of histories and targets do not agree, or
-                something is taught with `negatives`.
+                soft targets do not fit or are given with `negatives`.
         """
         inputs = self._checked_inputs(inputs)
-        if "taught_ids" in inputs and negatives is not None:
+        if "soft_target_ids" in inputs and negatives is not None:
             raise ValueError(
-                "`taught_ids` must be left out with `negatives`, the sampled "
-                f"softmax. Received: both, {list(inputs)}"
+                "`soft_target_ids` must be left out with `negatives`, the "
+                f"sampled softmax. Received: both, {list(inputs)}"
             )
         targets = inputs["target_ids"]
         weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
@@ -322,7 +322,9 @@ class TwoTower(keras.Model):
                 tf.reshape(self._places(targets), [-1]),
                 tf.reshape(weights, [-1]),
                 known=None if known is None else self._places(known),
-                taught=self._taught(inputs, tf.shape(targets)),
+                soft_targets=self._soft_targets(
+                    inputs, "with_start" in features
+                ),
             )
             if dislikes is not None:
                 vectors = self._trained(targets, training)
@@ -341,28 +343,41 @@ class TwoTower(keras.Model):
             )
         return loss, count
 
-    def _taught(
-        self, inputs: dict[str, tf.Tensor], shape: tf.Tensor
+    def _soft_targets(
+        self, inputs: dict[str, tf.Tensor], with_start: bool
     ) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """Returns what is taught at each position, as `full_softmax` takes it.
+        """Returns the soft targets as `full_softmax` takes them, if any.
 
         Args:
             inputs: As for `next_item_loss`.
-            shape: That of the targets, with those of the start.
+            with_start: Whether there is a position before the first.
+
+        Raises:
+            ValueError: They have another shape than they should.
         """
-        if "taught_ids" not in inputs:
+        names = ("soft_target_ids", "soft_target_shares")
+        if not set(names) & inputs.keys():
             return None
-        ids, shares = (
-            tf.convert_to_tensor(inputs[n])
-            for n in ("taught_ids", "taught_shares")
-        )
-        start = shape[1] - tf.shape(ids)[1]  # Nothing is taught at the start.
+        if missing := set(names) - inputs.keys():
+            raise ValueError(f"the inputs must have `{missing.pop()}`, too")
+        length = inputs["history_ids"].shape
         found = []
-        for each in (self._places(ids), shares):
-            each = tf.pad(each, [[0, 0], [start, 0], [0, 0]])
-            found.append(tf.reshape(each, [-1, tf.shape(ids)[2]]))
-        places, shares = found
-        return places, tf.where(places >= 0, shares, 0)
+        for name in names:
+            each = tf.convert_to_tensor(inputs[name])
+            if not each.shape.is_compatible_with([*length, None]):
+                raise ValueError(
+                    f"`{name}` must be [batch, length, n], with the shape of "
+                    f"`history_ids`, {length}. Received: {each.shape}"
+                )
+            tf.debugging.assert_equal(
+                tf.shape(each)[:2],
+                tf.shape(inputs["history_ids"]),
+                f"`{name}` must have the shape of `history_ids`",
+            )
+            # Nothing is known of the start.
+            each = tf.pad(each, [[0, 0], [int(with_start), 0], [0, 0]])
+            found.append(tf.reshape(each, [-1, tf.shape(each)[2]]))
+        return self._places(found[0]), found[1]
 
     def _checked_inputs(
         self, inputs: dict[str, tf.Tensor]

@@ -141,31 +141,44 @@ def _check(
         raise InputError(f"--selection_metric: {error}") from error
     if folder is not None:
         config = folder.check(config)
+    is_finished = folder is not None and folder.is_finished()
+    learns = config.teacher is not None and not is_finished
+    if learns:
+        check_teacher(config)  # Before the log is read, which takes longer.
     data = data or build_data(config)
     if folder is not None:
         folder.check_data(data.vocabulary)
     config, why = choose(config, data)
-    if config.teacher is not None:
-        _check_teacher(Workdir(pathlib.Path(config.teacher)), data, folder)
+    if learns:
+        check_teacher(config, data, folder)
     return config, data, why
 
 
-def _check_teacher(
-    teacher: Workdir, data: PreparedData, folder: Workdir | None
+def check_teacher(
+    config: TrainConfig,
+    data: PreparedData | None = None,
+    folder: Workdir | None = None,
 ) -> None:
-    """Raises InputError unless `--teacher` can teach about some data.
+    """Raises InputError unless `--teacher` can teach a run.
 
     Args:
-        teacher: Its workdir.
-        data: The data.
-        folder: The workdir of the run.
+        config: The configuration of the run, with a teacher.
+        data: Its data, if already read.
+        folder: Its workdir, if it has one.
     """
-    config = teacher.read_config()
-    if names := [n for n in FEATURE_FIELDS if getattr(config, n)]:
+    if not (config.teacher or "").strip():
+        raise InputError(
+            f"--teacher must name a trained model. Received: {config.teacher!r}"
+        )
+    teacher = Workdir(pathlib.Path(str(config.teacher)))
+    read = teacher.read_config("--teacher")
+    if names := [name for name in FEATURE_FIELDS if getattr(read, name)]:
         raise InputError(
             "--teacher must be a model that reads items alone. Received: "
             f"{teacher.path}, which reads {', '.join(names)}"
         )
+    if data is None:
+        return
     if not data.split.train.in_memory:
         raise InputError(
             "--teacher must go with a log in memory. Received: shards"
@@ -173,15 +186,15 @@ def _check_teacher(
     if not same_training_items(data.vocabulary, teacher.read_vocabulary()):
         raise InputError(
             "--teacher must be a model of the same log and split. Received: "
-            f"{teacher.path} of other items, or other numbers of interactions "
-            "with them"
+            f"{teacher.path} with other items, or other numbers of "
+            "interactions with them"
         )
     if folder is not None and folder.teacher.is_file():
         noted = files.read_json_object(folder.teacher, model=str)["model"]
         if noted != checksum(teacher.model):
             raise InputError(
                 f"{folder.path}: expected the teacher that this run started "
-                f"with. Received: {teacher.path}, which has changed"
+                f"with. Received: {teacher.path}, which has another model"
             )
 
 

@@ -1,15 +1,13 @@
-"""Lessons from another model: what it would recommend at each target.
+"""Knowledge distillation: soft targets from another model, the teacher.
 
-After "Distilling the knowledge in a neural network" (Hinton et al. 2015,
-https://arxiv.org/abs/1503.02531): the loss of a target becomes the
-cross-entropy with a distribution that has, besides the target, the items that
-a teacher finds likely there; see `recsys.losses.full_softmax`. The teacher
-answers once, before training; what it answers is kept in memory.
+After Hinton et al. 2015, "Distilling the knowledge in a neural network",
+https://arxiv.org/abs/1503.02531: the loss of a target becomes the cross-entropy
+with a distribution that gives a share to the items that the teacher finds
+likely there; see `recsys.losses.full_softmax`. The teacher is asked once,
+before training, and its likeliest items are kept in memory.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 import tensorflow as tf
@@ -19,55 +17,42 @@ from recsys.data.sequences import Sequences
 from recsys.ids import FIRST_ITEM_INDEX
 from recsys.models.two_tower import TwoTower
 
-# Items that are kept for each target.
-NUM_TAUGHT = 32
-# Logits of the teacher held at once, 64 MiB.
+# Items that are kept for each interaction.
+NUM_SOFT_TARGETS = 32
+# What the teacher computes at once: positions, and their logits (64 MiB).
+_POSITIONS_AT_ONCE = 6400
 _LOGITS_AT_ONCE = 2**24
 
 
-@dataclasses.dataclass(frozen=True)
-class Lessons:
-    """The items that a teacher finds likeliest at each interaction.
-
-    Attributes:
-        ids: `[num_interactions, num_taught]` int32, likeliest first; 0 where
-            the interaction is its user's first, or where items run out.
-        shares: Likewise, float16: their probabilities, which add up to less
-            than 1; 0 where there is no item.
-    """
-
-    ids: np.ndarray
-    shares: np.ndarray
-
-
-def ask_teacher(
+def soft_targets_of(
     teacher: TwoTower,
     sequences: Sequences,
     *,
     max_length: int,
     masks_known: bool,
     temperature: float = 1.0,
-) -> Lessons:
-    """Asks a model about every interaction but each user's first.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the items that a model finds likeliest at every interaction.
 
-    It sees at least half of the `max_length` interactions before, if there are
-    as many. Of its vectors only what is trained counts: transitions are counted
-    from these very interactions.
+    It reads at least half of the `max_length` interactions before, if there are
+    as many, and leaves out transitions, which count these very interactions.
 
     Args:
         teacher: The model, of the same items.
         sequences: The training sequences.
         max_length: Longest history that it reads.
         masks_known: Whether items that the user has already are left out.
-        temperature: What its scores are divided by.
+        temperature: Divides its scores.
 
     Returns:
-        Its answers.
+        `[num_interactions, n]` int32, likeliest first, n up to
+        `NUM_SOFT_TARGETS`, and their probabilities among all items, float16.
+        Both are 0 at a user's first interaction, and where no item is left.
     """
     items = sequences.items
-    num_items = teacher.candidate_tower.embedding.vocabulary_size
-    num_items -= FIRST_ITEM_INDEX
-    width = min(NUM_TAUGHT, num_items)
+    size = teacher.candidate_tower.embedding.vocabulary_size
+    num_items = size - FIRST_ITEM_INDEX
+    width = min(NUM_SOFT_TARGETS, num_items)
     answer = _answering(teacher, width, masks_known, temperature)
     ids = np.zeros((len(items), width), np.int32)
     shares = np.zeros((len(items), width), np.float16)
@@ -77,28 +62,29 @@ def ask_teacher(
     starts = np.maximum(windows.earliest, windows.ends - max_length)
     lengths = windows.ends - starts
     order = np.argsort(lengths, kind="stable")
-    most = max(max_length, _LOGITS_AT_ONCE // num_items)
+    most = min(_POSITIONS_AT_ONCE, _LOGITS_AT_ONCE // num_items)
     while len(order):
         # Rows of nearly one length; the longest of them comes last.
         positions = lengths[order] * np.arange(1, len(order) + 1)
-        size = max(1, int(np.searchsorted(positions, most, "right")))
-        rows, order = order[:size], order[size:]
+        count = max(1, int(np.searchsorted(positions, most, "right")))
+        rows, order = order[:count], order[count:]
         histories = np.zeros((len(rows), lengths[rows[-1]]), np.int32)
-        # From which position what is known; what is not, from none.
-        known = np.full((len(rows), num_items * masks_known), max_length)
+        # The first position that knows an item; none knows the others.
+        known_from = np.full((len(rows), num_items * masks_known), max_length)
         for row, window in enumerate(rows):
             begin, end = starts[window], windows.ends[window]
             histories[row, : end - begin] = items[begin:end]
             if masks_known:
-                # What repeats is known from its first place on.
+                # Backward, so that the first place of a repeated item stays.
                 before = np.arange(windows.earliest[window], end)[::-1]
                 first = np.maximum(before - begin, 0)
-                known[row, items[before] - FIRST_ITEM_INDEX] = first
+                known_from[row, items[before] - FIRST_ITEM_INDEX] = first
         places, targets = _places(windows, starts, rows)
-        found = answer(histories, places, known.astype(np.int32))
+        found = answer(histories, places, known_from.astype(np.int32))
         ids[targets], shares[targets] = (each.numpy() for each in found)
-    # Nothing is taught of an item that has no probability at all.
-    return Lessons(np.where(shares > 0, ids, 0), shares)
+    # A user who knows all items has no probabilities at all.
+    is_likely = shares > 0
+    return np.where(is_likely, ids, 0), np.where(is_likely, shares, 0)
 
 
 def _answering(
@@ -111,8 +97,8 @@ def _answering(
     @tf.function(
         input_signature=[
             tf.TensorSpec([None, None], tf.int32),  # Histories.
-            tf.TensorSpec([None, 2], tf.int32),  # Their rows and positions.
-            tf.TensorSpec([None, None], tf.int32),  # From where what is known.
+            tf.TensorSpec([None, 2], tf.int32),  # Rows and positions of these.
+            tf.TensorSpec([None, None], tf.int32),  # First to know each item.
         ]
     )
     def answer(

@@ -53,7 +53,7 @@ from recsys.training.progress import (
     epoch_line,
     start_line,
 )
-from recsys.training.teacher import ask_teacher
+from recsys.training.teacher import soft_targets_of
 from recsys.workdir import Workdir, best_epoch, checksum
 
 # Measured after each epoch, besides the metric that selects the best one.
@@ -138,7 +138,7 @@ class Trainer:
         self._verbose = verbose and self.is_chief
         self._callbacks = callbacks if self.is_chief else ()
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
-        self._lessons: tuple[np.ndarray, np.ndarray] | None = None
+        self._soft_targets: tuple[np.ndarray, np.ndarray] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps that run's feature values.
         saved = folder.item_features
@@ -223,7 +223,7 @@ class Trainer:
         signature = dict(PART_SIGNATURE if self._replicas else BATCH_SIGNATURE)
         if self._config.teacher is not None:
             for name, dtype in zip(
-                pipeline.TAUGHT, (tf.int32, tf.float32), strict=True
+                pipeline.SOFT_TARGETS, (tf.int32, tf.float32), strict=True
             ):
                 signature[name] = tf.TensorSpec([None, None, None], dtype)
         if with_kinds := train.kinds is not None:
@@ -266,28 +266,32 @@ class Trainer:
         return progress
 
     def _ask_teacher(self, path: str) -> None:
-        """Keeps what the teacher recommends at each target."""
+        """Keeps the soft targets that the teacher gives."""
+        config, folder = self._config, Workdir(pathlib.Path(path))
+        if self._verbose:
+            print_line(f"asking the teacher {folder.path} about each target")
+        teacher = recommender.restore(folder)
         began = time.perf_counter()
-        folder = Workdir(pathlib.Path(path))
-        sequences = self._data.split.train.read_all()
-        lessons = ask_teacher(
-            recommender.restore(folder).model,
-            sequences,
-            max_length=self._config.max_history_length,
-            masks_known=self._config.mask_known_items,
-            temperature=self._config.teacher_temperature,
+        ids, shares = soft_targets_of(
+            teacher.model,
+            self._data.split.train.read_all(),
+            max_length=min(
+                config.max_history_length, teacher.max_history_length
+            ),
+            masks_known=config.mask_known_items,
+            temperature=config.teacher_temperature,
         )
         if self._verbose:
-            shares = lessons.shares.astype(np.float32).sum(axis=1)
+            totals = shares.astype(np.float32).sum(axis=1)
+            totals = totals[totals > 0]
+            mean = totals.mean() if len(totals) else 0.0
             print_line(
-                f"teacher: {folder.path}, asked in "
-                f"{time.perf_counter() - began:.0f} s: at each target the "
-                f"likeliest {lessons.ids.shape[1]} items, with "
-                f"{shares[shares > 0].mean():.0%} of its probability; weight "
-                f"{self._config.teacher_weight:g}"
+                f"asked in {time.perf_counter() - began:.0f} s: the likeliest "
+                f"{ids.shape[1]} items have {mean:.0%} of its probability, and "
+                f"so {config.teacher_weight * mean:.0%} of the target"
             )
-        weight = np.float16(self._config.teacher_weight)
-        self._lessons = (lessons.ids, weight * lessons.shares)
+        weight = np.float16(config.teacher_weight)
+        self._soft_targets = ids, weight * shares
 
     def _start(self) -> Progress:
         """Restores or initializes all variables; returns the progress."""
@@ -453,7 +457,7 @@ class Trainer:
             first_step=first_step,
             part=self._replicas.part if self._replicas else None,
             side=self.side,
-            lessons=self._lessons,
+            soft_targets=self._soft_targets,
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
