@@ -308,7 +308,6 @@ def train_dataset(
         batch, and `num_rows`, int64, the number of rows in it. Also
         `soft_target_ids` and `soft_target_shares`, `[rows, length, n]`.
     """
-
     shares = dict(zip(SOFT_TARGETS, soft_targets or (), strict=False))
 
     def groups() -> Iterator[dict[str, np.ndarray]]:

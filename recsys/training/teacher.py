@@ -49,9 +49,8 @@ def soft_targets_of(
         `NUM_SOFT_TARGETS`, and their probabilities among all items, float16.
         Both are 0 at a user's first interaction, and where no item is left.
     """
-    items = sequences.items
-    size = teacher.candidate_tower.embedding.vocabulary_size
-    num_items = size - FIRST_ITEM_INDEX
+    items, table = sequences.items, teacher.candidate_tower.embedding
+    num_items = table.vocabulary_size - FIRST_ITEM_INDEX
     width = min(NUM_SOFT_TARGETS, num_items)
     answer = _answering(teacher, width, masks_known, temperature)
     ids = np.zeros((len(items), width), np.int32)
