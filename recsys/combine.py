@@ -15,10 +15,8 @@ import recsys
 from recsys import files
 from recsys.command_line import Command, load_tensorflow, required_path
 from recsys.config import (
-    DEFAULTS,
     FEATURE_FIELDS,
     SOURCE_FIELDS,
-    TEACHER_FIELDS,
     TrainConfig,
     parse_names,
 )
@@ -200,8 +198,7 @@ def write_combination(
             both.save(path)
         parts = [part for each in folders for part in each.parts()]
         files.write_json(folder.combination, {"models": parts})
-        no_teacher = {name: DEFAULTS[name] for name in TEACHER_FIELDS}
-        files.write_json(folder.config, {**config.to_dict(), **no_teacher})
+        files.write_json(folder.config, config.to_dict())
 
 
 if __name__ == "__main__":

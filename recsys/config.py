@@ -337,23 +337,6 @@ class TrainConfig:
         True, "Correct for the sampling probability of each negative."
     )
 
-    teacher: str | None = _loss(
-        None,
-        "Workdir of a model of the same log to learn from as well (knowledge "
-        "distillation), such as one of recsys.combine. Needs the full softmax.",
-    )
-    teacher_weight: float = _loss(
-        0.5,
-        "Share of the target distribution that comes from the teacher.",
-        at_least=0,
-        at_most=1,
-    )
-    teacher_temperature: float = _loss(
-        1.0,
-        "Divides the teacher's scores; below 1 sharpens its distribution.",
-        at_least=0.01,
-    )
-
     num_epochs: int = _optimization(30, "Maximum number of epochs.", at_least=1)
     positions_per_batch: int = _optimization(
         4_000, "Approximate positions per batch.", at_least=1
@@ -462,7 +445,6 @@ class TrainConfig:
             )
         check_events(self)
         check_features(self)
-        self._check_teacher()
         if not self.transition_dim and "transition_dim" not in self.chosen:
             self._check_not_given(
                 ("transition_weight",), "--transition_dim", "--transition_dim=0"
@@ -472,21 +454,6 @@ class TrainConfig:
                 "--jit_compile must be false with "
                 f"--strategy={self.strategy}. Received: true"
             )
-
-    def _check_teacher(self) -> None:
-        if self.teacher is None:
-            self._check_not_given(
-                TEACHER_FIELDS[1:], "--teacher", "without --teacher"
-            )
-            return
-        for name in ("loss", "strategy"):
-            value = getattr(self, name)
-            if value in ("sampled_softmax", "mirrored", "multi_worker"):
-                expected = {"loss": "full_softmax", "strategy": "single"}[name]
-                raise InputError(
-                    f"--teacher must go with --{name}={expected}. "
-                    f"Received: --{name}={value}"
-                )
 
     def _check_not_given(
         self, names: tuple[str, ...], with_what: str, received: str
@@ -624,7 +591,6 @@ OUTCOMES = ("rating", "event")
 SAMPLING_FIELDS = _fields_that_read("sampling")
 TEMPORAL_FIELDS = _fields_that_read("temporal")
 EVENT_FIELDS = _fields_that_read("event")
-TEACHER_FIELDS = ("teacher", "teacher_weight", "teacher_temperature")
 # All fields that determine the data and the split, besides the seed.
 DATA_FIELDS = _fields_that_read("source", "data", "event", "temporal")
 

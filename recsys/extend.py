@@ -17,7 +17,7 @@ from recsys.command_line import (
     model_folder,
     required_path,
 )
-from recsys.config import DEFAULTS, SOURCE_FIELDS, TEACHER_FIELDS
+from recsys.config import SOURCE_FIELDS
 from recsys.errors import InputError
 
 COMMAND = Command(
@@ -132,12 +132,7 @@ def _extend(
     rate = asked["learning_rate"]
     if rate is None:
         rate = old.read_config().learning_rate / 3
-    changes = {
-        "num_epochs": asked["num_epochs"],
-        "learning_rate": rate,
-        # A teacher does not know the new items.
-        **{name: DEFAULTS[name] for name in TEACHER_FIELDS},
-    }
+    changes = {"num_epochs": asked["num_epochs"], "learning_rate": rate}
     grown = recsys.training.growth.grow_data(
         old, asked["source"], output, changes
     )

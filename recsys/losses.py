@@ -418,19 +418,14 @@ def full_softmax(
     weights: tf.Tensor,
     chunk_size: int = CHUNK_SIZE,
     known: tf.Tensor | None = None,
-    soft_targets: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Weighted sum of cross-entropies of a softmax over all candidates.
 
-    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. With soft targets k of
-    shares sᵢₖ, it is the cross-entropy with a distribution (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531): the target's logit is replaced by
-    (1 − Σₖ sᵢₖ) qᵢ·c_target(i) + Σₖ sᵢₖ qᵢ·cₖ.
-
-    The logits are made for a chunk of queries at a time and the gradient is
-    computed in the same pass, so that memory is `chunk_size * num_candidates`
-    floats rather than `num_queries * num_candidates`, and no logit is made
-    twice. Queries of weight 0 cost nothing. The gradient of the gradient is not
+    Σᵢ wᵢ (log Σⱼ exp(qᵢ·cⱼ) − qᵢ·c_target(i)), exactly. The logits
+    are made for a chunk of queries at a time and the gradient is computed in
+    the same pass, so that memory is `chunk_size * num_candidates` floats
+    rather than `num_queries * num_candidates`, and no logit is made twice.
+    Queries of weight 0 cost nothing. The gradient of the gradient is not
     available.
 
     Args:
@@ -448,11 +443,6 @@ def full_softmax(
             start; if there are fewer, the first positions know none. The
             softmax of a query is over its target and the candidates that it
             does not know. None for all candidates.
-        soft_targets: `[num_queries, n]` integer rows in `candidates`, each
-            once in its row, and their shares of the target, of the same shape,
-            float, which add up to at most 1. Shares of rows that do not exist,
-            and of those that the query knows, stay with the target. None for
-            none.
 
     Returns:
         Float32 scalar, the weighted sum.
@@ -471,27 +461,12 @@ def full_softmax(
     places: tuple[tf.Tensor, ...] = ()
     if known is not None:
         places = _places(known, order, tf.shape(candidates)[0])
-    ids, shares = tf.zeros([0, 0], tf.int32), tf.zeros([0, 0])
-    if soft_targets is not None:
-        ids, shares = (tf.gather(each, order) for each in soft_targets)
-        exists = (ids >= 0) & (ids < tf.cast(num_candidates, ids.dtype))
-        ids = tf.cast(tf.where(exists, ids, 0), tf.int32)
-        if places:
-            known_from, *own = places
-            rows, positions = (
-                tf.zeros_like(ids) + each[:, tf.newaxis] for each in own
-            )
-            begins = tf.gather_nd(known_from, tf.stack([rows, ids], axis=2))
-            exists &= begins > tf.cast(positions, begins.dtype)
-        shares = tf.where(exists, tf.cast(shares, tf.float32), 0)
     return _fused_full_softmax(
         tf.gather(tf.cast(queries, tf.float32), order),
         tf.cast(candidates, tf.float32),
         tf.gather(targets, order),
         tf.gather(weights, order),
         tf.constant(chunk_size),
-        ids,
-        shares,
         *places,
     )
 
@@ -539,35 +514,18 @@ def _fused_full_softmax(
     targets: tf.Tensor,
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
-    soft_targets: tf.Tensor,
-    shares: tf.Tensor,
     *places: tf.Tensor,  # From where rows know what; each query's row, position
 ) -> tuple[tf.Tensor, Callable]:
     """The loss of queries of which those that count come first."""
     log_sum, query_gradient, candidate_gradient = _full_pass(
-        queries,
-        candidates,
-        weights,
-        chunk_size,
-        targets,
-        soft_targets,
-        shares,
-        *places,
+        queries, candidates, weights, chunk_size, targets, *places
     )
     # The target's share of the loss and of both gradients is narrow.
     target_vectors = tf.gather(candidates, targets)
     target_logits = tf.reduce_sum(queries * target_vectors, axis=1)
-    target_weights = weights
-    if shares.shape[1] != 0:
-        # Shares of half precision may add up to a little more than 1.
-        rest = tf.maximum(0.0, 1 - tf.reduce_sum(shares, axis=1))
-        target_logits *= rest
-        target_weights *= rest
-    query_gradient -= target_vectors * target_weights[:, tf.newaxis]
+    query_gradient -= target_vectors * weights[:, tf.newaxis]
     candidate_gradient -= tf.math.unsorted_segment_sum(
-        queries * target_weights[:, tf.newaxis],
-        targets,
-        tf.shape(candidates)[0],
+        queries * weights[:, tf.newaxis], targets, tf.shape(candidates)[0]
     )
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
@@ -576,7 +534,8 @@ def _fused_full_softmax(
             upstream * candidate_gradient,
             None,
             upstream * (log_sum - target_logits),
-            *[None] * (3 + len(places)),
+            None,
+            *[None] * len(places),
         )
 
     return tf.reduce_sum(weights * (log_sum - target_logits)), gradient
@@ -588,23 +547,19 @@ def _full_pass(
     weights: tf.Tensor,
     chunk_size: tf.Tensor,
     targets: tf.Tensor,
-    soft_targets: tf.Tensor,
-    shares: tf.Tensor,
     *places: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the queries' log-sums, and both gradients of their total.
-
-    Soft targets are part of all of them: the log-sums are less their logits,
-    by their shares.
-    """
+    """Returns the queries' log-sums, and both gradients of their total."""
     num_queries, dim = tf.shape(queries)[0], queries.shape[-1]
-    chunks = _in_chunks(queries, chunk_size)
-    num_chunks = tf.shape(chunks)[0]
-    chunk_weights, chunk_targets, *chunk_places = (
-        _in_chunks(each, chunk_size) for each in (weights, targets, *places[1:])
+    num_chunks = -(-num_queries // chunk_size)
+    padding = num_chunks * chunk_size - num_queries
+    chunks = tf.reshape(
+        tf.pad(queries, [[0, padding], [0, 0]]), [num_chunks, chunk_size, dim]
     )
-    has_any = shares.shape[1] != 0
-    chunk_soft = [_in_chunks(x, chunk_size) for x in (soft_targets, shares)]
+    chunk_weights, chunk_targets, *chunk_places = (
+        tf.reshape(tf.pad(each, [[0, padding]]), [num_chunks, chunk_size])
+        for each in (weights, targets, *places[1:])
+    )
     needs_no_shift = (
         _largest_norm(queries) * _largest_norm(candidates) < _PLAIN_EXP_UP_TO
     )
@@ -622,12 +577,7 @@ def _full_pass(
             positions = tf.cast(positions[:, tf.newaxis], known_from.dtype)
             logits = _without(known_from <= positions, logits, chunk_targets[i])
         log_sum, query_gradient, added = _full_chunk(
-            logits,
-            chunks[i],
-            candidates,
-            chunk_weights[i],
-            needs_no_shift,
-            [each[i] for each in chunk_soft] if has_any else None,
+            logits, chunks[i], candidates, chunk_weights[i], needs_no_shift
         )
         return (
             i + 1,
@@ -652,18 +602,6 @@ def _full_pass(
     return log_sum, query_gradient[:num_queries], candidate_gradient
 
 
-def _in_chunks(values: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Reshapes `[n, ...]` to `[num_chunks, size, ...]`, with zeros behind."""
-    num_values, num_chunks = (
-        tf.shape(values)[0],
-        -(-tf.shape(values)[0] // size),
-    )
-    rest = [[0, 0]] * (values.shape.rank - 1)
-    padded = tf.pad(values, [[0, num_chunks * size - num_values], *rest])
-    shape = [num_chunks, size, *values.shape[1:]]
-    return tf.reshape(padded, [-1 if n is None else n for n in shape])
-
-
 def _without(
     left_out: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor
 ) -> tf.Tensor:
@@ -680,7 +618,6 @@ def _full_chunk(
     candidates: tf.Tensor,
     weights: tf.Tensor,
     needs_no_shift: tf.Tensor,
-    soft_targets: list[tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """As `_full_pass`, for `[size, dim]` queries and their logits."""
     exp, shift = tf.cond(
@@ -692,16 +629,8 @@ def _full_chunk(
     # The softmax is exp / total. Scaling the narrow factors of the two
     # products instead of exp saves a pass over the widest array.
     scale = weights[:, tf.newaxis] / total
-    log_sums = (shift + tf.math.log(total))[:, 0]
-    if soft_targets is not None:
-        ids, shares = soft_targets
-        rows = tf.range(tf.shape(ids)[0])[:, tf.newaxis] + tf.zeros_like(ids)
-        places = tf.stack([rows, ids], axis=2)
-        found = tf.gather_nd(logits, places)
-        log_sums -= tf.reduce_sum(tf.math.multiply_no_nan(found, shares), 1)
-        exp = tf.tensor_scatter_nd_sub(exp, places, shares * total)
     return (
-        log_sums,
+        (shift + tf.math.log(total))[:, 0],
         tf.matmul(exp, candidates) * scale,
         tf.matmul(exp, queries * scale, transpose_a=True),
     )

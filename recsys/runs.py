@@ -65,7 +65,8 @@ def fit(
             output, and to show progress on standard error.
         evaluate: Whether to evaluate the model beside the baselines on the
             test queries at the end and write `metrics.json`.
-        **fields: Fields of `recsys.training.TrainConfig`: `num_epochs=3`.
+        **fields: Fields of `recsys.training.TrainConfig`, such as
+            `num_epochs=3`.
 
     Returns:
         The model of the best epoch.
@@ -121,10 +122,6 @@ def _config(
             f"`{given[0]}` must be left to the log, which says it. Received: "
             f"{given[0]}={fields[given[0]]!r}"
         )
-    fields = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in fields.items()
-    }
     config = make_config(preset, {**source, **fields})
     if config.strategy == "multi_worker":
         raise InputError(

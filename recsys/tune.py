@@ -108,8 +108,6 @@ def main(values: dict[str, Any]) -> int:
     search.check()
     data = recsys.data.prepare.build_data(config)
     search.config, why = recsys.data.prepare.choose(config, data)
-    if config.teacher is not None:
-        recsys.training.check_teacher(config, data)
     lines = [recsys.data.prepare.data_summary(data), *why]
     print("\n".join(lines), flush=True)
     # No trial has the test queries.

@@ -75,11 +75,6 @@ class Workdir:
         """Which runs a combined model is the sum of, JSON; or missing."""
         return self.path / "combination.json"
 
-    @property
-    def teacher(self) -> pathlib.Path:
-        """Which model `--teacher` was, JSON; missing without one."""
-        return self.path / "teacher.json"
-
     def parts(self) -> list[dict[str, Any]]:
         """Returns `workdir`, `seed` and `loss` of each model in this one.
 
@@ -141,7 +136,7 @@ class Workdir:
             # whenever the process dies or another reads, one of them counts.
             noted = self._noted()
             before = noted.get(path.name, [])[-1:]
-            noted[path.name] = [*before, checksum(temporary)]
+            noted[path.name] = [*before, _checksum(temporary)]
             files.write_json(self.checksums, noted)
 
     def check_checksums(self) -> None:
@@ -156,7 +151,7 @@ class Workdir:
             path = self.path / name
             if path.is_file():
                 # Before reading what is noted, which a run may change.
-                found = checksum(path)
+                found = _checksum(path)
                 if found not in self._noted().get(name, []):
                     raise InputError(
                         f"{path}: expected the file that this run wrote. "
@@ -250,17 +245,6 @@ class Workdir:
                 f"Received: one without {error}"
             ) from error
 
-    def is_finished(self) -> bool:
-        """Whether there is a run here that has nothing left to train.
-
-        Raises:
-            InputError: A file is damaged.
-        """
-        if not (paths := checkpoint_paths(self.checkpoints)):
-            return False
-        progress = paths[-1] / "progress.json"
-        return files.read_json_object(progress, finished=bool)["finished"]
-
     def training_entries(self) -> dict[str, Any]:
         """Returns the entries about training in metrics.json, if it exists."""
         if not self.metrics.is_file():
@@ -353,9 +337,6 @@ class Workdir:
         self.check_checksums()
         stored = self._stored_config().to_dict()
         config = config.with_chosen(stored)
-        if self.teacher.is_file() and config.teacher is not None:
-            # Its checksum counts, wherever it is now.
-            stored["teacher"] = config.teacher
         differing = differences(stored, config.to_dict())
         if differing:
             raise InputError(
@@ -384,8 +365,7 @@ class Workdir:
             )
 
 
-def checksum(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file."""
+def _checksum(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -385,17 +385,6 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(code, 2)
         self.assertIn(f"Received: {self.folder / 'two'} 2 times", errors)
 
-    def test_a_combined_model_teaches(self):
-        self.combine("one two", "teacher")
-        config = Workdir(self.folder / "one").read_config()
-        config = dataclasses.replace(
-            config, teacher=str(self.folder / "teacher")
-        )
-        result = run_training(
-            config, self.folder / "taught", verbose=False, evaluate=False
-        )
-        self.assertLen(result.history, 1)
-
     def test_a_log_within_the_workdir_comes_along(self):
         frame = pd.DataFrame(
             [

@@ -13,7 +13,6 @@ def _plain(
     targets: np.ndarray,
     weights: np.ndarray,
     known: np.ndarray | None = None,
-    soft: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The loss and its two gradients, in float64, all logits at once."""
     queries, candidates, weights = (
@@ -32,29 +31,19 @@ def _plain(
     softmax /= softmax.sum(axis=1, keepdims=True)
     rows = np.arange(len(targets))
     log_sum = np.log(np.exp(shifted).sum(axis=1))
-    wanted = np.zeros_like(logits)
-    wanted[rows, targets] = 1
-    for row, (items, shares) in enumerate(() if soft is None else zip(*soft)):
-        for item, share in zip(items, shares):
-            if share > 0:
-                wanted[row, item] += share
-                wanted[row, targets[row]] -= share
-    counted = (wanted > 0) & (weights[:, np.newaxis] > 0)
-    surprise = np.where(counted, log_sum[:, np.newaxis] - shifted, 0)
-    value = np.sum(weights * (wanted * surprise).sum(axis=1))
-    error = softmax - wanted
+    value = np.sum(weights * (log_sum - shifted[rows, targets]))
+    error = softmax.copy()
+    error[rows, targets] -= 1
     error *= weights[:, np.newaxis]
     return value, error @ candidates, error.T @ queries
 
 
 @tf.function(reduce_retracing=True)
-def _fused(
-    queries, candidates, targets, weights, chunk_size, known=None, soft=None
-):
+def _fused(queries, candidates, targets, weights, chunk_size, known=None):
     with tf.GradientTape() as tape:
         tape.watch([queries, candidates])
         value = losses.full_softmax(
-            queries, candidates, targets, weights, chunk_size, known, soft
+            queries, candidates, targets, weights, chunk_size, known
         )
     gradients = tape.gradient(value, [queries, candidates])
     return value, [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -126,78 +115,6 @@ class FullSoftmaxTest(parameterized.TestCase):
             np.testing.assert_allclose(value, expected[0], rtol=1e-5)
             for got, wanted in zip(gradients, expected[1:]):
                 np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
-
-    def test_soft_targets_by_hand(self):
-        # Candidates of logits 0 and log 3, the first the target, of which the
-        # other has a quarter: 3/4 log 4 + 1/4 log 4/3.
-        value = losses.full_softmax(
-            tf.constant([[1.0]]),
-            tf.constant([[0.0], [np.log(3.0)]]),
-            tf.constant([0]),
-            tf.constant([1.0]),
-            soft_targets=(tf.constant([[1]]), tf.constant([[0.25]])),
-        )
-        expected = 0.75 * np.log(4) + 0.25 * np.log(4 / 3)
-        self.assertAlmostEqual(float(value), expected, places=6)
-
-    @parameterized.product(with_known=(False, True), scale=(1, 100))
-    def test_soft_targets(self, with_known, scale):
-        case = _case(12, scale=scale)
-        case[3][[1, 6, 7, 11]] = 0
-        rng = np.random.default_rng(1)
-        known = None
-        ids = np.stack([rng.permutation(11)[:3] for _ in range(12)])
-        ids[5, 0] = case[2][5]  # The target may be one.
-        shares = rng.dirichlet([1, 1, 1, 1], 12)[:, :3].astype(np.float32)
-        left = shares.copy()
-        ids[2] = [-1, 99, 0]
-        left[2, :2] = 0
-        if with_known:
-            known = rng.integers(-2, 11, (3, 4))
-            for row, items in enumerate(ids):
-                seen = known[row // 4, : row % 4 + 1]
-                # What is known stays with the target.
-                left[row, np.isin(items, seen)] = 0
-        expected = _plain(*case, known, (ids, left))
-        for chunk_size in (1, 5, 64):
-            value, gradients = _fused(
-                *map(tf.constant, case),
-                chunk_size,
-                None if known is None else tf.constant(known),
-                (tf.constant(ids), tf.constant(shares)),
-            )
-            np.testing.assert_allclose(value, expected[0], rtol=1e-5)
-            for got, wanted in zip(gradients, expected[1:]):
-                np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
-
-    def test_soft_targets_with_xla(self):
-        case = _case(12)
-        ids = np.tile([3, 7, 0], (12, 1))
-        shares = np.tile(np.float32([0.2, 0.3, 0.1]), (12, 1))
-        compiled = tf.function(losses.full_softmax, jit_compile=True)
-        value = compiled(
-            *map(tf.constant, case),
-            soft_targets=(tf.constant(ids), tf.constant(shares)),
-        )
-        expected = _plain(*case, soft=(ids, shares))
-        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
-
-    def test_shares_that_round_to_more_than_one(self):
-        # Of the target nothing is left; its logit is not pushed down.
-        queries = tf.constant([[1.0]])
-        candidates = tf.Variable([[0.0], [1.0], [2.0]])
-        shares = tf.constant([[0.5005, 0.5005]])
-        with tf.GradientTape() as tape:
-            value = losses.full_softmax(
-                queries,
-                candidates,
-                tf.constant([0]),
-                tf.constant([1.0]),
-                soft_targets=(tf.constant([[1, 2]]), shares),
-            )
-        [gradient] = tape.gradient(value, candidates).numpy()[:1]
-        chance = 1 / (1 + np.exp(1) + np.exp(2))
-        self.assertAlmostEqual(float(gradient[0]), chance, places=5)
 
     def test_known_with_xla(self):
         case = _case(12)

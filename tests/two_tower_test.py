@@ -525,42 +525,6 @@ class LossTest(parameterized.TestCase):
                 ],
             )
 
-    def test_soft_targets(self):
-        # Of the first target, item 4 has a fifth of the place and item 6, which
-        # is not trained, none. The second has none.
-        model = _two_tower()
-        table = model.history_tower.embedding.embeddings
-        table.assign(np.random.default_rng(0).normal(size=SHAPE))
-        rows = table.numpy()
-        batch = {
-            "history_ids": np.array([[3, 7]], np.int32),
-            "target_ids": np.array([[2, 5]], np.int32),
-            "soft_target_ids": np.array([[[4, 6], [0, 0]]], np.int32),
-            "soft_target_shares": np.array([[[0.2, 0.3], [0, 0]]], np.float32),
-        }
-        model.trained_items = trained = np.array([2, 3, 4, 5])
-        loss, count = model.next_item_loss(batch)
-        expected = 0.0
-        for read, wanted in ([3], {2: 0.8, 4: 0.2}), ([3, 7], {5: 1.0}):
-            scores = rows[trained] @ rows[read].mean(axis=0)
-            for item, share in wanted.items():
-                expected += share * np.log(np.exp(scores).sum())
-                expected -= share * scores[list(trained).index(item)]
-        self.assertEqual(float(count), 2)
-        self.assertAlmostEqual(float(loss), expected, places=4)
-        wrong = batch["soft_target_ids"][:, :1]
-        for changes, message in (
-            ({"soft_target_ids": wrong}, "must be .batch, length, n., with"),
-            ({"soft_target_shares": None}, "must have `soft_target_shares`"),
-        ):
-            changed = {**batch, **changes}
-            changed = {n: x for n, x in changed.items() if x is not None}
-            with self.assertRaisesRegex(ValueError, message):
-                model.next_item_loss(changed)
-        with self.assertRaisesRegex(ValueError, "left out with `negatives`"):
-            negatives = Negatives(tf.constant([4]), None, None)
-            model.next_item_loss(batch, negatives=negatives)
-
     def test_known_items_that_are_not_trained(self):
         # Items 3 and 4 are no candidates; only 2 is left beside the target 5.
         model = _two_tower()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -279,7 +278,6 @@ def train_dataset(
     first_step: int = 0,
     part: Part | None = None,
     side: SideEncoder | None = None,
-    soft_targets: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of an epoch, from some step on.
 
@@ -293,7 +291,6 @@ def train_dataset(
             are not read.
         part: The process, if each of several makes some rows of every batch.
         side: Encodes the features of events, requests and users.
-        soft_targets: `[num_interactions, n]` int32 items and float16 shares.
 
     Returns:
         A dataset of dictionaries with `history_ids` and `target_ids`, both
@@ -305,10 +302,8 @@ def train_dataset(
         time of the row's targets, at most the newest 200. With `side`, also
         the entries that `feature_signature` lists. With `part`, also
         `places`, `[rows]` int64, the positions of these rows in the whole
-        batch, and `num_rows`, int64, the number of rows in it. Also
-        `soft_target_ids` and `soft_target_shares`, `[rows, length, n]`.
+        batch, and `num_rows`, int64, the number of rows in it.
     """
-    shares = dict(zip(SOFT_TARGETS, soft_targets or (), strict=False))
 
     def groups() -> Iterator[dict[str, np.ndarray]]:
         num_skipped = first_step
@@ -318,12 +313,14 @@ def train_dataset(
                 batches = plan.plan_group(number, group.offsets)
                 arrays = _group_arrays(group, batches, num_skipped, part)
                 arrays |= _event_arrays(sequences.kinds, group, batches)
-                arrays |= _side_arrays(side, group, batches)
-                yield arrays | shares
+                if side is not None:
+                    arrays |= _side_arrays(side, group, batches)
+                yield arrays
             num_skipped = max(0, num_skipped - num_batches)
 
-    specs = _group_signature(sequences, side, soft_targets is not None)
-    groups_ds = tf.data.Dataset.from_generator(groups, output_signature=specs)
+    groups_ds = tf.data.Dataset.from_generator(
+        groups, output_signature=_group_signature(sequences, side)
+    )
     train_ds = groups_ds.prefetch(1).flat_map(
         lambda group: _batches_of_group(
             group,
@@ -335,16 +332,9 @@ def train_dataset(
 
 
 def _group_signature(
-    sequences: TrainingSequences,
-    side: SideEncoder | None,
-    has_soft_targets: bool,
+    sequences: TrainingSequences, side: SideEncoder | None
 ) -> dict[str, tf.TensorSpec]:
     signature = dict(_GROUP_SIGNATURE)
-    if has_soft_targets:
-        for name, dtype in zip(
-            SOFT_TARGETS, (tf.int32, tf.float16), strict=True
-        ):
-            signature[name] = tf.TensorSpec([None, None], dtype)
     if sequences.kinds is not None:
         signature["target_weights"] = tf.TensorSpec([None], tf.float32)
     if sequences.has_dislikes:
@@ -373,8 +363,6 @@ _GROUP_SIGNATURE = {
         tf.TensorSpec([None], tf.int64),
     ),
 }
-# The entries of a batch that a teacher fills.
-SOFT_TARGETS = ("soft_target_ids", "soft_target_shares")
 # Batches made at once; even one at a time is faster than the training step.
 _PARALLEL_CALLS = 2
 # Dislikes of a row; a batch is padded to the row with the most.
@@ -456,12 +444,10 @@ def _side_signature(side: SideEncoder) -> dict[str, tf.TensorSpec]:
 
 
 def _side_arrays(
-    side: SideEncoder | None, group: Group, plan: GroupPlan
+    side: SideEncoder, group: Group, plan: GroupPlan
 ) -> dict[str, np.ndarray]:
     """Returns the features of a group's events and of its windows' users."""
-    arrays: dict[str, Any] = {}
-    if side is None:
-        return arrays
+    arrays = {}
     for part, found in side.code(group).items():
         for name in ("codes", "values", "weights"):
             arrays[f"{part}_{name}"] = getattr(found, name)
@@ -586,13 +572,6 @@ def _batches_of_group(
                 place < end,
                 tf.gather(dislikes, tf.where(place < end, place, 0)),
                 0,
-            )
-        if SOFT_TARGETS[0] in group:
-            ids, shares = (
-                tf.gather(group[n], position + 1) for n in SOFT_TARGETS
-            )
-            batch |= zip(
-                SOFT_TARGETS, (ids, tf.cast(shares, tf.float32)), strict=True
             )
         batch |= _side_entries(
             group, rows, position, inside, reads_request_time

@@ -110,7 +110,8 @@ def read_rankings(
     relevant = padded_relevant_items(queries, names)
     lines = _read_lines(path, names)
     items, scores = _lay_out(lines, vocabulary)
-    ks, depth = sorted(set(ks)), items.shape[1]
+    depth = items.shape[1]
+    ks = sorted(set(ks))
     if depth < ks[0]:
         least = f"lists of at least {ks[0]} items, the smallest cutoff"
         raise _error(path, least, f"at most {depth}")

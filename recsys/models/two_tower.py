@@ -50,9 +50,7 @@ class TwoTower(keras.Model):
     divided by the sum of the weights. And `dislike_ids`, `[batch,
     num_dislikes]` int, 0 at padding: items that each row's user is known not to
     like, which are pushed down at every target of the row; see
-    `next_item_loss`. And `soft_target_ids`, `[batch, length, n]` int, with
-    `soft_target_shares` of the same shape, float: the shares that other items
-    have of each target; see `recsys.losses.full_softmax`.
+    `next_item_loss`.
 
     Where the history tower reads features, their entries are those that it
     describes; with `user_features` also `first_ids`, `[batch]` int: the first
@@ -267,15 +265,9 @@ class TwoTower(keras.Model):
             sum of their `target_weights`, both float32 scalars.
 
         Raises:
-            ValueError: The shapes of histories and targets do not agree, or
-                soft targets do not fit or are given with `negatives`.
+            ValueError: The shapes of histories and targets do not agree.
         """
         inputs = self._checked_inputs(inputs)
-        if "soft_target_ids" in inputs and negatives is not None:
-            raise ValueError(
-                "`soft_target_ids` must be left out with `negatives`, the "
-                f"sampled softmax. Received: both, {list(inputs)}"
-            )
         targets = inputs["target_ids"]
         weights = tf.cast(targets >= FIRST_ITEM_INDEX, tf.float32)
         if "target_weights" in inputs:
@@ -322,9 +314,6 @@ class TwoTower(keras.Model):
                 tf.reshape(self._places(targets), [-1]),
                 tf.reshape(weights, [-1]),
                 known=None if known is None else self._places(known),
-                soft_targets=self._soft_targets(
-                    inputs, "with_start" in features
-                ),
             )
             if dislikes is not None:
                 vectors = self._trained(targets, training)
@@ -342,42 +331,6 @@ class TwoTower(keras.Model):
                 dislikes,
             )
         return loss, count
-
-    def _soft_targets(
-        self, inputs: dict[str, tf.Tensor], with_start: bool
-    ) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """Returns the soft targets as `full_softmax` takes them, if any.
-
-        Args:
-            inputs: As for `next_item_loss`.
-            with_start: Whether there is a position before the first.
-
-        Raises:
-            ValueError: They have another shape than they should.
-        """
-        names = ("soft_target_ids", "soft_target_shares")
-        if not set(names) & inputs.keys():
-            return None
-        if missing := set(names) - inputs.keys():
-            raise ValueError(f"the inputs must have `{missing.pop()}`, too")
-        length = inputs["history_ids"].shape
-        found = []
-        for name in names:
-            each = tf.convert_to_tensor(inputs[name])
-            if not each.shape.is_compatible_with([*length, None]):
-                raise ValueError(
-                    f"`{name}` must be [batch, length, n], with the shape of "
-                    f"`history_ids`, {length}. Received: {each.shape}"
-                )
-            tf.debugging.assert_equal(
-                tf.shape(each)[:2],
-                tf.shape(inputs["history_ids"]),
-                f"`{name}` must have the shape of `history_ids`",
-            )
-            # Nothing is known of the start.
-            each = tf.pad(each, [[0, 0], [int(with_start), 0], [0, 0]])
-            found.append(tf.reshape(each, [-1, tf.shape(each)[2]]))
-        return self._places(found[0]), found[1]
 
     def _checked_inputs(
         self, inputs: dict[str, tf.Tensor]

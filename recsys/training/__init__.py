@@ -10,15 +10,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from recsys import files
 from recsys.command_line import load_tensorflow
-from recsys.config import FEATURE_FIELDS, PRESETS, TrainConfig
+from recsys.config import PRESETS, TrainConfig
 from recsys.data.prepare import (
     PreparedData,
     build_data,
     choose,
     data_summary,
-    same_training_items,
 )
 from recsys.errors import InputError
 from recsys.evaluation.comparison import Results
@@ -26,7 +24,7 @@ from recsys.evaluation.run import EvaluationData, evaluate_workdir
 from recsys.metrics import parse_metric
 from recsys.training.cluster import cluster_of
 from recsys.training.progress import Callback
-from recsys.workdir import Workdir, best_epoch, checksum
+from recsys.workdir import Workdir, best_epoch
 
 __all__ = ["PRESETS", "Callback", "TrainConfig", "TrainResult", "train"]
 
@@ -141,61 +139,11 @@ def _check(
         raise InputError(f"--selection_metric: {error}") from error
     if folder is not None:
         config = folder.check(config)
-    is_finished = folder is not None and folder.is_finished()
-    learns = config.teacher is not None and not is_finished
-    if learns:
-        check_teacher(config)  # Before the log is read, which takes longer.
     data = data or build_data(config)
     if folder is not None:
         folder.check_data(data.vocabulary)
     config, why = choose(config, data)
-    if learns:
-        check_teacher(config, data, folder)
     return config, data, why
-
-
-def check_teacher(
-    config: TrainConfig,
-    data: PreparedData | None = None,
-    folder: Workdir | None = None,
-) -> None:
-    """Raises InputError unless `--teacher` can teach a run.
-
-    Args:
-        config: The configuration of the run, with a teacher.
-        data: Its data, if already read.
-        folder: Its workdir, if it has one.
-    """
-    if not (config.teacher or "").strip():
-        raise InputError(
-            f"--teacher must name a trained model. Received: {config.teacher!r}"
-        )
-    teacher = Workdir(pathlib.Path(str(config.teacher)))
-    read = teacher.read_config("--teacher")
-    if names := [name for name in FEATURE_FIELDS if getattr(read, name)]:
-        raise InputError(
-            "--teacher must be a model that reads items alone. Received: "
-            f"{teacher.path}, which reads {', '.join(names)}"
-        )
-    if data is None:
-        return
-    if not data.split.train.in_memory:
-        raise InputError(
-            "--teacher must go with a log in memory. Received: shards"
-        )
-    if not same_training_items(data.vocabulary, teacher.read_vocabulary()):
-        raise InputError(
-            "--teacher must be a model of the same log and split. Received: "
-            f"{teacher.path} with other items, or other numbers of "
-            "interactions with them"
-        )
-    if folder is not None and folder.teacher.is_file():
-        noted = files.read_json_object(folder.teacher, model=str)["model"]
-        if noted != checksum(teacher.model):
-            raise InputError(
-                f"{folder.path}: expected the teacher that this run started "
-                f"with. Received: {teacher.path}, which has another model"
-            )
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from recsys import files, recommender
+from recsys import files
 from recsys.config import FEATURE_FIELDS, TrainConfig
 from recsys.data import pipeline
 from recsys.data.features import ItemEncoder
@@ -25,7 +24,6 @@ from recsys.data.prepare import (
     train_counts,
 )
 from recsys.data.side_information import SideEncoder, fit_side_encoder
-from recsys.errors import InputError
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
 from recsys.models.two_tower import TwoTower
@@ -53,8 +51,7 @@ from recsys.training.progress import (
     epoch_line,
     start_line,
 )
-from recsys.training.teacher import soft_targets_of
-from recsys.workdir import Workdir, best_epoch, checksum
+from recsys.workdir import Workdir, best_epoch
 
 # Measured after each epoch, besides the metric that selects the best one.
 _VALIDATION_METRICS = ("recall@10", "ndcg@10")
@@ -101,10 +98,6 @@ def run_training(
             if trainer.side is not None:
                 with folder.writing(folder.side_information) as path:
                     trainer.side.save(path)
-            if config.teacher is not None:
-                teacher = Workdir(pathlib.Path(config.teacher))
-                about = {"model": checksum(teacher.model)}
-                files.write_json(folder.teacher, about)
             files.write_json(folder.config, config.to_dict())
         return trainer.run()
 
@@ -138,7 +131,6 @@ class Trainer:
         self._verbose = verbose and self.is_chief
         self._callbacks = callbacks if self.is_chief else ()
         self._kept_plan: tuple[int, pipeline.EpochPlan] | None = None
-        self._soft_targets: tuple[np.ndarray, np.ndarray] | None = None
         keras.utils.set_random_seed(config.seed)
         # A run that extends another keeps that run's feature values.
         saved = folder.item_features
@@ -201,12 +193,6 @@ class Trainer:
         sampler = build_negative_sampler(
             config, train_counts(data.vocabulary, TRAIN_TARGETS)
         )
-        if config.teacher is not None and sampler is not None:
-            raise InputError(
-                "--teacher must go with --loss=full_softmax. Received: "
-                f"--loss={config.loss}, which is the sampled softmax for "
-                f"{data.vocabulary.num_items:,} items"
-            )
         replicas = self._replicas
         step = TrainStep(self.model, self.optimizer, sampler, config.seed)
         self.train_step = tf.function(
@@ -221,11 +207,6 @@ class Trainer:
         """The input of a step; rows and lengths differ between batches."""
         train = self._data.split.train
         signature = dict(PART_SIGNATURE if self._replicas else BATCH_SIGNATURE)
-        if self._config.teacher is not None:
-            for name, dtype in zip(
-                pipeline.SOFT_TARGETS, (tf.int32, tf.float32), strict=True
-            ):
-                signature[name] = tf.TensorSpec([None, None, None], dtype)
         if with_kinds := train.kinds is not None:
             spec = tf.TensorSpec([None, None], tf.float32)
             signature["target_weights"] = spec
@@ -258,40 +239,10 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_start(config, self._folder.path, progress)
         if not progress.finished:
-            if config.teacher is not None:
-                self._ask_teacher(config.teacher)
             progress = self._run_epochs(progress)
         for callback in self._callbacks:
             callback.on_end(progress)
         return progress
-
-    def _ask_teacher(self, path: str) -> None:
-        """Keeps the soft targets that the teacher gives."""
-        config, folder = self._config, Workdir(pathlib.Path(path))
-        if self._verbose:
-            print_line(f"asking the teacher {folder.path} about each target")
-        teacher = recommender.restore(folder)
-        began = time.perf_counter()
-        ids, shares = soft_targets_of(
-            teacher.model,
-            self._data.split.train.read_all(),
-            max_length=min(
-                config.max_history_length, teacher.max_history_length
-            ),
-            masks_known=config.mask_known_items,
-            temperature=config.teacher_temperature,
-        )
-        if self._verbose:
-            totals = shares.astype(np.float32).sum(axis=1)
-            totals = totals[totals > 0]
-            mean = totals.mean() if len(totals) else 0.0
-            print_line(
-                f"asked in {time.perf_counter() - began:.0f} s: the likeliest "
-                f"{ids.shape[1]} items have {mean:.0%} of its probability, and "
-                f"so {config.teacher_weight * mean:.0%} of the target"
-            )
-        weight = np.float16(config.teacher_weight)
-        self._soft_targets = ids, weight * shares
 
     def _start(self) -> Progress:
         """Restores or initializes all variables; returns the progress."""
@@ -457,7 +408,6 @@ class Trainer:
             first_step=first_step,
             part=self._replicas.part if self._replicas else None,
             side=self.side,
-            soft_targets=self._soft_targets,
         )
 
     def _plan(self, epoch: int) -> pipeline.EpochPlan:
