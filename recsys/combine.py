@@ -93,7 +93,8 @@ def read_workdirs(text: str | None) -> list[Workdir]:
     folders = [Workdir(pathlib.Path(name)) for name in parse_names(text)]
     if len(folders) < 2:
         raise InputError(
-            f"--workdirs must name at least two folders. Received: {text!r}"
+            "--workdirs must name at least two folders. Received: "
+            f"{'none' if text is None else repr(text)}"
         )
     return folders
 
