@@ -13,7 +13,12 @@ from typing import Any
 
 import recsys
 from recsys import files
-from recsys.command_line import Command, load_tensorflow, required_path
+from recsys.command_line import (
+    Command,
+    check_new_workdir,
+    load_tensorflow,
+    required_path,
+)
 from recsys.config import (
     FEATURE_FIELDS,
     SOURCE_FIELDS,
@@ -63,16 +68,7 @@ def main(values: dict[str, Any]) -> int:
     """
     folders = read_workdirs(values["workdirs"])
     output = required_path(values, "output_workdir", "be given")
-    if not files.is_new_or_empty(output):
-        raise InputError(
-            "--output_workdir must be a new or empty folder. "
-            f"Received: {str(output)!r}"
-        )
-    if not files.can_write(output.absolute().parent):
-        raise InputError(
-            "--output_workdir must be a folder that can be written. "
-            f"Received: {str(output)!r}"
-        )
+    check_new_workdir(output)
     config = check_workdirs(folders)
     load_tensorflow()
     write_combination(folders, config, output)
@@ -123,17 +119,23 @@ def check_workdirs(folders: Sequence[Workdir]) -> TrainConfig:
             "--workdirs must have each model once, also within combined ones. "
             f"Received: {twice[0]} {counts[twice[0]]} times"
         )
+    vocabulary = folders[0].read_vocabulary()
     for folder, config in zip(folders[1:], configs[1:], strict=True):
-        _check_same((folders[0], configs[0]), (folder, config))
+        _check_settings((folders[0], folder), (configs[0], config))
+        if not same_training_items(vocabulary, folder.read_vocabulary()):
+            raise InputError(
+                "--workdirs must be of one log and split. Received: "
+                f"{folder.path} with other items, or other numbers of "
+                f"interactions with them, than {folders[0].path}"
+            )
+        _check_features(folders[0], folder)
     return configs[0]
 
 
-def _check_same(
-    first: tuple[Workdir, TrainConfig], other: tuple[Workdir, TrainConfig]
+def _check_settings(
+    folders: tuple[Workdir, Workdir], configs: tuple[TrainConfig, TrainConfig]
 ) -> None:
-    """Raises InputError unless two models read the same."""
-    folders = first[0], other[0]
-    configs = first[1], other[1]
+    """Raises InputError unless two models are to read the same."""
     # The path of the log may be another one.
     differing = configs[0].data_differences(configs[1]).keys() - SOURCE_FIELDS
     differing |= {
@@ -148,12 +150,10 @@ def _check_same(
             f"--workdirs must agree on {name}. Received: "
             f"{' and '.join(received)}"
         )
-    if not same_training_items(*(each.read_vocabulary() for each in folders)):
-        raise InputError(
-            "--workdirs must be of one log and split. Received: "
-            f"{folders[1].path} with other items, or other numbers of "
-            f"interactions with them, than {folders[0].path}"
-        )
+
+
+def _check_features(*folders: Workdir) -> None:
+    """Raises InputError unless two models have the same fitted features."""
     for name in ("item_features", "side_information"):
         paths = [getattr(folder, name) for folder in folders]
         found = [files.read_json(x) if x.is_file() else None for x in paths]

@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from recsys import files
 from recsys.config import DEFAULTS, FIELDS, PRESETS, TYPES, default_preset
 from recsys.errors import (
     InputError,
@@ -416,6 +417,25 @@ def required_path(
     if not values[name]:
         raise InputError(f"--{name} must {must}. Received: none")
     return pathlib.Path(values[name])
+
+
+def check_new_workdir(output: pathlib.Path) -> None:
+    """Checks that `--output_workdir` names a folder that may be made.
+
+    Raises:
+        InputError: It holds something, or cannot be written.
+    """
+    if not files.is_new_or_empty(output):
+        raise InputError(
+            "--output_workdir must be a new or empty folder. "
+            f"Received: {str(output)!r}"
+        )
+    # It is made beside its final path and moved there when complete.
+    if not files.can_write(output.absolute().parent):
+        raise InputError(
+            "--output_workdir must be a folder that can be written. "
+            f"Received: {str(output)!r}"
+        )
 
 
 def add_config_flags(

@@ -13,6 +13,7 @@ from recsys.command_line import (
     Command,
     add_config_flags,
     add_model_flag,
+    check_new_workdir,
     load_tensorflow,
     model_folder,
     required_path,
@@ -109,17 +110,7 @@ def _is_done(output: pathlib.Path, asked: dict[str, Any]) -> bool:
                 f"different {differing}"
             )
         return True
-    if not files.is_new_or_empty(output):
-        raise InputError(
-            "--output_workdir must be a new or empty folder. "
-            f"Received: {str(output)!r}"
-        )
-    # It is made beside its final path and moved there when complete.
-    if not files.can_write(output.absolute().parent):
-        raise InputError(
-            "--output_workdir must be a folder that can be written. "
-            f"Received: {str(output)!r}"
-        )
+    check_new_workdir(output)
     return False
 
 

@@ -92,7 +92,7 @@ class Workdir:
         return found
 
     def check_trains(self) -> None:
-        """Raises InputError if the folder has a model that is not trained."""
+        """Raises InputError if the model here was combined, not trained."""
         if self.combination.is_file():
             raise InputError(
                 f"{self.path}: expected a run of recsys.train. Received: a "
@@ -175,7 +175,7 @@ class Workdir:
         """Reads the configuration of a trained model.
 
         Args:
-            name: What named the folder, for messages.
+            name: What the message calls the folder, such as a flag.
 
         Raises:
             InputError: The folder is missing or holds no trained model.

@@ -2,10 +2,10 @@
 
 A sum of dot products is the dot product of the concatenated vectors. So the
 item tables stand side by side in one table, as do the vectors of features, and
-each encoder reads its own slice: the result is a `TwoTower` as any other, with
-one index and one file. Models that differ in nothing but their seed already
-make a better one together, as their errors differ (Hansen and Salamon 1990,
-https://doi.org/10.1109/34.58871).
+each encoder reads its own slice: the result is a `TwoTower` like any other,
+with one index and one file. Models that differ in nothing but their seed
+already make a better one together, as their errors differ (Hansen and Salamon
+1990, https://doi.org/10.1109/34.58871).
 """
 
 from __future__ import annotations
@@ -65,10 +65,7 @@ def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     for model in models:
         if not model.built:
             model.build()
-    layers = _Layers(
-        sum(m.candidate_tower.embedding.embedding_dim for m in models)
-    )
-    both = _towers(models, layers)
+    both, layers = _unfilled(models)
     both.build()
     # Some encoders create their weights at the first call.
     both({"history_ids": tf.constant([[FIRST_ITEM_INDEX]])})
@@ -77,8 +74,8 @@ def ensemble(models: Sequence[TwoTower]) -> TwoTower:
     return both
 
 
-def _towers(models: list[TwoTower], layers: _Layers) -> TwoTower:
-    """Makes a model of towers that read everything that the models read."""
+def _unfilled(models: list[TwoTower]) -> tuple[TwoTower, _Layers]:
+    """Makes a model that reads what all models read, and its feature layers."""
     histories = [model.history_tower for model in models]
     candidates = [model.candidate_tower for model in models]
     tables = [tower.embedding for tower in candidates]
@@ -92,12 +89,13 @@ def _towers(models: list[TwoTower], layers: _Layers) -> TwoTower:
         if sketches
     }
     dtype = models[0].dtype_policy
+    layers = _Layers(sum(dims))
     table = SharedItemEmbedding(size, sum(dims), dtype=dtype)
     names = ("item_features", *(f"{part}_features" for part in PARTS))
     encoder = EncoderEnsemble(
         [_copied(tower.encoder) for tower in histories], dims, dtype=dtype
     )
-    return TwoTower(
+    both = TwoTower(
         HistoryTower(
             table,
             encoder,
@@ -117,6 +115,7 @@ def _towers(models: list[TwoTower], layers: _Layers) -> TwoTower:
         ),
         dtype=dtype,
     )
+    return both, layers
 
 
 def _assign(both: TwoTower, models: list[TwoTower]) -> None:
@@ -145,8 +144,8 @@ class _Layers:
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
-        self._made: dict[tuple[int, ...], Any] = {}
-        self._pairs: list[tuple[Any, list[Any]]] = []
+        # Each layer beside those that it is made from, by what these are.
+        self._made: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
 
     def beside(self, name: str, layers: list[Any]) -> Any:
         """Returns one layer for several, the same for the same ones.
@@ -182,13 +181,13 @@ class _Layers:
                         "in all models. Received: different ones"
                     )
             config = {**layers[0].get_config(), "embedding_dim": self._dim}
-            self._made[key] = type(layers[0]).from_config(config)
-            self._pairs.append((self._made[key], layers))
-        return self._made[key]
+            made = type(layers[0]).from_config(config)
+            self._made[key] = made, layers
+        return self._made[key][0]
 
     def assign(self) -> None:
         """Fills the layers, which are built by now."""
-        for new, layers in self._pairs:
+        for new, layers in self._made.values():
             for name in _TRAINED:
                 if getattr(new, name, None) is not None:
                     found = [getattr(layer, name) for layer in layers]

@@ -44,8 +44,24 @@ def accepted_by(encoder: keras.layers.Layer) -> set[str]:
     return names
 
 
+class _Encoder(keras.layers.Layer):
+    """What the encoders have in common: their answer has the vectors' shape."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_output_shape(self, vectors_shape: Any) -> Any:
+        """`[batch, length, dim]`, as the vectors."""
+        return vectors_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shape and type of the answer to a symbolic call."""
+        return traced_spec(self, *args, **kwargs)
+
+
 @keras.saving.register_keras_serializable(package="recsys")
-class MeanPooling(keras.layers.Layer):
+class MeanPooling(_Encoder):
     """The mean of the item vectors so far, without weights of its own.
 
     Args:
@@ -56,7 +72,6 @@ class MeanPooling(keras.layers.Layer):
     def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
-        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates nothing: the layer has no weights."""
@@ -91,21 +106,13 @@ class MeanPooling(keras.layers.Layer):
         mean = tf.math.divide_no_nan(tf.cumsum(total, axis=1), count)
         return tf.cast(mean, vectors.dtype)
 
-    def compute_output_shape(self, vectors_shape: Any) -> Any:
-        """`[batch, length, dim]`, as the vectors."""
-        return vectors_shape
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Shape and type of the answer to a symbolic call."""
-        return traced_spec(self, *args, **kwargs)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "dropout": self.dropout.rate}
 
 
 @keras.saving.register_keras_serializable(package="recsys")
-class GRUEncoder(keras.layers.Layer):
+class GRUEncoder(_Encoder):
     """A gated recurrent unit over the history.
 
     After GRU4Rec (Hidasi et al. 2016, https://arxiv.org/abs/1511.06939).
@@ -132,7 +139,6 @@ class GRUEncoder(keras.layers.Layer):
         if projection is not None:
             self.projection = keras.layers.Dense.from_config(projection)
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
-        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates the recurrent unit and the projection of its state."""
@@ -169,14 +175,6 @@ class GRUEncoder(keras.layers.Layer):
         states = self.gru(vectors, mask=mask, training=training)
         return self.projection(self.dropout(states, training=training))
 
-    def compute_output_shape(self, vectors_shape: Any) -> Any:
-        """`[batch, length, dim]`, as the vectors."""
-        return vectors_shape
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Shape and type of the answer to a symbolic call."""
-        return traced_spec(self, *args, **kwargs)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         projection = None
@@ -192,7 +190,7 @@ class GRUEncoder(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="recsys")
-class SelfAttentionEncoder(keras.layers.Layer):
+class SelfAttentionEncoder(_Encoder):
     """A stack of causal self-attention blocks (see `transformer_block`).
 
     The order of a history enters through the blocks' relative-position
@@ -237,7 +235,6 @@ class SelfAttentionEncoder(keras.layers.Layer):
         self.max_distance = max_distance
         self.reads_times = reads_times
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
-        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates the blocks."""
@@ -316,14 +313,6 @@ class SelfAttentionEncoder(keras.layers.Layer):
         )
         return self.norm(hidden)
 
-    def compute_output_shape(self, vectors_shape: Any) -> Any:
-        """`[batch, length, dim]`, as the vectors."""
-        return vectors_shape
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Shape and type of the answer to a symbolic call."""
-        return traced_spec(self, *args, **kwargs)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {
@@ -337,7 +326,7 @@ class SelfAttentionEncoder(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="recsys")
-class EncoderEnsemble(keras.layers.Layer):
+class EncoderEnsemble(_Encoder):
     """Several encoders side by side, each of its own slice of the vectors.
 
     An item's vector is the concatenation of its vectors for the encoders, and
@@ -374,7 +363,6 @@ class EncoderEnsemble(keras.layers.Layer):
             )
         self.dims = [int(dim) for dim in dims]
         self.encoders = list(encoders)
-        self.supports_masking = True
         self._accepted = [accepted_by(encoder) for encoder in encoders]
         for number, encoder in enumerate(self.encoders):
             # tf.train.Checkpoint passes over Keras layers in a list.
@@ -432,14 +420,6 @@ class EncoderEnsemble(keras.layers.Layer):
                 outputs = pick(only_positions, outputs)
             found.append(outputs)
         return tf.concat(found, axis=-1)
-
-    def compute_output_shape(self, vectors_shape: Any) -> Any:
-        """`[batch, length, sum of dims]`, as the vectors."""
-        return vectors_shape
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Shape and type of the answer to a symbolic call."""
-        return traced_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -158,7 +158,7 @@ def _origin(
         return (
             ", ".join(seeds),
             ", ".join(dict.fromkeys(losses)),
-            (f"the sum of {len(parts)} models, each at its best epoch"),
+            f"the sum of {len(parts)} models, each at its best epoch",
         )
     weights = f"training for at most {config.num_epochs} epochs"
     if found.get("best_epoch"):
