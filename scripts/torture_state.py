@@ -43,8 +43,8 @@ from recsys.workdir import Workdir, checkpoint_paths
 _TIMES = ("seconds", "interactions_per_second")
 
 
-def trained(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns all that a training leaves, by name, except for its times."""
+def model_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the architecture and the weights of a model, by name."""
     found: dict[str, Any] = {}
     with zipfile.ZipFile(workdir / "model.keras") as archive:
         architecture = archive.read("config.json").decode()
@@ -61,6 +61,22 @@ def trained(workdir: pathlib.Path) -> dict[str, Any]:
                 found[f"weights/{name}"] = item[()]
 
         file.visititems(keep)
+    return found
+
+
+def combined(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns all that a combination leaves, by name."""
+    if not workdir.exists():
+        return {}
+    found: dict[str, Any] = digest(workdir)
+    # These hold the time.
+    del found["model.keras"], found["checksums.json"]
+    return found | model_of(workdir)
+
+
+def trained(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns all that a training leaves, by name, except for its times."""
+    found = model_of(workdir)
     # An older one stays if a run was killed between the last and its removal.
     *_, checkpoint = checkpoint_paths(workdir / "checkpoints")
     variables = tf.train.load_checkpoint(str(checkpoint / "variables"))
@@ -174,7 +190,8 @@ class Stage:
         if fault is None:
             again = self.run(target, None)
             # Finished shards are not replaced, not even by the same.
-            refused = self.refuses_finished and self.result(target) == expected
+            found = self.result(target) if self.refuses_finished else None
+            refused = found and difference(found, expected) is None
             fault = again.fault(*((0, 2) if refused else (0,)))
             fault = fault and f"run again: {fault}"
         return (
@@ -221,6 +238,12 @@ def stages(world: World, campaign: str) -> dict[str, Stage]:
         )
         return run_forked("extend", arguments, stop)
 
+    def combine(target: pathlib.Path, stop: Stop | None) -> Ended:
+        arguments = flags(
+            workdirs=f"{world.workdir},{world.other}", output_workdir=target
+        )
+        return run_forked("combine", arguments, stop)
+
     def shard(target: pathlib.Path, stop: Stop | None) -> Ended:
         return run_process("prepare_shards", world.shard_flags(target), stop)
 
@@ -240,6 +263,7 @@ def stages(world: World, campaign: str) -> dict[str, Stage]:
         Stage("export", *at, export, digest, old_export, replaces=True),
         Stage("train", *at, train, trained, made=world.workdir),
         Stage("extend", *at, extend, trained),
+        Stage("combine", *at, combine, combined, refuses_finished=True),
     )
     return {stage.name: stage for stage in found}
 
@@ -249,16 +273,16 @@ _ENDS = {
     "export": "the old export or the new one is whole, and nothing is left",
     "train": "a resumed run ends bit for bit as an uninterrupted one",
     "extend": "a resumed extension ends bit for bit as an uninterrupted one",
+    "combine": "the same command succeeds, with equal weights",
 }
 
 
 def kills(world: World, rng: np.random.Generator) -> Iterator[Try]:
     """Kills the commands that write, and runs them again."""
-    for number, (name, stage) in enumerate(
-        itertools.cycle(stages(world, "kills").items())
-    ):
+    found = stages(world, "kills")
+    for number, (name, stage) in enumerate(itertools.cycle(found.items())):
         _, seconds, events = stage.whole
-        if number // 4 % 2:
+        if number // len(found) % 2:
             kind = "SIGKILL at a random moment"
             stop = {"kill_after": float(rng.uniform(0, seconds))}
         else:
@@ -271,11 +295,10 @@ def kills(world: World, rng: np.random.Generator) -> Iterator[Try]:
 
 def disk(world: World, rng: np.random.Generator) -> Iterator[Try]:
     """Lets the commands that write run into a full disk."""
-    for number, (name, stage) in enumerate(
-        itertools.cycle(stages(world, "disk").items())
-    ):
+    found = stages(world, "disk")
+    for number, (name, stage) in enumerate(itertools.cycle(found.items())):
         events = stage.whole[2]
-        if number // 4 % 2:
+        if number // len(found) % 2:
             kind = "files that cannot grow (RLIMIT_FSIZE)"
             stop = {"file_size": int(2 ** rng.uniform(4, 17))}
         else:

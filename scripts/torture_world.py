@@ -251,7 +251,7 @@ def flags(**values: Any) -> list[str]:
 
 
 class World:
-    """A log, a trained model, its export and shards, in a folder.
+    """A log, two trained models, the export of one, and shards, in a folder.
 
     Args:
         folder: The folder, which exists.
@@ -263,6 +263,7 @@ class World:
         self.log = folder / "log" / "log.csv"
         self.later = folder / "later" / "log.csv"
         self.workdir = folder / "run"
+        self.other = folder / "other"
         self.export = folder / "export"
         self.shards = folder / "shards"
         self.seconds: dict[str, float] = {}
@@ -272,9 +273,9 @@ class World:
             self._more = {"encoder": "mean_pooling", "num_epochs": 1}
             self._formats = "saved_model"
 
-    def train_flags(self, workdir: pathlib.Path) -> list[str]:
+    def train_flags(self, workdir: pathlib.Path, seed: int = 0) -> list[str]:
         """Returns the flags of the training into a workdir."""
-        values = {**TRAIN_FLAGS, **self._more}
+        values = {**TRAIN_FLAGS, **self._more, "seed": seed}
         return flags(data=self.log, workdir=workdir, **values)
 
     def shard_flags(self, output: pathlib.Path) -> list[str]:
@@ -306,6 +307,9 @@ class World:
             if ended.code:
                 raise RuntimeError(f"{name}: {ended.err}")
             self.seconds[name] = ended.seconds
+        ended = run_forked("train", self.train_flags(self.other, seed=1))
+        if ended.code:
+            raise RuntimeError(f"train: {ended.err}")
 
     def counting(self, name: str, folder: pathlib.Path) -> Stop:
         """Returns what counts the file events in a folder."""
