@@ -261,6 +261,58 @@ class SelfAttentionEncoderTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(np.isfinite(one[3]), True)
 
+    @parameterized.product(reads_times=(False, True), num_blocks=(1, 2))
+    def test_skipping_padding_changes_nothing_else(
+        self, reads_times, num_blocks
+    ):
+        vectors = tf.constant(_vectors(5, 7))
+        # Padding on the right, on the left, in between, nowhere, everywhere.
+        mask = np.ones((5, 7), bool)
+        mask[0, 3:] = mask[1, :2] = mask[2, [0, 4]] = mask[4] = False
+        times = tf.constant(np.arange(35).reshape(5, 7) * 3600, tf.int64)
+        known = {"times": (times, times)} if reads_times else {}
+        found = []
+        for skips in (False, True):
+            encoder = SelfAttentionEncoder(
+                num_blocks=num_blocks,
+                num_heads=2,
+                dropout=0.0,
+                max_distance=4,
+                reads_times=reads_times,
+                skips_padding=skips,
+            )
+            encoder.build(vectors.shape)
+            _randomize(encoder)
+            with tf.GradientTape() as tape:
+                tape.watch(vectors)
+                answer = encoder(vectors, mask=mask, training=True, **known)
+                total = tf.reduce_sum(answer[mask] ** 3)
+            sources = [vectors, *encoder.trainable_variables]
+            found.append([answer[mask], *tape.gradient(total, sources)])
+            # Nothing is asked of padding, and nothing learned from it.
+            np.testing.assert_array_equal(found[-1][1][~mask], 0)
+        np.testing.assert_array_equal(answer[~mask], 0)
+        for here, there in zip(*found, strict=True):
+            np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
+
+    def test_padding_is_not_computed(self):
+        encoder = SelfAttentionEncoder(
+            num_blocks=1, dropout=0.0, skips_padding=True
+        )
+        encoder.build((None, None, DIM))
+        mask = np.zeros((4, 50), bool)
+        mask[:, :3] = True
+        sizes = []
+        original = encoder.blocks[0].feed_forward_norm.call
+
+        def call(inputs):
+            sizes.append(inputs.shape)
+            return original(inputs)
+
+        encoder.blocks[0].feed_forward_norm.call = call
+        encoder(_vectors(4, 50), mask=mask, training=True)
+        self.assertEqual(sizes, [(4 * 3, DIM)])
+
     def test_beyond_max_distance_only_the_bias_is_shared(self):
         # One head, bias 0 but for the farthest distance: with max_distance
         # 2, an item ten places back and one two places back weigh the same.

@@ -167,6 +167,32 @@ class TrainDatasetTest(parameterized.TestCase):
 
         self.assertIs(options.autotune.enabled, False)
 
+    @parameterized.parameters(
+        # Rows of 2 and 3 positions in buckets of 8: 11 of 16 are padding, and
+        # all of the third row, which fills up the second batch of two.
+        ((3, 4, 3), 64, 16, 1 - 7 / 32),
+        # Context before a window's targets is not padding.
+        ((17, 40), 8, 16, None),
+        ((), 8, 8, 1.0),
+    )
+    def test_padding_share(self, lengths, max_length, positions, expected):
+        sequences = _sequences(lengths)
+        plan = pipeline.plan_epoch(
+            sequences,
+            max_length=max_length,
+            positions_per_batch=positions,
+            seed=0,
+            epoch=0,
+        )
+        if expected is not None:
+            self.assertAlmostEqual(plan.padding_share, expected)
+        train_ds = pipeline.train_dataset(sequences, plan)
+        ids = [batch["history_ids"] for batch in train_ds.as_numpy_iterator()]
+        if ids:
+            real = sum(np.count_nonzero(each) for each in ids)
+            total = sum(each.size for each in ids)
+            self.assertAlmostEqual(plan.padding_share, 1 - real / total)
+
     def test_a_row_longer_than_a_batch_is_a_batch(self):
         batches = _batches(_sequences((9,)), max_length=8, positions=3)
         self.assertLen(batches, 1)

@@ -177,6 +177,7 @@ class EpochPlan:
     Attributes:
         groups: The groups; see `TrainingSequences.groups`.
         num_batches: The number of batches in each group.
+        padding_share: Share of all positions that are padding.
         plan_group: Returns the batches of a group, given its number and the
             `[num_users + 1]` int64 offsets of its sequences. Repeated calls
             return equal batches.
@@ -184,6 +185,7 @@ class EpochPlan:
 
     groups: list[np.ndarray]
     num_batches: list[int]
+    padding_share: float
     plan_group: Callable[[int, np.ndarray], GroupPlan]
 
     def __len__(self) -> int:
@@ -227,15 +229,21 @@ def plan_epoch(
 
     # A stream of its own, besides those of the groups.
     groups = sequences.groups(np.random.default_rng([seed, epoch, 0, 1]))
-    num_batches = []
+    num_batches, num_real, num_positions = [], 0, 0
     for number, group in enumerate(groups):
         offsets = offsets_of(sequences.group_lengths(group))
         plan = plan_group(number, offsets)
         num_batches.append(len(plan))
+        lengths = np.repeat(plan.lengths, np.diff(plan.offsets))
+        available = plan.windows.ends - plan.windows.earliest
+        available = np.append(available, 0)[plan.rows]
+        num_real += int(np.minimum(lengths, available).sum())
+        num_positions += int(lengths.sum())
     if len(groups) == 1:
         # The plans of many groups need not fit in memory; this one does.
         planned[0] = plan
-    return EpochPlan(groups, num_batches, plan_group)
+    padding_share = 1 - num_real / max(1, num_positions)
+    return EpochPlan(groups, num_batches, padding_share, plan_group)
 
 
 def _plan_group(

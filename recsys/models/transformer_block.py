@@ -321,6 +321,58 @@ class RMSNorm(keras.layers.Layer):
         return tf.cast(normed, inputs.dtype) * self.scale
 
 
+class Packing:
+    """The real positions of a batch as the rows of one matrix, in its order.
+
+    Args:
+        mask: `[batch, length]` boolean, `num_real` of them true.
+    """
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        is_real = tf.reshape(mask, [-1])
+        number = tf.cumsum(tf.cast(is_real, tf.int32))
+        self._shape = tf.shape(mask)
+        self._places = tf.cast(tf.where(is_real)[:, 0], tf.int32)
+        # One row more, of zeros, for padding.
+        self._rows = tf.where(is_real, number - 1, tf.size(self._places))
+
+    def pack(self, values: tf.Tensor) -> tf.Tensor:
+        """`[num_real, n]` of `[batch, length, n]`."""
+        return _packed(values, self._places, self._rows, self._shape)
+
+    def unpack(self, values: tf.Tensor) -> tf.Tensor:
+        """`[batch, length, n]` of `[num_real, n]`, zero at padding."""
+        return _unpacked(values, self._places, self._rows, self._shape)
+
+
+# Each is the other's gradient. The automatic one of a gather adds up rows that
+# occur several times, which none does here.
+@tf.custom_gradient
+def _packed(
+    values: tf.Tensor, places: tf.Tensor, rows: tf.Tensor, shape: tf.Tensor
+) -> tuple[tf.Tensor, Callable]:
+    flat = tf.reshape(values, [-1, values.shape[-1]])
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        return _unpacked(upstream, places, rows, shape), None, None, None
+
+    return tf.gather(flat, places), gradient
+
+
+@tf.custom_gradient
+def _unpacked(
+    values: tf.Tensor, places: tf.Tensor, rows: tf.Tensor, shape: tf.Tensor
+) -> tuple[tf.Tensor, Callable]:
+    width = values.shape[-1]
+    flat = tf.gather(tf.pad(values, [[0, 1], [0, 0]]), rows)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        return _packed(upstream, places, rows, shape), None, None, None
+
+    result = tf.reshape(flat, [shape[0], shape[1], width])
+    return result, gradient
+
+
 @keras.saving.register_keras_serializable(package="recsys")
 class TransformerBlock(keras.layers.Layer):
     """Attention, then a feed-forward layer, each as a gated residual.
@@ -391,11 +443,12 @@ class TransformerBlock(keras.layers.Layer):
         training: bool | None = None,
         only_positions: tf.Tensor | None = None,
         pair_bias: tf.Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tf.Tensor:
         """Runs the block.
 
         Args:
-            inputs: `[batch, length, dim]`.
+            inputs: `[batch, length, dim]`, or `[num_real, dim]` with `packing`.
             mask: `[batch, length]` boolean, or None if nothing is padding.
             training: Whether dropout is active.
             only_positions: `[batch]` int32, the one position of each row to
@@ -404,9 +457,11 @@ class TransformerBlock(keras.layers.Layer):
             pair_bias: `[batch, heads, length, length]` float to add to the
                 logits of attention, row the query; `[batch, heads, length]`
                 with `only_positions`. Default: none.
+            packing: Where the inputs have their places, if they are packed;
+                not with `only_positions`.
 
         Returns:
-            `[batch, length, dim]`; `[batch, dim]` with `only_positions`.
+            As `inputs`; `[batch, dim]` with `only_positions`.
         """
         dim = inputs.shape[-1]
         normed = self.attention_norm(inputs)
@@ -414,9 +469,15 @@ class TransformerBlock(keras.layers.Layer):
             queries, keys, values, gate = tf.split(
                 _product(normed, self.attention_in), 4, axis=-1
             )
+            if packing is not None:
+                queries, keys, values = map(
+                    packing.unpack, (queries, keys, values)
+                )
             attended = self._attend(
                 queries, keys, values, mask, pair_bias, training
             )
+            if packing is not None:
+                attended = packing.pack(attended)
         else:
             attended, gate = self._attend_at(
                 only_positions, normed, mask, pair_bias

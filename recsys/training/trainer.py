@@ -53,6 +53,9 @@ from recsys.training.progress import (
 )
 from recsys.workdir import Workdir, best_epoch
 
+# With more padding than this the encoder skips it; with less there is little to
+# gain.
+_MOST_PADDING = 1 / 3
 # Measured after each epoch, besides the metric that selects the best one.
 _VALIDATION_METRICS = ("recall@10", "ndcg@10")
 
@@ -179,15 +182,19 @@ class Trainer:
             features = build_item_features(
                 config, encoder, data.vocabulary.items
             )
+        plan = self._plan(epoch=0)
+        skips_padding = (
+            plan.padding_share > _MOST_PADDING and not config.jit_compile
+        )
         self.model: TwoTower = build_model(
-            config, data.vocabulary.size, features, self.side
+            config, data.vocabulary.size, features, self.side, skips_padding
         )
         if encoder is not None:
             total = TRAIN_TARGETS if self.regression is None else TRAIN_COUNT
             self.model.trained_items = trained_items(data.vocabulary, total)
         self.model.masks_known = config.mask_known_items
         self.optimizer = build_optimizer(
-            config, len(self._plan(epoch=0)), data.vocabulary.num_items
+            config, len(plan), data.vocabulary.num_items
         )
         self.optimizer.build(self.model.trainable_variables)
         sampler = build_negative_sampler(
