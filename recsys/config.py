@@ -857,7 +857,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "tfds:movielens/1m-ratings",
         "table_init": "co_occurrence",
         "embedding_dim": 128,
-        "num_blocks": 3,
+        "num_blocks": 4,
         "item_dropout": 0.2,
         "mask_known_items": True,
         "num_epochs": 34,

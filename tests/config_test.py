@@ -81,7 +81,7 @@ class TrainConfigTest(parameterized.TestCase):
         self.assertEqual(fields["dropout"], dropout)
         self.assertEqual(fields["item_dropout"], item_dropout)
         self.assertEqual(fields["num_epochs"], epochs)
-        self.assertEqual(fields["num_blocks"], 3 if dropout == 0.2 else 2)
+        self.assertEqual(fields["num_blocks"], 4 if dropout == 0.2 else 2)
         self.assertEqual(fields["mask_known_items"], dropout == 0.2)
         dim = 0 if dropout == 0.2 else 256
         self.assertEqual(fields["transition_dim"], dim)

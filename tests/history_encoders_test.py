@@ -279,8 +279,8 @@ class SelfAttentionEncoderTest(parameterized.TestCase):
                 dropout=0.0,
                 max_distance=4,
                 reads_times=reads_times,
-                skips_padding=skips,
             )
+            encoder.skips_padding = skips
             encoder.build(vectors.shape)
             _randomize(encoder)
             with tf.GradientTape() as tape:
@@ -296,9 +296,8 @@ class SelfAttentionEncoderTest(parameterized.TestCase):
             np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
 
     def test_padding_is_not_computed(self):
-        encoder = SelfAttentionEncoder(
-            num_blocks=1, dropout=0.0, skips_padding=True
-        )
+        encoder = SelfAttentionEncoder(num_blocks=1, dropout=0.0)
+        encoder.skips_padding = True
         encoder.build((None, None, DIM))
         mask = np.zeros((4, 50), bool)
         mask[:, :3] = True

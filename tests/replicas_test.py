@@ -314,7 +314,8 @@ class ReplicasTest(parameterized.TestCase):
         return output.stdout
 
     def test_two_devices_equal_one(self):
-        self.fields.update(weight_decay=0.01)
+        # Much is padding, which is skipped.
+        self.fields.update(weight_decay=0.01, max_history_length=64)
         # Like a large table, which is initialized and sent in pieces.
         with mock.patch.object(_InPieces, "_NUM_AT_ONCE", 64):
             alone = self._train_alone("alone")

@@ -316,7 +316,11 @@ class ShardedTrainingTest(parameterized.TestCase):
     def test_length_of_the_plan(self):
         plan = self._plan(self.train)
         self.assertGreater(len(plan.num_batches), 2)
-        self.assertLen(self._batches(self.train), len(plan))
+        batches = self._batches(self.train)
+        self.assertLen(batches, len(plan))
+        real = sum(np.count_nonzero(b["history_ids"]) for b in batches)
+        total = sum(b["history_ids"].size for b in batches)
+        self.assertAlmostEqual(plan.padding_share, 1 - real / total)
 
     def test_resuming_anywhere_gives_the_same_batches(self):
         every = self._batches(self.train, epoch=1)

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from unittest import mock
 
 import h5py
 import keras
@@ -720,6 +721,22 @@ class FitTest(parameterized.TestCase):
         # Keras says this to everyone who fits a dataset.
         warnings.filterwarnings("ignore", message=".*shuffle=True.*")
         self.train_ds = tf.data.Dataset.from_tensors(BATCH).repeat(5)
+
+    def test_skipping_padding_goes_without_xla(self):
+        table = _table()
+        encoder = SelfAttentionEncoder(num_blocks=1, num_heads=1)
+        model = TwoTower(HistoryTower(table, encoder), CandidateTower(table))
+        # With a GPU, Keras compiles with XLA what it can.
+        device = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+        for skips in (False, True):
+            encoder.skips_padding = skips
+            with mock.patch.object(
+                tf.config, "list_physical_devices", return_value=[device]
+            ):
+                model.compile(optimizer="adam")
+            self.assertIs(model.jit_compile, not skips)
+        losses = model.fit(self.train_ds, verbose=0).history["loss"]
+        self.assertTrue(np.isfinite(losses[0]))
 
     def test_plain_compile_and_fit(self):
         keras.utils.set_random_seed(0)

@@ -205,10 +205,6 @@ class SelfAttentionEncoder(_Encoder):
         max_distance: Distances in positions from this on share one bias.
         reads_times: Whether attention has a learned bias by the time between
             two events as well, the same in all blocks.
-        skips_padding: Whether training computes at padding nothing but
-            attention, which is faster where much of a batch is padding, and
-            a little slower where nothing is. Answers stay the same; of the
-            entries, dropout draws others. XLA cannot compile it.
         **kwargs: Keras's own layer arguments.
 
     Raises:
@@ -223,7 +219,6 @@ class SelfAttentionEncoder(_Encoder):
         dropout: float = 0.2,
         max_distance: int = 200,
         reads_times: bool = False,
-        skips_padding: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -240,8 +235,25 @@ class SelfAttentionEncoder(_Encoder):
         self.num_heads = num_heads
         self.max_distance = max_distance
         self.reads_times = reads_times
-        self.skips_padding = skips_padding
+        self._skips_padding = False
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether training leaves padding out of everything but attention.
+
+        That is faster where much of a batch is padding, and hardly slower
+        where nothing is. It needs a mask. What is not padding gets the same
+        vectors, up to rounding, but for dropout, which draws other numbers;
+        padding gets zeros. False at first, and not saved with the model. XLA
+        cannot compile it, so that Keras's `fit` does without XLA.
+        """
+        return self._skips_padding
+
+    @skips_padding.setter
+    def skips_padding(self, value: bool) -> None:
+        self._skips_padding = bool(value)
+        self.supports_jit = not value
 
     def build(self, input_shape: Any) -> None:
         """Creates the blocks."""
@@ -297,11 +309,10 @@ class SelfAttentionEncoder(_Encoder):
         """
         known: dict[str, Any] = {"mask": mask, "training": training}
         packing = None
-        if self.skips_padding and training and mask is not None:
-            packing = Packing(mask) if only_positions is None else None
-        if packing is not None:
+        can_skip = mask is not None and only_positions is None
+        if self.skips_padding and training and can_skip:
+            known["packing"] = packing = Packing(mask)
             vectors = packing.pack(vectors)
-            known["packing"] = packing
         # The table is initialized small; blocks work on unit scale.
         scale = tf.sqrt(tf.cast(tf.shape(vectors)[-1], vectors.dtype))
         hidden = self.dropout(vectors * scale, training=training)
@@ -330,7 +341,6 @@ class SelfAttentionEncoder(_Encoder):
             "dropout": self.dropout.rate,
             "max_distance": self.max_distance,
             "reads_times": self.reads_times,
-            "skips_padding": self.skips_padding,
         }
 
 

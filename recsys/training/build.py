@@ -43,7 +43,6 @@ def build_model(
     vocabulary_size: int,
     item_features: ItemFeatures | None = None,
     side: SideEncoder | None = None,
-    skips_padding: bool = False,
 ) -> TwoTower:
     """Returns a built model, whose towers share table and item features.
 
@@ -52,7 +51,6 @@ def build_model(
         vocabulary_size: Rows of the item table.
         item_features: The layer of item features, if any.
         side: The encoder of other features, if any.
-        skips_padding: As for `SelfAttentionEncoder`.
     """
     dtype = dtype_policy(config)
     table = SharedItemEmbedding(
@@ -73,7 +71,7 @@ def build_model(
     model = TwoTower(
         HistoryTower(
             table,
-            encoder=_build_encoder(config, dtype, skips_padding),
+            encoder=_build_encoder(config, dtype),
             item_dropout=config.item_dropout,
             transition_dim=config.transition_dim,
             transition_weight=config.transition_weight,
@@ -319,9 +317,7 @@ def build_optimizer(
     )
 
 
-def _build_encoder(
-    config: TrainConfig, dtype: str, skips_padding: bool
-) -> keras.layers.Layer:
+def _build_encoder(config: TrainConfig, dtype: str) -> keras.layers.Layer:
     if config.encoder == "mean_pooling":
         return MeanPooling(dropout=config.dropout, dtype=dtype)
     if config.encoder == "gru":
@@ -333,7 +329,6 @@ def _build_encoder(
             dropout=config.dropout,
             max_distance=config.max_history_length,
             reads_times="age" in parse_names(config.time_features),
-            skips_padding=skips_padding,
             dtype=dtype,
         )
     raise ValueError(

@@ -172,6 +172,8 @@ def read_progress(checkpoint: pathlib.Path) -> Progress:
         history=list,
         finished=bool,
     )
+    fields = {"skips_padding": False} | fields
+    files.checked_object(fields, path, skips_padding=bool)
     epoch_measures(path, fields, "history")
     try:
         return Progress(**fields)

@@ -22,7 +22,6 @@ from recsys.training.build import (
 )
 from recsys.training.growth import GrownData, write_log
 from recsys.training.initial_table import neighbor_rows
-from recsys.training.progress import Progress
 from recsys.training.trainer import Trainer
 from recsys.workdir import Workdir
 
@@ -78,7 +77,7 @@ def write_extension(
         _initialize_new_rows(new, grown, best)
         with folder.writing(folder.model) as path:
             new.save_model(path)
-        new.checkpoints.save(Progress())
+        new.checkpoints.save(new.first_progress())
         with folder.writing(folder.vocabulary) as path:
             grown.grown_data.vocabulary.save(path)
         files.write_json(folder.extension, about)

@@ -26,6 +26,7 @@ class Progress:
         num_targets: Number of those targets, or the sum of their weights.
         history: One dictionary of measures per finished epoch.
         finished: Whether the run has ended.
+        skips_padding: Whether its encoder does; see `SelfAttentionEncoder`.
     """
 
     epoch: int = 0
@@ -35,6 +36,8 @@ class Progress:
     num_targets: float = 0.0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     finished: bool = False
+    # Runs of earlier versions did not, and are resumed as they began.
+    skips_padding: bool = False
 
 
 class Callback:

@@ -26,6 +26,7 @@ from recsys.data.prepare import (
 from recsys.data.side_information import SideEncoder, fit_side_encoder
 from recsys.evaluation import evaluate
 from recsys.metrics import parse_metric
+from recsys.models.history_encoders import SelfAttentionEncoder
 from recsys.models.two_tower import TwoTower
 from recsys.negatives import Negatives, NegativeSampler
 from recsys.recommender import Recommender
@@ -54,7 +55,7 @@ from recsys.training.progress import (
 from recsys.workdir import Workdir, best_epoch
 
 # With more padding than this the encoder skips it; with less there is little to
-# gain.
+# gain (docs/benchmarks_speed.md).
 _MOST_PADDING = 1 / 3
 # Measured after each epoch, besides the metric that selects the best one.
 _VALIDATION_METRICS = ("recall@10", "ndcg@10")
@@ -182,19 +183,15 @@ class Trainer:
             features = build_item_features(
                 config, encoder, data.vocabulary.items
             )
-        plan = self._plan(epoch=0)
-        skips_padding = (
-            plan.padding_share > _MOST_PADDING and not config.jit_compile
-        )
         self.model: TwoTower = build_model(
-            config, data.vocabulary.size, features, self.side, skips_padding
+            config, data.vocabulary.size, features, self.side
         )
         if encoder is not None:
             total = TRAIN_TARGETS if self.regression is None else TRAIN_COUNT
             self.model.trained_items = trained_items(data.vocabulary, total)
         self.model.masks_known = config.mask_known_items
         self.optimizer = build_optimizer(
-            config, len(plan), data.vocabulary.num_items
+            config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
         self.optimizer.build(self.model.trainable_variables)
         sampler = build_negative_sampler(
@@ -255,7 +252,7 @@ class Trainer:
         """Restores or initializes all variables; returns the progress."""
         progress = self.checkpoints.restore() if self.is_chief else None
         if progress is None:
-            progress = Progress()
+            progress = self.first_progress()
             if self.is_chief:
                 initialize_table(
                     self._config, self.model, self._data, self.regression
@@ -266,7 +263,19 @@ class Trainer:
                 [*self.model.variables, *self.optimizer.variables]
             )
             self._replicas.vary_seeds(self.model)
+        encoder = self.model.history_tower.encoder
+        if isinstance(encoder, SelfAttentionEncoder):
+            encoder.skips_padding = progress.skips_padding
         return progress
+
+    def first_progress(self) -> Progress:
+        """Returns the progress of a run before its first step."""
+        padding_share = self._plan(epoch=0).padding_share
+        # XLA must know the size of everything in advance.
+        can_skip = not self._config.jit_compile
+        return Progress(
+            skips_padding=can_skip and padding_share > _MOST_PADDING
+        )
 
     def _run_epochs(self, progress: Progress) -> Progress:
         writer = (
