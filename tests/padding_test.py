@@ -61,6 +61,8 @@ class PaddingTest(parameterized.TestCase):
     )
     def test_where_much_is_padding(self, fields, expected, share=None):
         made = self._trainer(**fields)
+        encoder = made.model.history_tower.encoder
+        self.assertIs(encoder.skips_padding, share is not None or expected)
         if share is not None:
             plan = dataclasses.replace(made._plan(0), padding_share=share)
             made._kept_plan = (0, plan)

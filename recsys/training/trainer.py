@@ -190,6 +190,7 @@ class Trainer:
             total = TRAIN_TARGETS if self.regression is None else TRAIN_COUNT
             self.model.trained_items = trained_items(data.vocabulary, total)
         self.model.masks_known = config.mask_known_items
+        self._set_padding(self.first_progress())
         self.optimizer = build_optimizer(
             config, len(self._plan(epoch=0)), data.vocabulary.num_items
         )
@@ -263,10 +264,14 @@ class Trainer:
                 [*self.model.variables, *self.optimizer.variables]
             )
             self._replicas.vary_seeds(self.model)
+        self._set_padding(progress)
+        return progress
+
+    def _set_padding(self, progress: Progress) -> None:
+        """Lets the encoder skip padding or not, as the run began."""
         encoder = self.model.history_tower.encoder
         if isinstance(encoder, SelfAttentionEncoder):
             encoder.skips_padding = progress.skips_padding
-        return progress
 
     def first_progress(self) -> Progress:
         """Returns the progress of a run before its first step."""
