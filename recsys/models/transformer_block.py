@@ -469,15 +469,9 @@ class TransformerBlock(keras.layers.Layer):
             queries, keys, values, gate = tf.split(
                 _product(normed, self.attention_in), 4, axis=-1
             )
-            if packing is not None:
-                queries, keys, values = map(
-                    packing.unpack, (queries, keys, values)
-                )
             attended = self._attend(
-                queries, keys, values, mask, pair_bias, training
+                queries, keys, values, mask, pair_bias, training, packing
             )
-            if packing is not None:
-                attended = packing.pack(attended)
         else:
             attended, gate = self._attend_at(
                 only_positions, normed, mask, pair_bias
@@ -528,8 +522,11 @@ class TransformerBlock(keras.layers.Layer):
         mask: tf.Tensor | None,
         pair_bias: tf.Tensor | None,
         training: bool | None,
+        packing: Packing | None,
     ) -> tf.Tensor:
-        """Causal multi-head attention, `[batch, length, dim]` each."""
+        """Causal multi-head attention, `[batch, length, dim]` or packed."""
+        if packing is not None:
+            queries, keys, values = map(packing.unpack, (queries, keys, values))
         shape = tf.shape(queries)
         dim = queries.shape[-1]
         heads = [shape[0], shape[1], self.num_heads, dim // self.num_heads]
@@ -546,7 +543,8 @@ class TransformerBlock(keras.layers.Layer):
             pair_bias,
             training,
         )
-        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
+        attended = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), shape)
+        return attended if packing is None else packing.pack(attended)
 
     def _attend_at(
         self,
