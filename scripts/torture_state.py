@@ -68,10 +68,8 @@ def combined(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns all that a combination leaves, by name."""
     found: dict[str, Any] = digest(workdir)
     # These hold the time.
-    is_whole = {"model.keras", "checksums.json"} <= found.keys()
-    for name in ("model.keras", "checksums.json"):
-        found.pop(name, None)
-    if not is_whole:
+    timed = [found.pop(n, None) for n in ("model.keras", "checksums.json")]
+    if None in timed:
         return found
     Workdir(workdir).check_checksums()
     return found | model_of(workdir)
@@ -158,8 +156,7 @@ class Stage:
         target = self._fresh()
         name = f"{self.folder.name}-{self.name}"
         ended = self.run(target, self.world.counting(name, target.parent))
-        if ended.code:
-            raise RuntimeError(f"{self.name}: {ended.err}")
+        ended.check(self.name)
         events = self.world.num_events(name)
         return self.result(target), ended.seconds, events
 

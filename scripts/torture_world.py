@@ -129,6 +129,11 @@ class Ended:
     err: str
     seconds: float
 
+    def check(self, name: str) -> None:
+        """Raises RuntimeError if the command of that name failed."""
+        if self.code:
+            raise RuntimeError(f"{name}: {self.err}")
+
     def fault(self, *codes: int) -> str | None:
         """Returns what is wrong: a trace, several lines, or another code."""
         if self.code not in codes:
@@ -304,12 +309,9 @@ class World:
             ),
         ):
             ended = run(name, arguments, self.counting(name, folder))
-            if ended.code:
-                raise RuntimeError(f"{name}: {ended.err}")
+            ended.check(name)
             self.seconds[name] = ended.seconds
-        ended = run_forked("train", self.train_flags(self.other, seed=1))
-        if ended.code:
-            raise RuntimeError(f"train: {ended.err}")
+        run_forked("train", self.train_flags(self.other, 1)).check("train")
 
     def counting(self, name: str, folder: pathlib.Path) -> Stop:
         """Returns what counts the file events in a folder."""

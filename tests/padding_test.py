@@ -56,16 +56,18 @@ class PaddingTest(parameterized.TestCase):
         ({"jit_compile": True}, False),
         # Rows of 3 have none.
         ({"max_history_length": 3}, False),
-        ({}, True, 0.34),
-        ({}, False, 0.33),
     )
-    def test_where_much_is_padding(self, fields, expected, share=None):
+    def test_where_much_is_padding(self, fields, expected):
         made = self._trainer(**fields)
         encoder = made.model.history_tower.encoder
-        self.assertIs(encoder.skips_padding, share is not None or expected)
-        if share is not None:
-            plan = dataclasses.replace(made._plan(0), padding_share=share)
-            made._kept_plan = (0, plan)
+        self.assertIs(encoder.skips_padding, expected)
+        self.assertIs(made.first_progress().skips_padding, expected)
+
+    @parameterized.parameters((0.34, True), (0.33, False))
+    def test_more_than_a_third(self, share, expected):
+        made = self._trainer()
+        plan = dataclasses.replace(made._plan(0), padding_share=share)
+        made._kept_plan = (0, plan)
         self.assertIs(made.first_progress().skips_padding, expected)
 
     def test_other_encoders_compute_everything(self):
@@ -116,15 +118,18 @@ class PaddingTest(parameterized.TestCase):
             made.run()
         return made
 
+    def _assert_equal(self, one, other):
+        for here, there in zip(
+            one.model.variables, other.model.variables, strict=True
+        ):
+            np.testing.assert_array_equal(here, there)
+
     def test_a_run_that_is_resumed_ends_with_the_same_weights(self):
         whole = self._run("whole")
         self._run("parts", stop_at=5)
         parts = self._run("parts")
         self.assertTrue(parts.model.history_tower.encoder.skips_padding)
-        for one, other in zip(
-            whole.model.variables, parts.model.variables, strict=True
-        ):
-            np.testing.assert_array_equal(one, other)
+        self._assert_equal(whole, parts)
 
     def test_a_run_of_an_earlier_version_goes_on_as_it_began(self):
         with mock.patch.object(trainer, "_MOST_PADDING", 1.0):
@@ -136,10 +141,7 @@ class PaddingTest(parameterized.TestCase):
         path.write_text(json.dumps(fields))
         parts = self._run("parts")
         self.assertFalse(parts.model.history_tower.encoder.skips_padding)
-        for one, other in zip(
-            whole.model.variables, parts.model.variables, strict=True
-        ):
-            np.testing.assert_array_equal(one, other)
+        self._assert_equal(whole, parts)
 
     def test_in_bfloat16(self):
         made = self._trainer(precision="bfloat16", dropout=0.2)

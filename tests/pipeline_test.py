@@ -168,8 +168,8 @@ class TrainDatasetTest(parameterized.TestCase):
         self.assertIs(options.autotune.enabled, False)
 
     @parameterized.parameters(
-        # Rows of 2 and 3 positions in buckets of 8: 11 of 16 are padding, and
-        # all of the third row, which fills up the second batch of two.
+        # Rows of 2, 3 and 2 positions in batches of two rows of 8; all of the
+        # fourth row, which fills up the last batch, is padding.
         ((3, 4, 3), 64, 16, 1 - 7 / 32),
         # Context before a window's targets is not padding.
         ((17, 40), 8, 16, None),

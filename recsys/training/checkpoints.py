@@ -172,15 +172,16 @@ def read_progress(checkpoint: pathlib.Path) -> Progress:
         history=list,
         finished=bool,
     )
-    fields = {"skips_padding": False} | fields
-    files.checked_object(fields, path, skips_padding=bool)
     epoch_measures(path, fields, "history")
     try:
-        return Progress(**fields)
+        progress = Progress(**fields)
     except TypeError as error:
         raise InputError(
             f"{path}: expected the progress of a run. Received: {error}"
         ) from error
+    # Earlier versions did not write it.
+    files.checked_object(vars(progress), path, skips_padding=bool)
+    return progress
 
 
 def _reason(error: tf.errors.OpError) -> str:
